@@ -1,0 +1,58 @@
+"""The edge of every child process: its log, its signals, its leash, and how it speaks with the supervisor.
+
+Promises that a child is gone within a second of its parent's death, leaves SIGTERM and SIGINT to the supervisor, and
+ends with a traceback in the log when one of its threads fails, so that no process lives on half dead.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from typing import NoReturn
+
+from gocm_lib import log
+from gocm_lib.settings import Exit
+
+
+def enter(name: str, level: str, logto: str) -> None:
+    """Make the calling process, just started by the supervisor, the child `name`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log.start(name, level, logto)
+    watch_threads()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
+
+
+def _leash(sentinel: int) -> None:
+    # Not PR_SET_PDEATHSIG: that fires when the *thread* that started us ends.
+    wait([sentinel])
+    os._exit(Exit.FAILED)
+
+
+def watch_threads() -> None:
+    """From now on an exception that ends a thread ends the process, with its traceback in the log."""
+
+    def failed(problem: threading.ExceptHookArgs) -> None:
+        name = problem.thread.name if problem.thread else "?"
+        trace = (problem.exc_type, problem.exc_value, problem.exc_traceback)
+        log.logger.critical("thread %s failed", name, exc_info=trace)
+        os._exit(Exit.FAILED)
+
+    threading.excepthook = failed
+
+
+def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
+    """Tell the supervisor why this process cannot start, and end."""
+    control.send(("refused", (code, reason)))
+    os._exit(code)
+
+
+def wait_for_word(control: Connection) -> None:
+    """Return when the supervisor says to finish, or hangs up."""
+    try:
+        control.recv()
+    except (EOFError, OSError):
+        pass

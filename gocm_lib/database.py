@@ -1,0 +1,121 @@
+"""The spool's file: made, locked, checked and opened.
+
+Promises that one GoCM at a time has it, and that a file which is damaged, foreign or from another version is refused
+and left as it is: starting empty instead would lose what had been accepted.
+"""
+
+import fcntl
+import os
+import sqlite3
+import struct
+from pathlib import Path
+
+from gocm_lib import report, spool
+from gocm_lib.settings import Exit
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
+
+
+class SpoolError(Exception):
+    """The spool cannot be opened; str() is the line for the operator, `code` the exit code. The file is untouched."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _lock(path: str) -> int:
+    # A file of its own and flock, not the spool and fcntl: closing any descriptor of a file drops the fcntl locks that
+    # SQLite holds on it, and with them SQLite's protection against other programs.
+    try:
+        descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise SpoolError(f"another GoCM runs on the spool {path}: stop it, or give this one its own --spool",
+                         Exit.SPOOL_IN_USE) from None
+    return descriptor
+
+
+def _create(path: str) -> None:
+    """Make an empty spool under another name and rename it: a spool is there whole or not at all."""
+    fresh = path + ".new"
+    Path(fresh).unlink(missing_ok=True)
+    db = sqlite3.connect(fresh, isolation_level=None)
+    _lay_out(db)
+    db.close()
+    os.rename(fresh, path)
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    db.executescript(f"BEGIN; {spool.SCHEMA} {report.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+                     f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _inspect(path: str) -> None:
+    """Refuse what is no spool of ours, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
+    with open(path, "rb") as file:
+        header = file.read(100)
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise SpoolError(f"the spool {path} is damaged (no SQLite header): move it away to start empty",
+                         Exit.SPOOL_DAMAGED)
+    version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
+    if application != APPLICATION_ID:
+        raise SpoolError(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
+    if version != SCHEMA_VERSION:
+        raise SpoolError(f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: "
+                         "run the version that wrote it", Exit.SPOOL_DAMAGED)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    try:
+        if path == ":memory:":
+            _lay_out(db)
+            return db
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("quick_check found damage")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise sqlite3.DatabaseError("no WAL possible")
+        # FULL fsyncs the log at each commit. NORMAL does not, and loses acknowledged commits at a power cut.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 1000")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA busy_timeout = 5000")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise SpoolError(f"the spool {path} is damaged ({error}): restore it, or move it away to start empty",
+                         Exit.SPOOL_DAMAGED) from None
+    return db
+
+
+def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
+    """The connection to the spool at `path` (made when missing) and its lock's descriptor. Raises SpoolError."""
+    if path == ":memory:":
+        return _connect(path), -1
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        os.umask(0o077)
+        held = _lock(path)
+        if not os.path.exists(path):
+            _create(path)
+        _inspect(path)
+    except OSError as error:
+        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    except sqlite3.Error as error:
+        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    return _connect(path), held
+
+

@@ -1,0 +1,76 @@
+"""Feeder: due tokens -> the queue of the current generation. The only way onto a queue.
+
+The disk is the buffer: the queue and the senders together hold at most `room` tokens, the rest waits in the spool.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing.queues import Queue
+
+from gocm_lib import log
+from gocm_lib.job import Slice
+from gocm_lib.state import Client, StateUnavailable
+
+WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
+LARGEST_PART = 1000  # tokens: what a sender gets of one job at once, a whole multicast
+PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
+
+
+def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
+    """Slices in portions for the queue: small ones together, large ones cut, so that senders share the load."""
+    item: list[Slice] = []
+    weight = 0
+    for claimed in slices:
+        for start in range(0, len(claimed.tokens), LARGEST_PART):
+            part = claimed._replace(tokens=claimed.tokens[start : start + LARGEST_PART])
+            item.append(part)
+            weight += len(part.tokens)
+            if weight >= PACK:
+                yield item
+                item, weight = [], 0
+    if item:
+        yield item
+
+
+class Feeder:
+    def __init__(self, client: Client, room: int) -> None:
+        self._client = client
+        self._room = room
+        self._current: tuple[int, Queue] | None = None
+        self._switched = threading.Event()
+        self._claiming = threading.Lock()
+        threading.Thread(target=self._run, name="feeder", daemon=True).start()
+
+    def switch(self, generation: int, queue: Queue) -> None:
+        """Feed this generation from now on."""
+        self._current = generation, queue
+        self._switched.set()
+
+    def hold(self) -> None:
+        """Feed nothing until the next switch; returns when no claim is under way.
+
+        Call State.begin first: it ends a claim that is waiting. After this nothing is claimed for the old generation,
+        so it can be released without anything slipping in behind.
+        """
+        self._switched.clear()
+        self._current = None
+        with self._claiming:
+            pass
+
+    def _run(self) -> None:
+        while True:
+            self._switched.wait()
+            with self._claiming:
+                current = self._current
+                if current is not None:
+                    self._feed(*current)
+
+    def _feed(self, generation: int, queue: Queue) -> None:
+        try:
+            slices = self._client.claim(generation, self._room, time.time(), WAIT)
+        except StateUnavailable as error:
+            log.logger.warning("nothing can be sent for now: %s", error)
+            return
+        for item in pack(slices):
+            queue.put(item)

@@ -1,0 +1,95 @@
+"""The legacy GCM dialect: from the tokens of a job to Messages, from an answer to one Outcome per token. Pure.
+
+Obeys the GCM HTTP reference (JSON form): up to 1,000 tokens a request, results in the order of the tokens. Promises
+exactly one Outcome per token whatever status and bytes arrive, and UNREGISTERED only where the upstream said
+NotRegistered of that very token.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from gocm_lib.job import Slice
+from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
+
+NAME = "gcm"
+TOKENS_PER_REQUEST = 1000
+
+# Error words of a result, from the reference's table of downstream error codes. A word that is not here is REJECTED
+# with that word as its reason: the reference calls unknown errors non-recoverable, but only NotRegistered may report
+# a token as dead, for a wrong payload or sender must not empty anybody's token table.
+ERRORS = {
+    "NotRegistered": Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+    "Unavailable": Outcome(Verdict.DEFERRED, "Unavailable"),
+    "InternalServerError": Outcome(Verdict.DEFERRED, "InternalServerError"),
+    # "Do not immediately retry": the same wait as a 429.
+    "DeviceMessageRateExceeded": Outcome(Verdict.DEFERRED, "DeviceMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
+    "TopicsMessageRateExceeded": Outcome(Verdict.DEFERRED, "TopicsMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
+    "QuotaExceeded": Outcome(Verdict.DEFERRED, "QuotaExceeded", retry_after=RATE_LIMIT_WAIT),
+    "DeviceQuotaExceeded": Outcome(Verdict.DEFERRED, "DeviceQuotaExceeded", retry_after=RATE_LIMIT_WAIT),
+    # Google answers this for every token since it closed the API in 2024: it says nothing of the token.
+    "DeprecatedApi": Outcome(Verdict.UPSTREAM_CONFIG, "DeprecatedApi"),
+}
+
+
+def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
+    """The slice cut into requests of up to 1,000 tokens: each with the Message to post, as JSON bytes."""
+    rest = f',"data":{claimed.payload}'
+    if claimed.options != "{}":  # their names are the legacy API's own
+        rest += "," + claimed.options[1:-1]
+    for start in range(0, len(claimed.tokens), TOKENS_PER_REQUEST):
+        part = claimed.tokens[start : start + TOKENS_PER_REQUEST]
+        ids = json.dumps([token.token for token in part], ensure_ascii=False, separators=(",", ":"))
+        yield claimed._replace(tokens=part), f'{{"registration_ids":{ids}{rest}}}'.encode()
+
+
+def outcomes(status: int, headers: Mapping[str, str], body: bytes, count: int, now: float) -> list[Outcome]:
+    """One Outcome for each of the `count` tokens of a request, from its answer (header names in lower case)."""
+    if status == 200:
+        return _from_results(body, count)
+    return [_from_status(status, headers, now)] * count
+
+
+def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome:
+    reason = f"HTTP {status}"
+    retry_after = parse_retry_after(headers.get("retry-after"), now)
+    if status == 429:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=RATE_LIMIT_WAIT if retry_after is None else retry_after)
+    if status >= 500 or status == 408 or 200 <= status < 300:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after)
+    if status in (400, 413):
+        return Outcome(Verdict.REJECTED, reason)
+    # 401 and 403: the key. 404 and 3xx: the URL (today's Google answers 404 to everything). No token is to blame.
+    return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+
+
+def _from_results(body: bytes, count: int) -> list[Outcome]:
+    try:
+        results = json.loads(body)["results"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        results = None
+    if not isinstance(results, list):
+        return [Outcome(Verdict.DEFERRED, "answer without results")] * count
+    told = [_from_result(result) for result in results[:count]]
+    if len(results) != count:
+        # Somebody miscounted, so we cannot know which token bad news is about. A message that was taken is not sent
+        # again; whatever else was said is asked again.
+        told = [DELIVERED if outcome.verdict is Verdict.DELIVERED else WRONG_COUNT for outcome in told]
+        told += [WRONG_COUNT] * (count - len(told))
+    return told
+
+
+WRONG_COUNT = Outcome(Verdict.DEFERRED, "wrong number of results")
+
+
+def _from_result(result: object) -> Outcome:
+    if not isinstance(result, dict):
+        return Outcome(Verdict.DEFERRED, "result is no object")
+    error = result.get("error")
+    if isinstance(error, str) and error:
+        return ERRORS.get(error) or Outcome(Verdict.REJECTED, error[:64])
+    if "message_id" not in result:
+        return Outcome(Verdict.DEFERRED, "result without message_id")
+    canonical = result.get("registration_id")
+    if isinstance(canonical, str) and canonical and canonical.isprintable():
+        return Outcome(Verdict.DELIVERED, canonical=canonical)
+    return DELIVERED

@@ -1,0 +1,76 @@
+"""Intake: accepted jobs -> one commit. The only way into the spool.
+
+Request threads hand in a job and wait. One thread commits all that are waiting in one call (group commit): under load
+many requests share one fsync, and a lone request waits for nobody, because no timer is involved.
+"""
+
+import threading
+import time
+from queue import Empty, SimpleQueue
+
+from gocm_lib import log
+from gocm_lib.job import Job
+from gocm_lib.state import Client, StateUnavailable
+
+LARGEST_BATCH = 512
+
+
+def next_id(last: int, now: float) -> int:
+    """A new job id: microseconds since 1970, and above `last` whatever the clock says."""
+    return max(last + 1, int(now * 1e6))
+
+
+class _Waiting:
+    __slots__ = ("job", "problem", "done")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.problem: str | None = None
+        self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
+        self.done.acquire()
+
+
+class Intake:
+    def __init__(self, client: Client, last_id: int) -> None:
+        self._client = client
+        self._last_id = last_id
+        self._minting = threading.Lock()
+        self._queue: SimpleQueue[_Waiting] = SimpleQueue()
+        threading.Thread(target=self._run, name="intake", daemon=True).start()
+
+    def mint(self) -> int:
+        """A job id that no other job has or had on this spool."""
+        with self._minting:
+            self._last_id = next_id(self._last_id, time.time())
+            return self._last_id
+
+    def submit(self, job: Job) -> None:
+        """Return when the job is on disk. Raises StateUnavailable when that could not be done in time."""
+        waiting = _Waiting(job)
+        self._queue.put(waiting)
+        # Twice the limit: the batch before ours may need all of its own.
+        if not waiting.done.acquire(timeout=2 * self._client.limit):
+            raise StateUnavailable("the state process does not answer")
+        if waiting.problem is not None:
+            raise StateUnavailable(waiting.problem)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            try:
+                while len(batch) < LARGEST_BATCH:
+                    batch.append(self._queue.get_nowait())
+            except Empty:
+                pass
+            self._commit(batch)
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        problem = None
+        try:
+            self._client.accept([waiting.job for waiting in batch])
+        except StateUnavailable as error:
+            problem = str(error)
+            log.logger.warning("%d messages refused: %s", len(batch), problem)
+        for waiting in batch:
+            waiting.problem = problem
+            waiting.done.release()

@@ -1,0 +1,138 @@
+"""What one attempt did for one token, and the rule for what happens next. Pure: `now` and chance are arguments.
+
+A dialect (gcm, fcm) turns an upstream's answer into Outcomes; `next_step` turns an Outcome into what the spool does.
+Every way an attempt can end is one of the six verdicts below, crashes and silence included, so nothing falls between.
+"""
+
+import enum
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+LONGEST_RETRY_AFTER = 3600.0  # seconds; an upstream that asks for a day would otherwise outlive most messages
+RATE_LIMIT_WAIT = 60.0  # seconds to wait after a 429 that does not say: what Google's quota page asks for
+
+
+class Verdict(enum.StrEnum):
+    DELIVERED = "delivered"  # the upstream took it, perhaps naming a canonical token
+    DEFERRED = "deferred"  # not now: try this token again later
+    UNREGISTERED = "unregistered"  # the upstream says, of this very token, that it is dead
+    REJECTED = "rejected"  # this message will never be taken for this token
+    UPSTREAM_CONFIG = "upstream_config"  # the upstream refuses us, not the token: bad key, wrong URL, bad certificate
+    UNREACHABLE = "unreachable"  # no connection could be made, so nothing was sent
+
+
+# These two say nothing of the token: it goes back as it was, its attempt not counted, and the upstream is paused.
+BLAMES_UPSTREAM = frozenset({Verdict.UPSTREAM_CONFIG, Verdict.UNREACHABLE})
+
+
+class Outcome(NamedTuple):
+    """`reason` is a short word for logs and counts; `retry_after` is in seconds, None when the upstream did not say."""
+
+    verdict: Verdict
+    reason: str = ""
+    canonical: str = ""
+    retry_after: float | None = None
+
+
+DELIVERED = Outcome(Verdict.DELIVERED)
+
+
+class Result(NamedTuple):
+    """The Outcome of one attempt, addressed to its token: job id, place in the job, which attempt it was."""
+
+    upstream: str
+    job: int
+    n: int
+    attempt: int
+    outcome: Outcome
+
+
+class Policy(NamedTuple):
+    """How long to go on: seconds for base and cap."""
+
+    retry_base: float
+    retry_cap: float
+    max_attempts: int
+
+
+class Action(enum.Enum):
+    FINISH = "the token's row goes"
+    RETRY = "it is ready again, later"
+    BURY = "it is set aside as failed"
+    RETURN = "it is ready again as if never tried"
+
+
+class Step(NamedTuple):
+    action: Action
+    reason: str = ""
+    due_at: float = 0.0
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds that a Retry-After header asks for (RFC 9110 section 10.2.3: a number, or an HTTP-date), else None."""
+    if not value:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        wait = float(value[:9])
+    else:
+        try:
+            wait = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
+
+
+def retry_delay(attempt: int, retry_after: float | None, draw: float, policy: Policy) -> float:
+    """Seconds until the next attempt: a random share (`draw`, 0 to 1) of a ceiling that doubles with each attempt.
+
+    Full jitter, so that a thousand tokens deferred by one failure do not come back as one. Never earlier than
+    Retry-After, and then spread over the base so that they do not all come back at its very end.
+    """
+    ceiling = min(policy.retry_cap, policy.retry_base * 2.0 ** min(attempt - 1, 64))
+    return draw * ceiling if retry_after is None else retry_after + draw * min(ceiling, policy.retry_base)
+
+
+def next_step(outcome: Outcome, attempt: int, expires_at: float, now: float, draw: float, policy: Policy) -> Step:
+    """What becomes of a token after its attempt number `attempt` ended with `outcome`."""
+    if outcome.verdict in BLAMES_UPSTREAM:
+        return Step(Action.RETURN, outcome.reason, now)
+    if outcome.verdict is not Verdict.DEFERRED:
+        return Step(Action.FINISH, outcome.reason)
+    if attempt >= policy.max_attempts:
+        return Step(Action.BURY, f"{outcome.reason}, attempt {attempt} of {policy.max_attempts}")
+    due_at = now + retry_delay(attempt, outcome.retry_after, draw, policy)
+    if due_at >= expires_at:
+        return Step(Action.BURY, f"{outcome.reason}, too old for another attempt")
+    return Step(Action.RETRY, outcome.reason, due_at)
+
+
+class Pause(NamedTuple):
+    """An upstream that is not sent to until `until`; then one token probes whether the cause is gone.
+
+    While `probing`, `until` is when we stop waiting for the probe's end and send another.
+    """
+
+    reason: str
+    delay: float
+    until: float
+    probing: bool = False
+
+
+# Seconds: the first pause and the longest. What nobody can reach may be back in a second; a wrong key stays wrong
+# until somebody edits it, and asking too often can get a server blocked.
+PAUSES = {Verdict.UNREACHABLE: (1.0, 30.0), Verdict.UPSTREAM_CONFIG: (5.0, 300.0)}
+
+
+def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
+    """The pause after an outcome that blames the upstream: it doubles when the probe that ended `previous` failed too.
+
+    Hundreds of requests in flight fail together; only the first of them, or a later probe, changes anything.
+    """
+    first, longest = PAUSES[outcome.verdict]
+    if previous is None:
+        return Pause(outcome.reason, first, now + first)
+    if now < previous.until and not previous.probing:
+        return previous
+    delay = min(max(previous.delay * 2, first), longest)
+    return Pause(outcome.reason, delay, now + delay)

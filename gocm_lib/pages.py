@@ -1,0 +1,43 @@
+"""What the state is, as the bytes of an answer. Pure: values in, bytes out."""
+
+import json
+from collections.abc import Sequence
+
+from gocm_lib.job import BadRequest
+from gocm_lib.state import Snapshot
+
+# Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
+_GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+
+
+def go_json(value: object) -> bytes:
+    """JSON as Go's encoding/json would write it: no spaces, keys in the given order."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO).encode()
+
+
+def report(snapshot: Snapshot) -> bytes:
+    """The run report, keys in the original's order."""
+    counters = snapshot.counters
+    return go_json({
+        "attempts": counters["attempts"],
+        "failures": counters["failures"],
+        "pending": snapshot.pending,
+        "canonicals": counters["canonicals"],
+        "notregistered": counters["notregistered"],
+    })
+
+
+def canonical(entries: Sequence[tuple]) -> bytes:
+    """The list of replaced tokens; `null` when empty, as Go writes a nil slice."""
+    pairs = [{"original": original, "canonical": replacement} for _, original, replacement in entries]
+    return go_json({"canonical_replacements": pairs or None})
+
+
+def notregistered(entries: Sequence[tuple]) -> bytes:
+    """The list of dead tokens; `null` when empty."""
+    return go_json({"tokens": [token for _, token in entries] or None})
+
+
+def error(problem: BadRequest) -> bytes:
+    """A refusal in one line: what is wrong, and with which field ("" when with no field)."""
+    return json.dumps({"error": problem.error, "field": problem.field}).encode() + b"\n"

@@ -1,0 +1,318 @@
+"""One sender process: takes slices from its generation's queue, sends them, settles what became of them.
+
+        queue -> taker thread -> [ the loop: one thread, hundreds of requests in flight ] -> settler thread -> State
+                                       ^ connected channels
+                                  dialling threads
+
+The loop owns every channel and every flight; the other threads only hand things over. Promises that each token taken
+is settled once, with the outcome of the last attempt, unless this process dies or finishes first: then it is still
+claimed by our generation and the supervisor releases it.
+"""
+
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from queue import Empty, SimpleQueue
+
+from gocm_lib import child, log
+from gocm_lib import upstream as upstreams
+from gocm_lib.job import Slice
+from gocm_lib.outcome import Outcome, Result, Verdict
+from gocm_lib.settings import Exit, Settings, SettingsError
+from gocm_lib.state import Client, StateUnavailable
+from gocm_lib.upstream import DialError, Upstream
+from gocm_lib.wire import Channel, Response, WireError
+
+DIALLERS = 16  # threads: a TLS handshake with Google takes three round trips, and must not stall the loop
+IDLE_LIMIT = 30.0  # seconds; we close an idle connection before the upstream does, mostly
+DIAL_REST = 0.25  # seconds without dialling after a failure
+SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A request on its way: whose tokens, the bytes, when it is given up, whether it was written twice."""
+
+    part: Slice
+    request: bytes
+    deadline: float = 0.0
+    repeated: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """An upstream's connections in this sender, and the requests that wait for one."""
+
+    upstream: Upstream
+    waiting: deque[Flight] = field(default_factory=deque)
+    repeats: deque[Flight] = field(default_factory=deque)  # to go on a fresh connection only
+    idle: dict[Channel, float] = field(default_factory=dict)  # since when; in that order, the newest is used first
+    connected: int = 0
+    dialling: int = 0
+    dial_after: float = 0.0  # after a failure to connect, so as not to ask again in a tight loop
+
+
+class Loop:
+    """The event loop. `push` and `finish` may be called from any thread, everything else happens in `run`."""
+
+    def __init__(self, lanes: dict[str, Upstream], connections: int, timeout: float, settled: SimpleQueue) -> None:
+        self.lanes = {name: Lane(upstream) for name, upstream in lanes.items()}
+        self.connections = connections
+        self.timeout = timeout
+        self.settled = settled
+        self.flights: dict[Channel, tuple[Lane, Flight]] = {}  # in the order they took off, so of their deadlines
+        self.wants = threading.Event()  # set while there is room for more from the queue
+        self.wants.set()
+        self._inbox: deque = deque()
+        self._finishing = False
+        self._bell_in, self._bell_out = socket.socketpair()
+        self._bell_in.setblocking(False)
+        self._bell_out.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell_in, READ, None)
+        self._diallers = ThreadPoolExecutor(DIALLERS, "dial")
+
+    # ------------------------------------------------------------------------------------------ from other threads
+
+    def push(self, slices: list[Slice]) -> None:
+        """Hand over slices to send."""
+        self._inbox.append(slices)
+        self._ring()
+
+    def finish(self) -> None:
+        """Let `run` return once what is in flight has landed; what waits is left to the next generation."""
+        self._finishing = True
+        self._ring()
+
+    def _ring(self) -> None:
+        try:
+            self._bell_out.send(b"!")
+        except BlockingIOError:
+            pass  # it is ringing
+
+    def _dial(self, lane: Lane) -> None:
+        try:
+            dialled: Channel | DialError = lane.upstream.dial()
+        except DialError as error:
+            dialled = error
+        self._inbox.append((lane, dialled))
+        self._ring()
+
+    # ---------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        while not (self._finishing and not self.flights):
+            for key, events in self._selector.select(self._patience()):
+                if key.data is None:
+                    self._answer_bell()
+                else:
+                    self._on_ready(key.data, events)
+            now = time.monotonic()
+            self._expire(now)
+            for lane in self.lanes.values():
+                self._pump(lane, now)
+            self._ask_for_more()
+
+    def _patience(self) -> float | None:
+        """Seconds until something has to be given up; None when nothing is there to give up."""
+        now = time.monotonic()
+        moments = [next(iter(self.flights.values()))[1].deadline] if self.flights else []
+        for lane in self.lanes.values():
+            if lane.idle:
+                moments.append(next(iter(lane.idle.values())) + IDLE_LIMIT)
+            # A dial_after in the past asks for nothing: those requests wait for a channel, and its event wakes us.
+            if (lane.waiting or lane.repeats) and lane.dial_after > now:
+                moments.append(lane.dial_after)
+        return max(0.0, min(moments) - now) if moments else None
+
+    def _answer_bell(self) -> None:
+        try:
+            self._bell_in.recv(4096)
+        except BlockingIOError:
+            pass
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, tuple):
+                self._on_dialled(*item)
+                continue
+            for claimed in item:
+                lane = self.lanes[claimed.upstream]
+                lane.waiting.extend(Flight(part, request) for part, request in lane.upstream.requests(claimed))
+
+    def _on_dialled(self, lane: Lane, dialled: Channel | DialError) -> None:
+        lane.dialling -= 1
+        if isinstance(dialled, Channel):
+            lane.connected += 1
+            self._selector.register(dialled, READ, dialled)
+            if lane.repeats and not self._finishing:
+                self._take_off(lane, dialled, lane.repeats.popleft(), time.monotonic())
+            else:
+                lane.idle[dialled] = time.monotonic()
+            return
+        lane.dial_after = time.monotonic() + DIAL_REST
+        if not lane.connected:
+            # Nothing is left that could serve them, and asking once for each would take a time-out each.
+            for flight in (*lane.repeats, *lane.waiting):
+                self._land(flight, dialled.outcome)
+            lane.repeats.clear()
+            lane.waiting.clear()
+
+    def _pump(self, lane: Lane, now: float) -> None:
+        """Bring waiting requests and connections together; dial when there are too few."""
+        if self._finishing:
+            return
+        while lane.waiting and lane.idle:
+            self._take_off(lane, lane.idle.popitem()[0], lane.waiting.popleft(), now)
+        if now < lane.dial_after:
+            return
+        # No more than there are threads: a dial that queued for one would connect after the need has passed.
+        wanted = min(len(lane.repeats) + len(lane.waiting), DIALLERS) - lane.dialling
+        for _ in range(min(wanted, self.connections - lane.connected - lane.dialling)):
+            lane.dialling += 1
+            self._diallers.submit(self._dial, lane)
+
+    def _take_off(self, lane: Lane, channel: Channel, flight: Flight, now: float) -> None:
+        flight.deadline = now + self.timeout
+        self.flights[channel] = lane, flight
+        try:
+            channel.begin(flight.request)
+        except WireError as error:
+            self._on_broken(channel, error)
+        else:
+            if channel.unsent:
+                self._selector.modify(channel, READ | WRITE, channel)
+
+    def _on_ready(self, channel: Channel, events: int) -> None:
+        try:
+            if events & WRITE and channel.unsent:
+                channel.write()
+                if not channel.unsent:
+                    self._selector.modify(channel, READ, channel)
+            response = channel.read() if events & READ else None
+        except WireError as error:
+            self._on_broken(channel, error)
+        else:
+            if response is not None:
+                self._on_response(channel, response)
+
+    def _on_response(self, channel: Channel, response: Response) -> None:
+        lane, flight = self.flights.pop(channel)
+        outcomes = lane.upstream.outcomes(flight.part, response, time.time())
+        self._land(flight, *outcomes)
+        if response.reusable:
+            lane.idle[channel] = time.monotonic()
+        else:
+            self._drop(lane, channel)
+
+    def _on_broken(self, channel: Channel, error: WireError) -> None:
+        if channel not in self.flights:
+            lane = next(lane for lane in self.lanes.values() if channel in lane.idle)
+            del lane.idle[channel]
+            self._drop(lane, channel)
+            return
+        lane, flight = self.flights.pop(channel)
+        self._drop(lane, channel)
+        if error.silent and channel.exchanges > 1 and not flight.repeated:
+            # Kept alive, then closed without a word just as we wrote: an idle time-out at the other end, and the
+            # request was not looked at. Once more, on a connection that cannot be stale.
+            flight.repeated = True
+            lane.repeats.append(flight)
+            return
+        self._land(flight, Outcome(Verdict.DEFERRED, str(error)))
+
+    def _expire(self, now: float) -> None:
+        while self.flights:
+            channel, (_, flight) = next(iter(self.flights.items()))
+            if flight.deadline > now:
+                break
+            self._on_broken(channel, WireError("no answer in time"))
+        for lane in self.lanes.values():
+            while lane.idle:
+                channel, since = next(iter(lane.idle.items()))
+                if since + IDLE_LIMIT > now:
+                    break
+                del lane.idle[channel]
+                self._drop(lane, channel)
+
+    def _drop(self, lane: Lane, channel: Channel) -> None:
+        self._selector.unregister(channel)
+        channel.close()
+        lane.connected -= 1
+
+    def _land(self, flight: Flight, *outcomes: Outcome) -> None:
+        """Settle a flight: with an outcome for each of its tokens, or one for all."""
+        part = flight.part
+        for place, token in enumerate(part.tokens):
+            outcome = outcomes[place if len(outcomes) > 1 else 0]
+            self.settled.put(Result(part.upstream, part.job, token.n, token.attempt, outcome))
+
+    def _ask_for_more(self) -> None:
+        load = len(self.flights) + sum(len(lane.waiting) for lane in self.lanes.values())
+        if load < self.connections * 5 // 4 and not self.wants.is_set():
+            self.wants.set()
+
+
+def _take(queue: Queue, loop: Loop) -> None:
+    while True:
+        # What we cannot send yet stays in the queue for a sender that can.
+        loop.wants.wait()
+        slices = queue.get()
+        loop.wants.clear()
+        loop.push(slices)
+
+
+def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
+    """Settle in batches until None arrives; a state process that is away is waited for."""
+    last = False
+    while not last:
+        batch = [settled.get()]
+        if batch[0] is not None:
+            time.sleep(SETTLE_EVERY)
+        try:
+            while batch[-1] is not None:
+                batch.append(settled.get_nowait())
+        except Empty:
+            pass
+        last = batch[-1] is None
+        results = batch[:-1] if last else batch
+        while results:
+            try:
+                client.settle(generation, results, time.time())
+                break
+            except StateUnavailable as error:
+                log.logger.warning("%d outcomes wait to be settled: %s", len(results), error)
+                time.sleep(0.1)
+
+
+def main(settings: Settings, name: str, generation: int, queue: Queue, address: str, authkey: bytes,
+         control: Connection) -> None:
+    """The sender process `name` of a generation. Tells `control` that it is ready, or why it cannot start; finishes
+    what is in flight when told to there.
+    """
+    child.enter(name, settings.log_level, settings.logto)
+    try:
+        lanes = upstreams.from_settings(settings)
+    except SettingsError as error:
+        child.refuse(control, Exit.SENDER, str(error))
+    settled: SimpleQueue = SimpleQueue()
+    loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled)
+    settler = threading.Thread(target=_settle, args=(settled, Client(address, authkey), generation), name="settler")
+    settler.start()
+    running = threading.Thread(target=loop.run, name="loop")
+    running.start()
+    threading.Thread(target=_take, args=(queue, loop), name="taker", daemon=True).start()
+    control.send(("ready", None))
+    child.wait_for_word(control)
+    loop.finish()
+    running.join()
+    settled.put(None)
+    settler.join()
+    os._exit(Exit.OK)

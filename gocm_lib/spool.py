@@ -1,0 +1,176 @@
+"""The tokens on disk: the only SQL for them.
+
+Owns the tables `job`, `token` and `dead`. The unit of truth is the token: a job of 1,000 tokens of which one failed
+has one row left. A token is in exactly one place:
+
+        accept              claim               settle: delivered, unregistered, rejected
+      ---------> READY ------------> CLAIMED ------------------------------------------> gone
+                  ^  ^                |  |  release (its generation ended)
+                  |  +----------------+  +--------------> READY
+                  |   settle: deferred (due later)
+                  |                   +-- settle: out of attempts, too old --> DEAD (in `dead`, kept)
+                  +--
+
+READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
+claimed it may say what became of it. A job's row stays while it has tokens, and with `finished` set while it has dead
+ones (they need its payload to be sent again).
+
+Every method may be repeated safely. The caller owns the transaction and the lock.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+
+from gocm_lib.job import Claimed, Job, Slice
+
+SCHEMA = """
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY,
+    upstream TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    options TEXT NOT NULL,
+    accepted_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    finished INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX job_open ON job (id) WHERE finished = 0;
+CREATE TABLE token (
+    job INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    token TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    generation INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL,
+    upstream TEXT NOT NULL,
+    PRIMARY KEY (job, n)
+) WITHOUT ROWID;
+CREATE INDEX token_ready ON token (upstream, due_at) WHERE generation = 0;
+CREATE INDEX token_claimed ON token (generation) WHERE generation > 0;
+CREATE TABLE dead (
+    job INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    token TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    died_at REAL NOT NULL,
+    PRIMARY KEY (job, n)
+) WITHOUT ROWID;
+"""
+
+_DUE = """
+SELECT token.job, token.n, token.token, token.attempts, job.upstream, job.payload, job.options, job.expires_at
+FROM token INDEXED BY token_ready JOIN job ON job.id = token.job
+WHERE token.generation = 0 AND token.upstream = ? AND token.due_at <= ?
+ORDER BY token.due_at LIMIT ?
+"""
+
+
+class Spool:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.in_hand: Counter[int] = Counter()
+        self.recount()
+
+    def recount(self) -> None:
+        """Count afresh what each generation has in hand. For the feeder's pace only; no promise rests on it."""
+        self.in_hand = Counter(dict(self.db.execute(
+            "SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation")))
+
+    def accept(self, job: Job) -> None:
+        """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
+        added = self.db.execute(
+            "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0)",
+            (job.id, job.upstream, job.payload, job.options, job.accepted_at, job.expires_at)).rowcount
+        if added:
+            self.db.executemany(
+                "INSERT INTO token (job, n, token, due_at, upstream) VALUES (?, ?, ?, ?, ?)",
+                [(job.id, n, token, job.accepted_at, job.upstream) for n, token in enumerate(job.tokens)])
+
+    def claim(self, generation: int, upstream: str, limit: int, now: float) -> tuple[list[Slice], list[Claimed]]:
+        """Give up to `limit` due tokens to a generation: slices of their jobs, and how many had grown too old.
+
+        A token of a job that expired is not claimed but buried; those come back as the second list.
+        """
+        rows = self.db.execute(_DUE, (upstream, now, limit)).fetchall()
+        taken: list[tuple[int, int, int]] = []
+        slices: list[Slice] = []
+        expired: list[tuple[int, Claimed]] = []
+        for job, n, token, attempts, to, payload, options, expires_at in rows:
+            claimed = Claimed(n, token, attempts + 1)
+            if expires_at <= now:
+                expired.append((job, claimed))
+                continue
+            taken.append((generation, job, n))
+            if not slices or slices[-1].job != job:
+                slices.append(Slice(job, to, payload, options, []))
+            slices[-1].tokens.append(claimed)  # type: ignore[attr-defined]
+        self.db.executemany("UPDATE token SET generation = ? WHERE job = ? AND n = ?", taken)
+        self.in_hand[generation] += len(taken)
+        for job, claimed in expired:
+            self.bury(0, job, claimed.n, claimed.attempt - 1, "too old", now)
+        self.finish({job for job, _ in expired})
+        return slices, [claimed for _, claimed in expired]
+
+    def holds(self, generation: int, job: int, n: int) -> tuple[str, float] | None:
+        """The token and its job's expiry if this generation has it in hand, else None: somebody settled it before."""
+        return self.db.execute(
+            "SELECT token.token, job.expires_at FROM token JOIN job ON job.id = token.job"
+            " WHERE token.job = ? AND token.n = ? AND token.generation = ?", (job, n, generation)).fetchone()
+
+    def remove(self, generation: int, job: int, n: int) -> bool:
+        """Drop the row of a token that has come to its end; False when it was not in this generation's hands."""
+        gone = self.db.execute("DELETE FROM token WHERE job = ? AND n = ? AND generation = ?", (job, n, generation))
+        self.in_hand[generation] -= gone.rowcount
+        return gone.rowcount == 1
+
+    def retry(self, generation: int, job: int, n: int, attempts: int, due_at: float) -> None:
+        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
+        self.db.execute("UPDATE token SET generation = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
+                        (attempts, due_at, job, n))
+        self.in_hand[generation] -= 1
+
+    def bury(self, generation: int, job: int, n: int, attempts: int, reason: str, now: float) -> None:
+        """Set a generation's token (0: a ready one) aside as failed: it is kept, but not sent again by itself."""
+        self.db.execute("INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
+                        (attempts, reason, now, job, n))
+        self.remove(generation, job, n)
+
+    def finish(self, jobs: Iterable[int]) -> None:
+        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones."""
+        for job in jobs:
+            if self.db.execute("SELECT 1 FROM token WHERE job = ? LIMIT 1", (job,)).fetchone():
+                continue
+            if self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
+                self.db.execute("UPDATE job SET finished = 1 WHERE id = ?", (job,))
+            else:
+                self.db.execute("DELETE FROM job WHERE id = ?", (job,))
+
+    def release(self, generation: int | None) -> int:
+        """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
+        where, arguments = ("generation > 0", ()) if generation is None else ("generation = ?", (generation,))
+        released = self.db.execute(f"UPDATE token SET generation = 0 WHERE {where}", arguments).rowcount
+        self.recount()
+        return released
+
+    def clamp(self, latest: float) -> None:
+        """Bring due times later than `latest` back to it: the clock was set back while we were away."""
+        self.db.execute("UPDATE token SET due_at = ? WHERE generation = 0 AND due_at > ?", (latest, latest))
+
+    def next_due(self, upstreams: Iterable[str]) -> float | None:
+        """When the next ready token of these upstreams is due; None when there is none."""
+        found = [self.db.execute("SELECT min(due_at) FROM token INDEXED BY token_ready"
+                                 " WHERE generation = 0 AND upstream = ?", (upstream,)).fetchone()[0]
+                 for upstream in upstreams]
+        return min((due for due in found if due is not None), default=None)
+
+    def pending(self) -> int:
+        """How many jobs are unfinished: counted, so it cannot drift."""
+        return self.db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0").fetchone()[0]
+
+    def dead(self) -> int:
+        return self.db.execute("SELECT count(*) FROM dead").fetchone()[0]
+
+    def last_job(self) -> int:
+        """The highest job id there is, 0 when there is none."""
+        return self.db.execute("SELECT coalesce(max(id), 0) FROM job").fetchone()[0]

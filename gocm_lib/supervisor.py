@@ -1,0 +1,369 @@
+"""Starts, watches, rebuilds and stops GoCM's processes. The only place that knows processes and signals.
+
+    supervisor (this process: also the HTTP front, intake and feeder)
+      |- state      restarted when it dies: the spool has everything
+      |- sandbox    with --sandbox
+      |- generation 1: a queue and its senders
+      |- generation 2: ...
+
+A process that is killed while it reads a multiprocessing.Queue dies holding the queue's lock, and every other reader
+then waits for ever. So a queue is never repaired: with the first sender that dies its whole generation ends. A new one
+starts at once, the old one's other senders finish what is in flight, and when the last has left, what the generation
+still had in hand is released to be sent again.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import wait
+from multiprocessing.queues import Queue
+from typing import Any
+
+from gocm_lib import __version__, child, gcm, log, sandbox, sender, state
+from gocm_lib.feeder import WAIT, Feeder
+from gocm_lib.intake import Intake
+from gocm_lib.server import Server, Service
+from gocm_lib.settings import Exit, Settings
+from gocm_lib.state import Client, StateUnavailable
+
+START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
+NEVER_READY = 5  # starts in a row that failed: the next would too
+RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
+PREFETCH = 20_000  # tokens in the queue and the senders, at least: enough to keep them busy between two claims
+
+
+class Stop(Exception):
+    """GoCM cannot go on, or cannot start; str() is the line for the operator."""
+
+    def __init__(self, code: Exit, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def restart_delay(deaths: list[float], now: float) -> float:
+    """Seconds to wait before replacing a child, after its like died at these times."""
+    return RESTART_REST if sum(now - death < RESTART_WINDOW for death in deaths) > RESTARTS else 0.0
+
+
+def how_it_ended(exitcode: int | None) -> str:
+    """A process's end in words."""
+    if exitcode is not None and exitcode < 0:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    return f"exit code {exitcode}"
+
+
+class Child:
+    """A child process and the pipe to it: it says ("ready", fact) or ("refused", (code, reason)), we say to finish."""
+
+    def __init__(self, context: Any, kind: str, name: str, target: Callable[..., None], *arguments: object) -> None:
+        self.kind = kind
+        self.name = name
+        self.ready = False
+        self.fact: Any = None
+        self.refusal: tuple[Exit, str] | None = None
+        self.control, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=True)
+        self.process.start()
+        theirs.close()
+        log.logger.debug("%s is process %d", name, self.process.pid)
+
+    def hear(self) -> None:
+        """Take in what the child has said."""
+        try:
+            while self.control.poll():
+                word, fact = self.control.recv()
+                if word == "ready":
+                    self.ready, self.fact = True, fact
+                else:
+                    self.refusal = fact
+        except (EOFError, OSError):
+            pass  # it has ended; its sentinel tells
+
+    def finish(self) -> None:
+        """Ask it to finish what it has in hand and leave."""
+        try:
+            self.control.send("finish")
+        except OSError:
+            pass
+
+    def bury(self) -> str:
+        """Reap it; its end in words. Hanging up also ends a child that only seems dead, its forkserver being killed."""
+        self.hear()
+        self.process.join()
+        self.control.close()
+        return how_it_ended(self.process.exitcode)
+
+
+@dataclass(eq=False)
+class Generation:
+    """A queue and the senders that serve it. `deadline` is set once it is finishing."""
+
+    number: int
+    queue: Queue
+    senders: list[Child] = field(default_factory=list)
+    deadline: float | None = None
+
+
+class Supervisor:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.context = get_context("forkserver")
+        self.directory = tempfile.mkdtemp(prefix="gocm-")  # mode 0700: the state's socket is for us alone
+        self.address = os.path.join(self.directory, "state")
+        self.authkey = os.urandom(32)
+        self.client = Client(self.address, self.authkey)
+        self.children: list[Child] = []
+        self.generations: list[Generation] = []
+        self.newest = 0  # the number of the last generation started
+        self.ended: list[int] = []  # generations to be released still
+        self.deaths: dict[str, list[float]] = {"state": [], "sender": [], "sandbox": []}
+        self.failed_starts = 0
+        self.due: list[tuple[float, Callable[[], None]]] = []  # starts that were put off
+        self.signals: list[int] = []
+        self.server: Server | None = None
+        self.feeder: Feeder | None = None
+        self.stopping = False
+
+    # -------------------------------------------------------------------------------------------------- the course
+
+    def run(self) -> Exit:
+        """Serve until SIGTERM or SIGINT. Raises Stop when that is not possible (any more)."""
+        self._catch_signals()
+        try:
+            self._start()
+            while not self.signals:
+                self._turn(60.0)
+            return self._stop()
+        finally:
+            self._abandon()
+
+    def _catch_signals(self) -> None:
+        # Handlers only note: what they interrupt may hold any lock. The socket wakes the wait in _turn.
+        self.wakeup, bell = socket.socketpair()
+        self.wakeup.setblocking(False)
+        bell.setblocking(False)
+        signal.set_wakeup_fd(bell.detach(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _frame: self.signals.append(received))
+
+    def _start(self) -> None:
+        """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
+        settings = self.settings
+        self.server = self._bind("--port", Server, settings.host, settings.port)
+        self._start_forkserver()
+        if settings.sandbox:
+            self._start_sandbox()
+        self._start_state()
+        generation = self._start_generation()
+        self._await_ready()
+        child.watch_threads()
+        self.client.release(None)
+        facts = {each.kind: each.fact for each in self.children}
+        room = max(PREFETCH, 2 * len(generation.senders) * settings.connections)
+        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), room)
+        self.feeder.switch(generation.number, generation.queue)
+        intake = Intake(Client(self.address, self.authkey), facts["state"])
+        self.server.start(Service(self.settings, intake, Client(self.address, self.authkey)))
+        host, port = self.server.server_address[:2]
+        log.logger.info("gocm %s listens on %s port %d, sends to %s, keeps messages in %s", __version__, host, port,
+                        "the sandbox" if settings.sandbox else settings.gcm_url, settings.spool)
+        notify(f"READY=1\nSTATUS=listening on {host} port {port}")
+
+    def _start_forkserver(self) -> None:
+        """Before the first thread, and deaf to SIGTERM: with it would die every child's only witness."""
+        self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
+        noted = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGTERM, noted)
+
+    def _bind(self, option: str, make: Callable[[str, int], Any], host: str, port: int) -> Any:
+        try:
+            return make(host, port)
+        except OSError as error:
+            raise Stop(Exit.ADDRESS, f"cannot listen on {host} port {port}: {error.strerror or error}; "
+                                     f"give another {option} or --host") from None
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while not all(each.ready for each in self.children):
+            if self.signals:
+                raise Stop(Exit.OK, "stopped while starting")
+            if time.monotonic() > deadline:
+                raise Stop(Exit.FAILED, f"not every process was ready within {START_LIMIT:.0f} s")
+            self._turn(1.0)
+
+    def _turn(self, patience: float) -> None:
+        """Wait for something to happen, for `patience` seconds at most, and deal with it."""
+        now = time.monotonic()
+        moments = [at for at, _ in self.due] + [g.deadline for g in self.generations if g.deadline is not None]
+        moments += [now + 0.2] if self.ended else []
+        watched: dict[Any, Child] = {each.process.sentinel: each for each in self.children}
+        watched |= {each.control: each for each in self.children if not each.ready}
+        for happened in wait([*watched, self.wakeup], max(0.0, min(moments + [now + patience]) - now)):
+            if happened is self.wakeup:
+                self.wakeup.recv(4096)
+            elif happened is watched[happened].control:
+                watched[happened].hear()
+                self.failed_starts = 0 if watched[happened].ready else self.failed_starts
+        for each in [each for each in self.children if not each.process.is_alive()]:
+            self._on_death(each)
+        now = time.monotonic()
+        overdue = [g for g in self.generations if g.deadline is not None and g.deadline <= now]
+        for late in [each for generation in overdue for each in generation.senders]:
+            log.logger.warning("%s is not done in time and killed: what it has in flight may arrive twice", late.name)
+            late.process.kill()
+        starts = [start for at, start in self.due if at <= now]
+        self.due = [(at, start) for at, start in self.due if at > now]
+        for start in starts:
+            start()
+        self._release_ended()
+
+    # ----------------------------------------------------------------------------------------------- starting children
+
+    def _start_sandbox(self) -> None:
+        listener = self._bind("--sandbox-port", sandbox.listen, "127.0.0.1", self.settings.sandbox_port)
+        port = listener.getsockname()[1]
+        self.settings = replace(self.settings, gcm_url=f"http://127.0.0.1:{port}/gcm/send", apikey="sandbox")
+        log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
+        self.sandbox_listener = listener
+        self._respawn_sandbox()
+
+    def _respawn_sandbox(self) -> None:
+        self.children.append(Child(self.context, "sandbox", "sandbox", sandbox.main, self.settings,
+                                   self.sandbox_listener))
+
+    def _start_state(self) -> None:
+        self.children.append(Child(self.context, "state", "state", state.main, self.settings, [gcm.NAME],
+                                   self.address, self.authkey))
+
+    def _start_generation(self) -> Generation:
+        self.newest = number = self.newest + 1
+        generation = Generation(number, self.context.Queue())
+        for place in range(self.settings.senders):
+            name = f"sender-{number}.{place + 1}"
+            generation.senders.append(Child(self.context, "sender", name, sender.main, self.settings, name, number,
+                                            generation.queue, self.address, self.authkey))
+        # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
+        # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
+        generation.queue._reader.close()  # type: ignore[attr-defined]
+        generation.queue._ignore_epipe = True  # type: ignore[attr-defined]
+        generation.queue.cancel_join_thread()
+        self.generations.append(generation)
+        self.children += generation.senders
+        if self.feeder:
+            self.feeder.switch(number, generation.queue)
+        return generation
+
+    # ------------------------------------------------------------------------------------------------------- deaths
+
+    def _on_death(self, dead: Child) -> None:
+        ended = dead.bury()
+        self.children.remove(dead)
+        if dead.refusal and (self.server is None or not self.feeder or dead.refusal[0] == Exit.SENDER):
+            raise Stop(*dead.refusal)
+        if not dead.ready:
+            self.failed_starts += 1
+            if self.failed_starts >= NEVER_READY:
+                raise Stop(Exit.CRASHING, f"{dead.name} cannot get ready: {dead.refusal[1] if dead.refusal else ended}")
+        deaths = self.deaths[dead.kind]
+        deaths[:] = [*deaths[-RESTARTS:], time.monotonic()]
+        if dead.kind == "sender":
+            self._on_sender_death(dead, ended)
+            return
+        log.logger.error("the %s process died (%s) and is started again", dead.name, ended)
+        if dead.kind == "state" and self.settings.spool == ":memory:":
+            log.logger.error("the spool was in memory only: messages that were not sent yet are lost")
+        self._later("state" if dead.kind == "state" else "sandbox",
+                    self._start_state if dead.kind == "state" else self._respawn_sandbox)
+
+    def _on_sender_death(self, dead: Child, ended: str) -> None:
+        generation = next(g for g in self.generations if dead in g.senders)
+        generation.senders.remove(dead)
+        if generation.deadline is None:
+            log.logger.error("%s died (%s); a new generation of senders takes over", dead.name, ended)
+            self._finish_generation(generation, self.settings.upstream_timeout + 5.0)
+            if not self.stopping:
+                self._later("sender", lambda: self._start_generation() and None)
+        if not generation.senders:
+            generation.queue.close()
+            self.generations.remove(generation)
+            self.ended.append(generation.number)
+            self._release_ended()
+
+    def _finish_generation(self, generation: Generation, patience: float) -> None:
+        """Let a generation finish what is in flight; nothing more is claimed for it once this returns."""
+        generation.deadline = time.monotonic() + patience
+        try:
+            self.client.begin(generation.number + 1)
+        except StateUnavailable:
+            pass  # then no claim is waiting there either
+        if self.feeder:
+            self.feeder.hold()
+        for each in generation.senders:
+            each.finish()
+
+    def _later(self, kind: str, start: Callable[[], None]) -> None:
+        now = time.monotonic()
+        self.due.append((now + restart_delay(self.deaths[kind], now), start))
+
+    def _release_ended(self) -> None:
+        while self.ended:
+            try:
+                released = self.client.release(self.ended[0])
+            except StateUnavailable:
+                return  # the next turn tries again
+            log.logger.info("generation %d has ended; %d tokens it had in hand are sent again", self.ended[0], released)
+            del self.ended[0]
+
+    # ----------------------------------------------------------------------------------------------------- stopping
+
+    def _stop(self) -> Exit:
+        """No new jobs; what is in flight gets the drain time; the rest stays in the spool."""
+        log.logger.info("stopping on %s", signal.Signals(self.signals[0]).name)
+        notify("STOPPING=1")
+        self.stopping = True
+        deadline = time.monotonic() + self.settings.drain
+        assert self.server
+        self.server.stop(2 * self.client.limit + 1.0)
+        for generation in self.generations:
+            if generation.deadline is None:
+                self._finish_generation(generation, self.settings.drain)
+            generation.deadline = deadline
+        while self.generations:
+            self._turn(1.0)
+        while self.ended and time.monotonic() < deadline + self.client.limit:
+            self._turn(1.0)
+        for each in self.children:
+            each.finish()
+        rejected = sum(self.server.service.rejected.values())
+        log.logger.info("stopped; %d requests were refused since the start", rejected)
+        return Exit.OK
+
+    def _abandon(self) -> None:
+        """Leave no process and no file of ours behind."""
+        deadline = time.monotonic() + 2.0
+        for each in self.children:
+            if each.kind == "state":
+                each.finish()
+                each.process.join(max(0.0, deadline - time.monotonic()))
+            each.process.kill()
+        for each in self.children:
+            each.process.join(2.0)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens when it did not start us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+            except OSError as error:
+                log.logger.warning("cannot notify systemd: %s", error.strerror)

@@ -1,0 +1,242 @@
+"""One HTTP/1.1 exchange at a time on a non-blocking connection: write a request, read the response piece by piece.
+
+ResponseReader is pure (bytes in, response out); Channel puts it on the socket of a connected urllib3 connection, TLS
+or plain. Why not urllib3's own request(): it blocks a thread, and costs several times the CPU of the few lines here.
+What urllib3 does best it still does: pools, connecting, TLS verification.
+
+Promises that a response is given once and whole or not at all, that no answer makes us hold more than MAX_BODY, and
+that a failure says whether the upstream had answered a single byte.
+"""
+
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from urllib3.connection import HTTPConnection
+
+MAX_HEAD = 64 * 1024
+MAX_BODY = 1024 * 1024  # an answer for 1,000 tokens has 100 KiB
+MAX_INTERIM = 16  # 1xx responses before the real one
+PIECE = 64 * 1024
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?\Z")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\Z")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\Z")
+
+
+class WireError(Exception):
+    """The exchange failed; str() is a short reason. `silent`: not one byte of an answer had come."""
+
+    def __init__(self, reason: str, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.silent = silent
+
+
+class Response(NamedTuple):
+    status: int
+    headers: Mapping[str, str]  # names in lower case; of repeated headers the last
+    body: bytes
+    reusable: bool  # the connection may carry another exchange
+
+
+class ResponseReader:
+    """Reads one response (RFC 9112) fed in arbitrary pieces; interim 1xx responses are passed over."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self.interim = 0
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.keep_alive = False
+        self.left: int | None = None  # body bytes still to come; None: until the connection ends
+        self.chunks: bytearray | None = None  # what chunks have given so far, when the body is chunked
+        self.scanned = 0  # of the buffer, while looking for the head's end
+
+    def feed(self, data: bytes) -> Response | None:
+        """The response, once `data` completes it; bytes after its end make the connection not reusable.
+
+        Raises WireError when the bytes are no HTTP/1 response or exceed a limit.
+        """
+        self.buffer += data
+        while not self.status:
+            if not self._read_head():
+                return None
+        if self.chunks is not None:
+            return self._read_chunks()
+        if len(self.buffer) > MAX_BODY:
+            raise WireError("answer too long")
+        if self.left is None or len(self.buffer) < self.left:
+            return None
+        return self._response(bytes(self.buffer[: self.left]), len(self.buffer) == self.left)
+
+    def end(self) -> Response:
+        """The response when the connection's end completes it, else WireError."""
+        if self.status and self.left is None and self.chunks is None:
+            return self._response(bytes(self.buffer), False)
+        raise WireError("connection closed", silent=not self.begun())
+
+    def begun(self) -> bool:
+        """Whether a single byte of an answer has come."""
+        return bool(self.status or self.interim or self.buffer)
+
+    def _response(self, body: bytes, at_end: bool) -> Response:
+        return Response(self.status, self.headers, body, self.keep_alive and at_end)
+
+    def _read_head(self) -> bool:
+        """Take one head off the buffer; status stays 0 after an interim one. False when it is not whole yet."""
+        end = self.buffer.find(b"\r\n\r\n", max(0, self.scanned - 3))
+        if end < 0:
+            self.scanned = len(self.buffer)
+            if self.scanned > MAX_HEAD:
+                raise WireError("answer's head too long")
+            return False
+        lines = bytes(self.buffer[:end]).split(b"\r\n")
+        del self.buffer[: end + 4]
+        self.scanned = 0
+        match = _STATUS_LINE.match(lines[0])
+        if end > MAX_HEAD or not match:
+            raise WireError("answer is not HTTP/1")
+        status = int(match[2])
+        if status < 200:
+            self.interim += 1
+            if status == 101 or self.interim > MAX_INTERIM:
+                raise WireError("unexpected interim answer")
+            return True
+        headers: dict[str, str] = {}
+        for line in lines[1:]:
+            header = _HEADER.match(line)
+            if not header:
+                raise WireError("answer has a malformed header")
+            name, value = header[1].decode().lower(), header[2].decode("latin-1")
+            if name in ("content-length", "transfer-encoding") and headers.get(name, value) != value:
+                raise WireError(f"answer has two different {name} headers")
+            headers[name] = value
+        self._read_framing(status, headers, match[1] == b"1")
+        self.status, self.headers = status, headers
+        return True
+
+    def _read_framing(self, status: int, headers: dict[str, str], modern: bool) -> None:
+        """How the body ends: RFC 9112 section 6.3, in its order."""
+        connection = {part.strip() for part in headers.get("connection", "").lower().split(",")}
+        self.keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
+        if status in (204, 304):
+            self.left = 0
+        elif "transfer-encoding" in headers:
+            if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
+                raise WireError("answer has an unknown transfer-encoding")
+            self.chunks = bytearray()
+        elif "content-length" in headers:
+            length = headers["content-length"]
+            if not re.fullmatch(r"[0-9]{1,18}", length):
+                raise WireError("answer has a malformed content-length")
+            self.left = int(length)
+            if self.left > MAX_BODY:
+                raise WireError("answer too long")
+        else:
+            self.left, self.keep_alive = None, False
+
+    def _read_chunks(self) -> Response | None:
+        assert self.chunks is not None
+        while True:
+            end = self.buffer.find(b"\r\n")
+            if end < 0 or end > 1024:
+                if len(self.buffer) > 1024:
+                    raise WireError("answer has a malformed chunk")
+                return None
+            match = _CHUNK_SIZE.match(bytes(self.buffer[:end]))
+            if not match:
+                raise WireError("answer has a malformed chunk")
+            size = int(match[1], 16)
+            if len(self.chunks) + size > MAX_BODY:
+                raise WireError("answer too long")
+            if size == 0:
+                return self._read_trailers(end)
+            if len(self.buffer) < end + 2 + size + 2:
+                return None
+            if self.buffer[end + 2 + size : end + 4 + size] != b"\r\n":
+                raise WireError("answer has a malformed chunk")
+            self.chunks += self.buffer[end + 2 : end + 2 + size]
+            del self.buffer[: end + 4 + size]
+
+    def _read_trailers(self, end: int) -> Response | None:
+        """The response if the trailer section after the last chunk is whole; its fields are ignored."""
+        if self.buffer[end + 2 : end + 4] == b"\r\n":
+            stop = end + 4
+        else:
+            stop = self.buffer.find(b"\r\n\r\n", end) + 4
+            if stop < 4:
+                if len(self.buffer) > MAX_HEAD:
+                    raise WireError("answer's trailers too long")
+                return None
+        return self._response(bytes(self.chunks or b""), len(self.buffer) == stop)
+
+
+class Channel:
+    """A connected urllib3 connection, made non-blocking, with at most one exchange on it."""
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        sock = connection.sock
+        assert sock is not None, "the connection must be connected"
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection = connection
+        self.sock = sock
+        self.exchanges = 0  # begun on this connection; more than one: it was kept alive
+        self.unsent: memoryview | None = None
+        self.reader: ResponseReader | None = None
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def begin(self, request: bytes) -> None:
+        """Start an exchange. Raises WireError when the connection is found broken."""
+        self.exchanges += 1
+        self.reader = ResponseReader()
+        self.unsent = memoryview(request)
+        self.write()
+
+    def write(self) -> None:
+        """Write what the socket takes now; `unsent` is None when all is written."""
+        while self.unsent:
+            try:
+                sent = self.sock.send(self.unsent)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return
+            except OSError as error:
+                raise WireError(f"write failed: {_word(error)}", silent=self._silent()) from None
+            self.unsent = self.unsent[sent:] if sent < len(self.unsent) else None
+
+    def read(self) -> Response | None:
+        """Read what has arrived; the response when it is complete.
+
+        Reads until the socket has no more: TLS may hold decrypted bytes that no selector would ever tell of. On an
+        idle connection this takes in TLS session tickets. Raises WireError on anything else.
+        """
+        while True:
+            try:
+                data = self.sock.recv(PIECE)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return None
+            except OSError as error:
+                raise WireError(f"read failed: {_word(error)}", silent=self._silent()) from None
+            if self.reader is None:
+                raise WireError("closed while idle" if not data else "answer without a request", silent=True)
+            response = self.reader.feed(data) if data else self.reader.end()
+            if response is not None:
+                # An answer that came before the request was written to its end leaves the rest unwritten.
+                whole = self.unsent is None
+                self.reader = self.unsent = None
+                return response if whole else response._replace(reusable=False)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _silent(self) -> bool:
+        return self.reader is None or not self.reader.begun()
+
+
+def _word(error: OSError) -> str:
+    """An error's class: its text could quote what was sent."""
+    return type(error).__name__

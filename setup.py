@@ -1,0 +1,24 @@
+"""Packaging: `pip install .` gives the command `gocm`; `pip install -e '.[test]'` what the tests need besides."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="gocm",
+    # Read, not imported: importing would need urllib3 while building.
+    version=re.search(r'__version__ = "(.+)"', (HERE / "gocm_lib/__init__.py").read_text())[1],
+    description="Takes push notifications over HTTP, answers at once, delivers them to Google",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=["gocm_lib"],
+    py_modules=["gocm"],
+    install_requires=["urllib3>=2.2,<3"],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"]},
+    entry_points={"console_scripts": ["gocm=gocm_lib.cli:main"]},
+)

@@ -1,0 +1,181 @@
+"""What the tests share: GoCM and its sandbox as real processes on free ports, and waiting for conditions."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 30.0  # seconds: far more than anything takes, so that only what never happens fails
+
+hypothesis.settings.register_profile("gocm", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("gocm")
+
+
+def eventually(condition, limit=LIMIT, every=0.02):
+    """The first true value of condition(), which must come within the limit."""
+    deadline = time.monotonic() + limit
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"never true: {condition}"
+        time.sleep(every)
+
+
+class Program:
+    """A GoCM command as a process in a group of its own; its log is read while it runs."""
+
+    def __init__(self, *words, environ=None):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "gocm.py"), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, **(environ or {})})
+        self.lines = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    def log(self):
+        return "\n".join(self.lines)
+
+    def find(self, pattern):
+        return re.findall(pattern, self.log())
+
+    def logged(self, pattern, limit=LIMIT):
+        """The last match of the pattern in the log, waited for."""
+        def look():
+            assert self.process.poll() is None or self.find(pattern), f"it ended:\n{self.log()}"
+            return self.find(pattern)
+        return eventually(look, limit)[-1]
+
+    def wait(self, limit=LIMIT):
+        """Its exit code, and its whole log read."""
+        code = self.process.wait(limit)
+        self._reading.join(2)
+        return code
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill_group(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(LIMIT)
+
+
+class Http:
+    """A kept-alive client of a port on this machine."""
+
+    def __init__(self, port):
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+
+    def ask(self, method, path, body=None, headers=None):
+        self.connection.request(method, path, body, headers or {})
+        answer = self.connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+    def json(self, method, path, body=None):
+        status, _, answer = self.ask(method, path, None if body is None else json.dumps(body))
+        assert status == 200, answer
+        return json.loads(answer) if answer.startswith(b"{") else answer
+
+
+def form(tokens, payload='{"a":1}', **options):
+    pairs = [("tokens", token) for token in tokens] + [("payload", payload), *options.items()]
+    return urllib.parse.urlencode(pairs)
+
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+class Sandbox(Program):
+    def __init__(self, *words):
+        super().__init__("sandbox", "--port", "0", *words)
+        self.port = int(self.logged(r"listens on \S+ port (\d+)"))
+
+    def received(self):
+        return Http(self.port).json("GET", "/sandbox/received")
+
+    def mode(self, **fields):
+        Http(self.port).json("POST", "/sandbox/mode", fields)
+
+    def url(self, scheme="http"):
+        return f"{scheme}://127.0.0.1:{self.port}/gcm/send"
+
+
+class Server(Program):
+    """A GoCM server sending to a sandbox, quick to retry."""
+
+    def __init__(self, spool, url, *words, environ=None):
+        super().__init__("--port", "0", "--spool", str(spool), "--gcm-url", url, "--apikey", "k", "--log-level", "debug",
+                         "--retry-base", "0.05", *words, environ=environ)
+        self.spool = str(spool)
+        self.port = int(self.logged(r"front: gocm \S+ listens on \S+ port (\d+)"))
+
+    def http(self):
+        return Http(self.port)
+
+    def send(self, tokens, payload='{"a":1}', client=None, **options):
+        """Post a message and return its job id."""
+        status, headers, body = (client or self.http()).ask("POST", "/gcm/send", form(tokens, payload, **options), FORM)
+        assert (status, body) == (200, b"ok\n"), (status, body)
+        return headers["X-GoCM-Job"]
+
+    def report(self):
+        return self.http().json("GET", "/gcm/report")
+
+    def settled(self):
+        """The report once nothing is pending."""
+        return eventually(lambda: (report := self.report())["pending"] == 0 and report)
+
+    def children(self, name=r"\S+"):
+        """Process ids of children whose name matches, those that still run, the newest last."""
+        return [int(pid) for pid in self.find(rf"front: {name} is process (\d+)") if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture
+def sandbox():
+    program = Sandbox()
+    yield program
+    program.kill_group()
+
+
+@pytest.fixture
+def start(sandbox, tmp_path):
+    """A function that starts a server on the test's spool, sending to the test's sandbox."""
+    running = []
+
+    def start_server(*words, url=None, environ=None):
+        running.append(Server(tmp_path / "spool" / "gocm.db", url or sandbox.url(), *words, environ=environ))
+        return running[-1]
+
+    yield start_server
+    for program in running:
+        program.kill_group()
+
+
+@pytest.fixture
+def server(start):
+    return start()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+    config.addinivalue_line("markers", "slow: takes over five seconds")
+    config.addinivalue_line("markers", "short: the short suite, run on every Python")
