@@ -1,5 +1,33 @@
 #!/usr/bin/env python3
-"""GoCM takes push notifications over plain HTTP, answers at once, and delivers them to Google in the background."""
+"""GoCM takes push notifications over plain HTTP, answers at once, and delivers them to Google in the background.
+
+    curl, applications
+          | HTTP
+    server --> intake ==accept==> +-------+
+    (front process)               | state |  spool + report: one SQLite file, one process that owns it
+          feeder <====claim====== +-------+
+             |                        ^
+             | a multiprocessing.Queue|  settle
+             v                        |
+        sender 1..N ------------------+
+             | HTTPS, kept alive, hundreds of requests in flight each
+        upstream (gcm), or the sandbox
+
+Try it, with no Google account (`gocm.py --sandbox` pretends one):
+
+    curl -d tokens=phone-1 -d tokens=gone-phone-2 --data-urlencode 'payload={"title":"Hello"}' localhost:5601/gcm/send
+    curl localhost:5601/gcm/report
+
+To read the code, take gocm_lib in the order of its imports: settings, log, child; job, outcome, gcm: what a message is
+and what becomes of it, pure; wire, upstream: how one reaches Google; spool, report, database, state: what is on disk
+and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; sandbox; supervisor: who starts
+and watches whom; cli.
+
+The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
+crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.
+README.md words it for users. Exit codes are listed there and in settings.Exit: 0 clean stop, 2 usage, 78 configuration,
+69 address in use, 75 spool in use, 65 spool damaged, 73 spool not writable, 3 sender cannot start, 70 crash loop.
+"""
 
 from gocm_lib.cli import main
 

@@ -27,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(words: Sequence[str]) -> int:
     given = settings.parse(Settings, words, os.environ)
     settings.check(given)
-    given = replace(given, spool=given.spool or settings.default_spool(os.environ),
-                    senders=given.senders or min(4, os.cpu_count() or 1))
+    given = replace(
+        given,
+        spool=given.spool or settings.default_spool(os.environ),
+        senders=given.senders or min(4, os.cpu_count() or 1),
+    )
     _start_log("front", given.log_level, given.logto)
     return Supervisor(given).run()
 

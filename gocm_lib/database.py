@@ -36,8 +36,9 @@ def _lock(path: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise SpoolError(f"another GoCM runs on the spool {path}: stop it, or give this one its own --spool",
-                         Exit.SPOOL_IN_USE) from None
+        raise SpoolError(
+            f"another GoCM runs on the spool {path}: stop it, or give this one its own --spool", Exit.SPOOL_IN_USE
+        ) from None
     return descriptor
 
 
@@ -55,8 +56,10 @@ def _create(path: str) -> None:
 
 
 def _lay_out(db: sqlite3.Connection) -> None:
-    db.executescript(f"BEGIN; {spool.SCHEMA} {report.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-                     f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    db.executescript(
+        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+        f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
 
 
 def _inspect(path: str) -> None:
@@ -64,14 +67,17 @@ def _inspect(path: str) -> None:
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise SpoolError(f"the spool {path} is damaged (no SQLite header): move it away to start empty",
-                         Exit.SPOOL_DAMAGED)
+        raise SpoolError(
+            f"the spool {path} is damaged (no SQLite header): move it away to start empty", Exit.SPOOL_DAMAGED
+        )
     version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
     if application != APPLICATION_ID:
         raise SpoolError(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
     if version != SCHEMA_VERSION:
-        raise SpoolError(f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: "
-                         "run the version that wrote it", Exit.SPOOL_DAMAGED)
+        raise SpoolError(
+            f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: run the version that wrote it",
+            Exit.SPOOL_DAMAGED,
+        )
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -96,8 +102,9 @@ def _connect(path: str) -> sqlite3.Connection:
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.DatabaseError as error:
         db.close()
-        raise SpoolError(f"the spool {path} is damaged ({error}): restore it, or move it away to start empty",
-                         Exit.SPOOL_DAMAGED) from None
+        raise SpoolError(
+            f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
+        ) from None
     return db
 
 
@@ -117,5 +124,3 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
     except sqlite3.Error as error:
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     return _connect(path), held
-
-

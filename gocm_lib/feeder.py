@@ -38,6 +38,7 @@ class Feeder:
         self._client = client
         self._room = room
         self._current: tuple[int, Queue] | None = None
+        self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()
         self._claiming = threading.Lock()
         threading.Thread(target=self._run, name="feeder", daemon=True).start()
@@ -68,9 +69,11 @@ class Feeder:
 
     def _feed(self, generation: int, queue: Queue) -> None:
         try:
-            slices = self._client.claim(generation, self._room, time.time(), WAIT)
+            slices = self._client.claim(generation, self._batch, self._room, time.time(), WAIT)
         except StateUnavailable as error:
             log.logger.warning("nothing can be sent for now: %s", error)
             return
+        if slices:
+            self._batch += 1
         for item in pack(slices):
             queue.put(item)

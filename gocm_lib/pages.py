@@ -18,13 +18,15 @@ def go_json(value: object) -> bytes:
 def report(snapshot: Snapshot) -> bytes:
     """The run report, keys in the original's order."""
     counters = snapshot.counters
-    return go_json({
-        "attempts": counters["attempts"],
-        "failures": counters["failures"],
-        "pending": snapshot.pending,
-        "canonicals": counters["canonicals"],
-        "notregistered": counters["notregistered"],
-    })
+    return go_json(
+        {
+            "attempts": counters["attempts"],
+            "failures": counters["failures"],
+            "pending": snapshot.pending,
+            "canonicals": counters["canonicals"],
+            "notregistered": counters["notregistered"],
+        }
+    )
 
 
 def canonical(entries: Sequence[tuple]) -> bytes:

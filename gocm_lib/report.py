@@ -37,8 +37,10 @@ class RunReport:
         for name, change in changes.items():
             assert name in COUNTERS, name
             if change:
-                self.db.execute("INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
-                                (name, change, change))
+                self.db.execute(
+                    "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
+                    (name, change, change),
+                )
 
     def counters(self) -> dict[str, int]:
         return dict.fromkeys(COUNTERS, 0) | dict(self.db.execute("SELECT name, value FROM counter"))

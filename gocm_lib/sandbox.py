@@ -37,7 +37,11 @@ class Mode:
     """How the pretend upstream behaves as a whole; every field can be set by POST /sandbox/mode."""
 
     FIELDS: dict[str, tuple[type, ...]] = {
-        "latency": (int, float), "status": (int,), "retry_after": (int, str), "silent": (bool,), "close": (bool,),
+        "latency": (int, float),
+        "status": (int,),
+        "retry_after": (int, str),
+        "silent": (bool,),
+        "close": (bool,),
     }
 
     def __init__(self, latency: float) -> None:
@@ -62,10 +66,16 @@ class Mode:
 # How a token begins -> what becomes of it. `times` is how often it has arrived, this time included.
 FATES: tuple[tuple[re.Pattern, Callable[[re.Match, int], dict], str], ...] = (
     (re.compile(r"gone-"), lambda found, times: {"error": "NotRegistered"}, "dead: NotRegistered"),
-    (re.compile(r"canonical-(.*)"), lambda found, times: {"registration_id": "new-" + found[1]},
-     "delivered, and replaced: `canonical-X` by `new-X`"),
-    (re.compile(r"flaky-(\d+)-"), lambda found, times: {"error": "Unavailable"} if times <= int(found[1]) else {},
-     "`flaky-2-X`: Unavailable twice, then delivered"),
+    (
+        re.compile(r"canonical-(.*)"),
+        lambda found, times: {"registration_id": "new-" + found[1]},
+        "delivered, and replaced: `canonical-X` by `new-X`",
+    ),
+    (
+        re.compile(r"flaky-(\d+)-"),
+        lambda found, times: {"error": "Unavailable"} if times <= int(found[1]) else {},
+        "`flaky-2-X`: Unavailable twice, then delivered",
+    ),
     (re.compile(r"quota-"), lambda found, times: {"error": "DeviceMessageRateExceeded"}, "too many to this device"),
     (re.compile(r"invalid-"), lambda found, times: {"error": "InvalidRegistration"}, "rejected: InvalidRegistration"),
     (re.compile(r"mismatch-"), lambda found, times: {"error": "MismatchSenderId"}, "rejected: MismatchSenderId"),
@@ -92,8 +102,9 @@ class Ledger:
 
 
 def render(status: int, body: bytes, content_type: str = "application/json", extra: str = "") -> bytes:
-    return (f"HTTP/1.1 {status} Pretend\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}"
-            "\r\n").encode() + body
+    return (
+        f"HTTP/1.1 {status} Pretend\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    ).encode() + body
 
 
 class _Peer:
@@ -162,9 +173,18 @@ class Sandbox:
             if "message_id" in result:
                 ledger.delivered[token] += 1
         failures = sum("error" in result for result in results)
-        return delay, render(200, json.dumps({
-            "multicast_id": ledger.requests, "success": len(results) - failures, "failure": failures,
-            "canonical_ids": sum("registration_id" in result for result in results), "results": results}).encode())
+        return delay, render(
+            200,
+            json.dumps(
+                {
+                    "multicast_id": ledger.requests,
+                    "success": len(results) - failures,
+                    "failure": failures,
+                    "canonical_ids": sum("registration_id" in result for result in results),
+                    "results": results,
+                }
+            ).encode(),
+        )
 
     def _fate(self, token: str) -> dict:
         for pattern, fate, _ in FATES:
@@ -268,7 +288,7 @@ class Sandbox:
     def _write(self, peer: _Peer) -> None:
         while peer.unsent:
             try:
-                peer.unsent = peer.unsent[peer.sock.send(peer.unsent):]
+                peer.unsent = peer.unsent[peer.sock.send(peer.unsent) :]
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._selector.modify(peer.sock, READ | WRITE, peer)
                 return

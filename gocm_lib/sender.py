@@ -292,8 +292,9 @@ def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
                 time.sleep(0.1)
 
 
-def main(settings: Settings, name: str, generation: int, queue: Queue, address: str, authkey: bytes,
-         control: Connection) -> None:
+def main(
+    settings: Settings, name: str, generation: int, queue: Queue, address: str, authkey: bytes, control: Connection
+) -> None:
     """The sender process `name` of a generation. Tells `control` that it is ready, or why it cannot start; finishes
     what is in flight when told to there.
     """

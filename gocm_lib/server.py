@@ -29,8 +29,7 @@ from gocm_lib.settings import Settings
 from gocm_lib.state import Client, StateUnavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
-LINGER = 1.0  # seconds and
-LINGER_BYTES = 4 * 1024 * 1024  # bytes of a refused request that are read, so that the refusal is not lost in a reset
+LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 RETRY_AFTER = {"Retry-After": "1"}
 LARGEST_PAGE = 10_000
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -70,8 +69,14 @@ class Service:
         """POST /gcm/send: keep a message for its tokens, then answer."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
-        accepted = job.parse(request.headers.get("content-type", ""), request.body, job_id=self.intake.mint(),
-                             upstream=gcm.NAME, now=time.time(), max_age=self.settings.max_age)
+        accepted = job.parse(
+            request.headers.get("content-type", ""),
+            request.body,
+            job_id=self.intake.mint(),
+            upstream=gcm.NAME,
+            now=time.time(),
+            max_age=self.settings.max_age,
+        )
         self.intake.submit(accepted)
         return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
 
@@ -270,12 +275,9 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _linger(self) -> None:
         # Closing a socket with unread data resets the connection, and the reset can overtake the answer.
         self.request.shutdown(socket.SHUT_WR)
-        deadline, left = time.monotonic() + LINGER, LINGER_BYTES
-        while left > 0 and (remaining := deadline - time.monotonic()) > 0:
-            data = self._receive(remaining)
-            if not data:
-                return
-            left -= len(data)
+        deadline = time.monotonic() + LINGER
+        while self._receive(deadline - time.monotonic()):
+            pass
 
     # --------------------------------------------------------------------------------------------- reading in time
 
@@ -404,4 +406,3 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.logger.exception("a connection failed")
-

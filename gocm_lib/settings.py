@@ -137,40 +137,61 @@ def option(default: Any, read: Callable[[str], Any], help: str, *, also: Sequenc
 class Settings:
     """The server's options. The field is the name; `--name-with-dashes` and GOCM_NAME follow from it."""
 
-    apikey: str = option("", secret, "API key of the GCM-compatible upstream; needed unless --sandbox",
-                         also=("-apikey",), metavar="KEY")
-    host: str = option("127.0.0.1", text, "address to listen on",
-                       also=("-host", "--ipaddress", "-ipaddress"), metavar="ADDRESS")
-    port: int = option(5601, number(0, 65535), "TCP port to listen on; 0 takes a free one",
-                       also=("-port",), metavar="PORT")
+    apikey: str = option(
+        "", secret, "API key of the GCM-compatible upstream; needed unless --sandbox", also=("-apikey",), metavar="KEY"
+    )
+    host: str = option(
+        "127.0.0.1", text, "address to listen on", also=("-host", "--ipaddress", "-ipaddress"), metavar="ADDRESS"
+    )
+    port: int = option(
+        5601, number(0, 65535), "TCP port to listen on; 0 takes a free one", also=("-port",), metavar="PORT"
+    )
     logto: str = option("", text, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
     log_level: str = option("info", log_level, "debug, info, warning or error", metavar="LEVEL")
     no_auth: bool = option(False, flag, "allow a --host that other machines can reach: they can send and read reports")
-    spool: str = option("", text, "file that keeps accepted messages, or `:memory:`; default $STATE_DIRECTORY/gocm.db, "
-                        "else ~/.local/state/gocm/gocm.db", metavar="PATH")
+    spool: str = option(
+        "",
+        text,
+        "file that keeps accepted messages, or `:memory:`; default $STATE_DIRECTORY/gocm.db, "
+        "else ~/.local/state/gocm/gocm.db",
+        metavar="PATH",
+    )
     senders: int = option(0, number(0, 64), "sender processes; 0 means one per core, at most 4", metavar="N")
-    connections: int = option(512, number(1, 10000), "upstream connections, so requests in flight, per sender",
-                              metavar="N")
-    gcm_url: str = option("https://android.googleapis.com/gcm/send", upstream_url, "where GCM messages are posted",
-                          metavar="URL")
-    upstream_ca: str = option("", readable_file, "PEM file of the authorities to trust instead of the system's",
-                              metavar="FILE")
+    connections: int = option(
+        512, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
+    )
+    gcm_url: str = option(
+        "https://android.googleapis.com/gcm/send", upstream_url, "where GCM messages are posted", metavar="URL"
+    )
+    upstream_ca: str = option(
+        "", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE"
+    )
     upstream_timeout: float = option(30.0, seconds(0.1, 600), "seconds an upstream may take to answer", metavar="S")
-    retry_base: float = option(10.0, seconds(0.01, 3600), "seconds: the first retry comes after a random part of this, "
-                               "the next after a part of its double, and so on", metavar="S")
+    retry_base: float = option(
+        10.0,
+        seconds(0.01, 3600),
+        "seconds: the first retry comes after a random part of this, the next after a part of its double, and so on",
+        metavar="S",
+    )
     retry_cap: float = option(600.0, seconds(0.01, 86400), "seconds: where that doubling ends", metavar="S")
     max_attempts: int = option(5, number(1, 100), "attempts for a token before it is set aside as failed", metavar="N")
-    max_age: float = option(86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed",
-                            metavar="S")
+    max_age: float = option(
+        86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed", metavar="S"
+    )
     max_body: int = option(4 * 1024 * 1024, number(1024, 1 << 30), "bytes a request's body may have", metavar="BYTES")
     max_connections: int = option(512, number(1, 100000), "client connections served at once", metavar="N")
-    head_timeout: float = option(5.0, seconds(0.1, 300), "seconds a client may take to send a request's head; its body "
-                                 "gets this and a second for each 16 KiB", metavar="S")
+    head_timeout: float = option(
+        5.0,
+        seconds(0.1, 300),
+        "seconds a client may take to send a request's head; its body gets this and a second for each 16 KiB",
+        metavar="S",
+    )
     idle_timeout: float = option(60.0, seconds(0.1, 3600), "seconds an idle client connection is kept", metavar="S")
     drain: float = option(25.0, seconds(0, 600), "seconds that requests in flight may take when stopping", metavar="S")
     sandbox: bool = option(False, flag, "run a pretend GCM beside the server and send there: no key, no Google")
-    sandbox_port: int = option(5602, number(0, 65535), "TCP port of the pretend GCM; 0 takes a free one",
-                               metavar="PORT")
+    sandbox_port: int = option(
+        5602, number(0, 65535), "TCP port of the pretend GCM; 0 takes a free one", metavar="PORT"
+    )
 
 
 @dataclass(frozen=True)
@@ -206,8 +227,12 @@ def show(default: Any) -> str:
 
 
 def _parser(kind: type, program: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=program, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                     description="Takes push notifications over HTTP, answers at once, delivers them to Google.")
+    parser = _Parser(
+        prog=program,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        description="Takes push notifications over HTTP, answers at once, delivers them to Google.",
+    )
     version = f"gocm {__version__} (python {platform.python_version()}, urllib3 {urllib3.__version__})"
     parser.add_argument("--version", action="version", version=version)
     for row in fields(kind):
@@ -222,8 +247,9 @@ def _parser(kind: type, program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(kind: type[AnySettings], argv: Sequence[str], environ: Mapping[str, str],
-          program: str = "gocm") -> AnySettings:
+def parse(
+    kind: type[AnySettings], argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm"
+) -> AnySettings:
     """Settings of the given kind from the command line, then GOCM_ variables, then defaults.
 
     Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
@@ -257,5 +283,7 @@ def check(settings: Settings) -> None:
     if not settings.apikey and not settings.sandbox:
         raise SettingsError("--apikey is missing: give the upstream's API key, or --sandbox to try GoCM without Google")
     if not is_loopback(settings.host) and not settings.no_auth:
-        raise SettingsError(f"--host {settings.host} can be reached by other machines and GoCM has no password yet: "
-                            "listen on 127.0.0.1, or say --no-auth if a firewall guards it")
+        raise SettingsError(
+            f"--host {settings.host} can be reached by other machines and GoCM has no password yet: "
+            "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
+        )

@@ -41,12 +41,13 @@ CREATE TABLE token (
     token TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     generation INTEGER NOT NULL DEFAULT 0,
+    batch INTEGER NOT NULL DEFAULT 0,
     due_at REAL NOT NULL,
     upstream TEXT NOT NULL,
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
 CREATE INDEX token_ready ON token (upstream, due_at) WHERE generation = 0;
-CREATE INDEX token_claimed ON token (generation) WHERE generation > 0;
+CREATE INDEX token_claimed ON token (generation, batch) WHERE generation > 0;
 CREATE TABLE dead (
     job INTEGER NOT NULL,
     n INTEGER NOT NULL,
@@ -65,6 +66,25 @@ WHERE token.generation = 0 AND token.upstream = ? AND token.due_at <= ?
 ORDER BY token.due_at LIMIT ?
 """
 
+_CLAIMED = """
+SELECT token.job, token.n, token.token, token.attempts, job.upstream, job.payload, job.options, job.expires_at
+FROM token INDEXED BY token_claimed JOIN job ON job.id = token.job
+WHERE token.generation > 0 AND token.generation = ? AND token.batch = ?
+ORDER BY token.job, token.n
+"""
+
+
+def _slices(rows: Iterable[tuple]) -> list[Slice]:
+    """Rows of the two queries above, in their order, those of one job together."""
+    slices: list[Slice] = []
+    tokens: list[Claimed] = []
+    for job, n, token, attempts, upstream, payload, options, _expires_at in rows:
+        if not slices or slices[-1].job != job:
+            tokens = []
+            slices.append(Slice(job, upstream, payload, options, tokens))
+        tokens.append(Claimed(n, token, attempts + 1))
+    return slices
+
 
 class Spool:
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -74,49 +94,61 @@ class Spool:
 
     def recount(self) -> None:
         """Count afresh what each generation has in hand. For the feeder's pace only; no promise rests on it."""
-        self.in_hand = Counter(dict(self.db.execute(
-            "SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation")))
+        self.in_hand = Counter(
+            dict(self.db.execute("SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation"))
+        )
 
     def accept(self, job: Job) -> None:
         """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
         added = self.db.execute(
             "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0)",
-            (job.id, job.upstream, job.payload, job.options, job.accepted_at, job.expires_at)).rowcount
+            (job.id, job.upstream, job.payload, job.options, job.accepted_at, job.expires_at),
+        ).rowcount
         if added:
             self.db.executemany(
                 "INSERT INTO token (job, n, token, due_at, upstream) VALUES (?, ?, ?, ?, ?)",
-                [(job.id, n, token, job.accepted_at, job.upstream) for n, token in enumerate(job.tokens)])
+                [(job.id, n, token, job.accepted_at, job.upstream) for n, token in enumerate(job.tokens)],
+            )
 
-    def claim(self, generation: int, upstream: str, limit: int, now: float) -> tuple[list[Slice], list[Claimed]]:
-        """Give up to `limit` due tokens to a generation: slices of their jobs, and how many had grown too old.
+    def claim(
+        self, generation: int, batch: int, upstream: str, limit: int, now: float
+    ) -> tuple[list[Slice], list[str]]:
+        """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs.
 
-        A token of a job that expired is not claimed but buried; those come back as the second list.
+        A token of a job that has expired is buried instead; those are the second list.
         """
         rows = self.db.execute(_DUE, (upstream, now, limit)).fetchall()
-        taken: list[tuple[int, int, int]] = []
-        slices: list[Slice] = []
-        expired: list[tuple[int, Claimed]] = []
-        for job, n, token, attempts, to, payload, options, expires_at in rows:
-            claimed = Claimed(n, token, attempts + 1)
-            if expires_at <= now:
-                expired.append((job, claimed))
-                continue
-            taken.append((generation, job, n))
-            if not slices or slices[-1].job != job:
-                slices.append(Slice(job, to, payload, options, []))
-            slices[-1].tokens.append(claimed)  # type: ignore[attr-defined]
-        self.db.executemany("UPDATE token SET generation = ? WHERE job = ? AND n = ?", taken)
-        self.in_hand[generation] += len(taken)
-        for job, claimed in expired:
-            self.bury(0, job, claimed.n, claimed.attempt - 1, "too old", now)
-        self.finish({job for job, _ in expired})
-        return slices, [claimed for _, claimed in expired]
+        fresh = [row for row in rows if row[7] > now]
+        self.db.executemany(
+            "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n = ?",
+            [(generation, batch, row[0], row[1]) for row in fresh],
+        )
+        self.in_hand[generation] += len(fresh)
+        expired = [row for row in rows if row[7] <= now]
+        for row in expired:
+            self.bury(0, row[0], row[1], row[3], "too old", now)
+        self.finish({row[0] for row in expired})
+        return _slices(fresh), [row[2] for row in expired]
+
+    def claimed(self, generation: int, batch: int) -> list[Slice]:
+        """What is left of a batch in a generation's hands."""
+        return _slices(self.db.execute(_CLAIMED, (generation, batch)))
+
+    def last_batch(self, generation: int) -> int:
+        """The highest batch that has tokens in a generation's hands, 0 when it has none."""
+        return self.db.execute(
+            "SELECT coalesce(max(batch), 0) FROM token INDEXED BY token_claimed"
+            " WHERE generation > 0 AND generation = ?",
+            (generation,),
+        ).fetchone()[0]
 
     def holds(self, generation: int, job: int, n: int) -> tuple[str, float] | None:
         """The token and its job's expiry if this generation has it in hand, else None: somebody settled it before."""
         return self.db.execute(
             "SELECT token.token, job.expires_at FROM token JOIN job ON job.id = token.job"
-            " WHERE token.job = ? AND token.n = ? AND token.generation = ?", (job, n, generation)).fetchone()
+            " WHERE token.job = ? AND token.n = ? AND token.generation = ?",
+            (job, n, generation),
+        ).fetchone()
 
     def remove(self, generation: int, job: int, n: int) -> bool:
         """Drop the row of a token that has come to its end; False when it was not in this generation's hands."""
@@ -126,14 +158,18 @@ class Spool:
 
     def retry(self, generation: int, job: int, n: int, attempts: int, due_at: float) -> None:
         """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
-        self.db.execute("UPDATE token SET generation = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
-                        (attempts, due_at, job, n))
+        self.db.execute(
+            "UPDATE token SET generation = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
+            (attempts, due_at, job, n),
+        )
         self.in_hand[generation] -= 1
 
     def bury(self, generation: int, job: int, n: int, attempts: int, reason: str, now: float) -> None:
         """Set a generation's token (0: a ready one) aside as failed: it is kept, but not sent again by itself."""
-        self.db.execute("INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
-                        (attempts, reason, now, job, n))
+        self.db.execute(
+            "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
+            (attempts, reason, now, job, n),
+        )
         self.remove(generation, job, n)
 
     def finish(self, jobs: Iterable[int]) -> None:
@@ -159,9 +195,13 @@ class Spool:
 
     def next_due(self, upstreams: Iterable[str]) -> float | None:
         """When the next ready token of these upstreams is due; None when there is none."""
-        found = [self.db.execute("SELECT min(due_at) FROM token INDEXED BY token_ready"
-                                 " WHERE generation = 0 AND upstream = ?", (upstream,)).fetchone()[0]
-                 for upstream in upstreams]
+        found = [
+            self.db.execute(
+                "SELECT min(due_at) FROM token INDEXED BY token_ready WHERE generation = 0 AND upstream = ?",
+                (upstream,),
+            ).fetchone()[0]
+            for upstream in upstreams
+        ]
         return min((due for due in found if due is not None), default=None)
 
     def pending(self) -> int:

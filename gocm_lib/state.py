@@ -62,8 +62,13 @@ class Snapshot(NamedTuple):
 class State:
     """The shared state. One lock, held for one transaction at a time; `claim` alone waits, without the lock."""
 
-    def __init__(self, db: sqlite3.Connection, policy: Policy, upstreams: Sequence[str],
-                 draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        policy: Policy,
+        upstreams: Sequence[str],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self.db = db
         self.policy = policy
         self.upstreams = tuple(upstreams)
@@ -71,6 +76,7 @@ class State:
         self.spool = Spool(db)
         self.report = RunReport(db)
         self.generation = 0  # the newest; older ones claim nothing more
+        self.batches: dict[int, int] = {}  # the last batch each generation was given
         self.pauses: dict[str, Pause] = {}
         self.changed = threading.Condition(threading.Lock())
 
@@ -100,20 +106,32 @@ class State:
             self.generation = max(self.generation, generation)
             self.changed.notify_all()
 
-    def claim(self, generation: int, room: int, now: float, wait: float) -> list[Slice]:
-        """Due tokens for a generation that may have `room` in hand; waits up to `wait` seconds for the first."""
+    def claim(self, generation: int, batch: int, room: int, now: float, wait: float) -> list[Slice]:
+        """Due tokens for a generation that may have `room` in hand; waits up to `wait` seconds for the first.
+
+        The caller numbers its batches, and goes on to the next number when it has received one. So a batch whose
+        answer was lost, because this process was killed or stood still, is given again, not forgotten in the
+        generation's hands.
+        """
         started = time.monotonic()
         with self.changed:
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
                     return []
-                slices = self._claim(generation, room, now + waited)
+                if batch <= self._last_batch(generation):
+                    return self.spool.claimed(generation, batch)
+                slices = self._claim(generation, batch, room, now + waited)
                 if slices or waited >= wait:
                     return slices
                 self.changed.wait(min(wait - waited, self._idle(generation, room, now + waited)))
 
-    def _claim(self, generation: int, room: int, now: float) -> list[Slice]:
+    def _last_batch(self, generation: int) -> int:
+        if generation not in self.batches:
+            self.batches[generation] = self.spool.last_batch(generation)
+        return self.batches[generation]
+
+    def _claim(self, generation: int, batch: int, room: int, now: float) -> list[Slice]:
         slices: list[Slice] = []
         for upstream in self.upstreams:
             free = room - self.spool.in_hand[generation]
@@ -124,12 +142,14 @@ class State:
             if free <= 0 or due is None or due > now:
                 continue
             with self._transaction():
-                found, expired = self.spool.claim(generation, upstream, free, now)
+                found, expired = self.spool.claim(generation, batch, upstream, free, now)
                 self.report.count({"failures": len(expired)})
+            if found:
+                self.batches[generation] = batch
             if paused and found:
                 self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probing=True)
             slices += found
-            self._log_ends([("too old", claimed.token) for claimed in expired])
+            self._log_ends([("too old", token) for token in expired])
         return slices
 
     def _idle(self, generation: int, room: int, now: float) -> float:
@@ -157,8 +177,9 @@ class State:
             self.changed.notify_all()
         self._log_ends(ends)
 
-    def _settle(self, generation: int, result: Result, now: float, counts: Counter[str],
-                ends: list[tuple[str, str]]) -> None:
+    def _settle(
+        self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
+    ) -> None:
         outcome, job, n = result.outcome, result.job, result.n
         if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
             if self.spool.remove(generation, job, n):
@@ -195,8 +216,13 @@ class State:
         if result.outcome.verdict in BLAMES_UPSTREAM:
             paused = pause(known, result.outcome, now)
             if paused != known:
-                log.logger.warning("upstream %s is paused for %.0f s: %s; its messages are kept (job %s)",
-                                   result.upstream, paused.delay, paused.reason, format_id(result.job))
+                log.logger.warning(
+                    "upstream %s is paused for %.0f s: %s; its messages are kept (job %s)",
+                    result.upstream,
+                    paused.delay,
+                    paused.reason,
+                    format_id(result.job),
+                )
             self.pauses[result.upstream] = paused
         elif known:
             del self.pauses[result.upstream]

@@ -171,8 +171,14 @@ class Supervisor:
         intake = Intake(Client(self.address, self.authkey), facts["state"])
         self.server.start(Service(self.settings, intake, Client(self.address, self.authkey)))
         host, port = self.server.server_address[:2]
-        log.logger.info("gocm %s listens on %s port %d, sends to %s, keeps messages in %s", __version__, host, port,
-                        "the sandbox" if settings.sandbox else settings.gcm_url, settings.spool)
+        log.logger.info(
+            "gocm %s listens on %s port %d, sends to %s, keeps messages in %s",
+            __version__,
+            host,
+            port,
+            "the sandbox" if settings.sandbox else settings.gcm_url,
+            settings.spool,
+        )
         notify(f"READY=1\nSTATUS=listening on {host} port {port}")
 
     def _start_forkserver(self) -> None:
@@ -186,8 +192,10 @@ class Supervisor:
         try:
             return make(host, port)
         except OSError as error:
-            raise Stop(Exit.ADDRESS, f"cannot listen on {host} port {port}: {error.strerror or error}; "
-                                     f"give another {option} or --host") from None
+            raise Stop(
+                Exit.ADDRESS,
+                f"cannot listen on {host} port {port}: {error.strerror or error}; give another {option} or --host",
+            ) from None
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT
@@ -235,20 +243,34 @@ class Supervisor:
         self._respawn_sandbox()
 
     def _respawn_sandbox(self) -> None:
-        self.children.append(Child(self.context, "sandbox", "sandbox", sandbox.main, self.settings,
-                                   self.sandbox_listener))
+        self.children.append(
+            Child(self.context, "sandbox", "sandbox", sandbox.main, self.settings, self.sandbox_listener)
+        )
 
     def _start_state(self) -> None:
-        self.children.append(Child(self.context, "state", "state", state.main, self.settings, [gcm.NAME],
-                                   self.address, self.authkey))
+        self.children.append(
+            Child(self.context, "state", "state", state.main, self.settings, [gcm.NAME], self.address, self.authkey)
+        )
 
     def _start_generation(self) -> Generation:
         self.newest = number = self.newest + 1
         generation = Generation(number, self.context.Queue())
         for place in range(self.settings.senders):
             name = f"sender-{number}.{place + 1}"
-            generation.senders.append(Child(self.context, "sender", name, sender.main, self.settings, name, number,
-                                            generation.queue, self.address, self.authkey))
+            generation.senders.append(
+                Child(
+                    self.context,
+                    "sender",
+                    name,
+                    sender.main,
+                    self.settings,
+                    name,
+                    number,
+                    generation.queue,
+                    self.address,
+                    self.authkey,
+                )
+            )
         # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
         # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
         generation.queue._reader.close()  # type: ignore[attr-defined]
@@ -279,8 +301,10 @@ class Supervisor:
         log.logger.error("the %s process died (%s) and is started again", dead.name, ended)
         if dead.kind == "state" and self.settings.spool == ":memory:":
             log.logger.error("the spool was in memory only: messages that were not sent yet are lost")
-        self._later("state" if dead.kind == "state" else "sandbox",
-                    self._start_state if dead.kind == "state" else self._respawn_sandbox)
+        self._later(
+            "state" if dead.kind == "state" else "sandbox",
+            self._start_state if dead.kind == "state" else self._respawn_sandbox,
+        )
 
     def _on_sender_death(self, dead: Child, ended: str) -> None:
         generation = next(g for g in self.generations if dead in g.senders)

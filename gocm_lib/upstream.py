@@ -117,6 +117,11 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
 def from_settings(settings: Settings) -> dict[str, Upstream]:
     """Every upstream that the settings name, by its name. Raises SettingsError where one cannot be made."""
     return {
-        gcm.NAME: Upstream(gcm, settings.gcm_url, f"key={settings.apikey}",
-                           ca_file=settings.upstream_ca, connections=settings.connections),
+        gcm.NAME: Upstream(
+            gcm,
+            settings.gcm_url,
+            f"key={settings.apikey}",
+            ca_file=settings.upstream_ca,
+            connections=settings.connections,
+        ),
     }

@@ -34,14 +34,26 @@ def eventually(condition, limit=LIMIT, every=0.02):
         time.sleep(every)
 
 
+def stand_still(pid):
+    """SIGSTOP a process, and return when it has stopped: the signal takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
 class Program:
     """A GoCM command as a process in a group of its own; its log is read while it runs."""
 
     def __init__(self, *words, environ=None):
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "gocm.py"), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
-            env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, **(environ or {})})
+            [sys.executable, str(ROOT / "gocm.py"), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            start_new_session=True,
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, **(environ or {})},
+        )
         self.lines = []
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
@@ -58,9 +70,11 @@ class Program:
 
     def logged(self, pattern, limit=LIMIT):
         """The last match of the pattern in the log, waited for."""
+
         def look():
             assert self.process.poll() is None or self.find(pattern), f"it ended:\n{self.log()}"
             return self.find(pattern)
+
         return eventually(look, limit)[-1]
 
     def wait(self, limit=LIMIT):
@@ -123,8 +137,22 @@ class Server(Program):
     """A GoCM server sending to a sandbox, quick to retry."""
 
     def __init__(self, spool, url, *words, environ=None):
-        super().__init__("--port", "0", "--spool", str(spool), "--gcm-url", url, "--apikey", "k", "--log-level", "debug",
-                         "--retry-base", "0.05", *words, environ=environ)
+        super().__init__(
+            "--port",
+            "0",
+            "--spool",
+            str(spool),
+            "--gcm-url",
+            url,
+            "--apikey",
+            "k",
+            "--log-level",
+            "debug",
+            "--retry-base",
+            "0.05",
+            *words,
+            environ=environ,
+        )
         self.spool = str(spool)
         self.port = int(self.logged(r"front: gocm \S+ listens on \S+ port (\d+)"))
 
@@ -177,5 +205,6 @@ def server(start):
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")  # the tests' own clients are left to the end
     config.addinivalue_line("markers", "slow: takes over five seconds")
     config.addinivalue_line("markers", "short: the short suite, run on every Python")

@@ -1,0 +1,160 @@
+"""gcm: for any status and any bytes exactly one outcome per token, and never a dead token without NotRegistered."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gocm_lib import gcm
+from gocm_lib.job import Claimed, Slice
+from gocm_lib.outcome import DELIVERED, Outcome, Verdict
+
+pytestmark = pytest.mark.short
+
+NOW = 1e9
+
+
+def judge(status, body, count, headers=None):
+    return gcm.outcomes(
+        status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode(), count, NOW
+    )
+
+
+words = st.sampled_from(["NotRegistered", "Unavailable", "InternalServerError", "InvalidRegistration", "", "Odd"])
+results = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"error": words}),
+        st.fixed_dictionaries({"message_id": st.text(max_size=4)}),
+        st.fixed_dictionaries({"message_id": st.just("1"), "registration_id": st.text(max_size=4) | st.integers()}),
+        st.none(),
+        st.integers(),
+        st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
+    ),
+    max_size=8,
+)
+bodies = st.binary(max_size=80) | results.map(lambda r: json.dumps({"results": r}).encode())
+
+
+@given(st.integers(100, 599), bodies, st.integers(1, 8), st.none() | st.text(max_size=9))
+def test_one_outcome_for_each_token(status, body, count, retry_after):
+    found = judge(status, body, count, {} if retry_after is None else {"retry-after": retry_after})
+    assert len(found) == count and all(isinstance(outcome, Outcome) for outcome in found)
+    if any(outcome.verdict is Verdict.UNREGISTERED for outcome in found):
+        assert status == 200 and b"NotRegistered" in body
+        assert len(json.loads(body)["results"]) == count
+
+
+@given(results, st.integers(1, 8))
+def test_a_dead_token_is_the_one_that_was_named(results, count):
+    for result, outcome in zip(results, judge(200, {"results": results}, count)):
+        if outcome.verdict is Verdict.UNREGISTERED:
+            assert result["error"] == "NotRegistered"
+
+
+# The reference's tables: result errors, then HTTP statuses.
+@pytest.mark.parametrize(
+    "result, verdict, reason",
+    [
+        ({"message_id": "1:08"}, Verdict.DELIVERED, ""),
+        ({"error": "NotRegistered"}, Verdict.UNREGISTERED, "NotRegistered"),
+        ({"error": "Unavailable"}, Verdict.DEFERRED, "Unavailable"),
+        ({"error": "InternalServerError"}, Verdict.DEFERRED, "InternalServerError"),
+        ({"error": "DeviceMessageRateExceeded"}, Verdict.DEFERRED, "DeviceMessageRateExceeded"),
+        ({"error": "InvalidRegistration"}, Verdict.REJECTED, "InvalidRegistration"),
+        ({"error": "MissingRegistration"}, Verdict.REJECTED, "MissingRegistration"),
+        ({"error": "MismatchSenderId"}, Verdict.REJECTED, "MismatchSenderId"),
+        ({"error": "InvalidPackageName"}, Verdict.REJECTED, "InvalidPackageName"),
+        ({"error": "MessageTooBig"}, Verdict.REJECTED, "MessageTooBig"),
+        ({"error": "InvalidDataKey"}, Verdict.REJECTED, "InvalidDataKey"),
+        ({"error": "InvalidTtl"}, Verdict.REJECTED, "InvalidTtl"),
+        ({"error": "InvalidApnsCredential"}, Verdict.REJECTED, "InvalidApnsCredential"),
+        ({"error": "SomethingNew"}, Verdict.REJECTED, "SomethingNew"),
+        ({"error": "DeprecatedApi"}, Verdict.UPSTREAM_CONFIG, "DeprecatedApi"),
+        ({}, Verdict.DEFERRED, "result without message_id"),
+    ],
+)
+def test_results(result, verdict, reason):
+    [outcome] = judge(200, {"results": [result]}, 1)
+    assert (outcome.verdict, outcome.reason) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
+    "status, verdict, wait",
+    [
+        (201, Verdict.DEFERRED, None),
+        (301, Verdict.UPSTREAM_CONFIG, None),
+        (307, Verdict.UPSTREAM_CONFIG, None),
+        (400, Verdict.REJECTED, None),
+        (401, Verdict.UPSTREAM_CONFIG, None),
+        (403, Verdict.UPSTREAM_CONFIG, None),
+        (404, Verdict.UPSTREAM_CONFIG, None),
+        (413, Verdict.REJECTED, None),
+        (429, Verdict.DEFERRED, 60.0),
+        (500, Verdict.DEFERRED, None),
+        (502, Verdict.DEFERRED, None),
+        (503, Verdict.DEFERRED, None),
+        (599, Verdict.DEFERRED, None),
+    ],
+)
+def test_statuses(status, verdict, wait):
+    assert judge(status, b"<html>", 2) == [Outcome(verdict, f"HTTP {status}", retry_after=wait)] * 2
+
+
+def test_retry_after_is_passed_on():
+    assert judge(503, b"", 1, {"retry-after": "7"})[0].retry_after == 7
+    assert judge(429, b"", 1, {"retry-after": "0"})[0].retry_after == 0
+
+
+def test_the_reference_s_own_example():
+    body = {
+        "multicast_id": 216,
+        "success": 3,
+        "failure": 3,
+        "canonical_ids": 1,
+        "results": [
+            {"message_id": "1:0408"},
+            {"error": "Unavailable"},
+            {"error": "InvalidRegistration"},
+            {"message_id": "1:1516"},
+            {"message_id": "1:2342", "registration_id": "32"},
+            {"error": "NotRegistered"},
+        ],
+    }
+    assert [outcome.verdict for outcome in judge(200, body, 6)] == [
+        Verdict.DELIVERED,
+        Verdict.DEFERRED,
+        Verdict.REJECTED,
+        Verdict.DELIVERED,
+        Verdict.DELIVERED,
+        Verdict.UNREGISTERED,
+    ]
+    assert judge(200, body, 6)[4].canonical == "32"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_a_wrong_number_of_results_reports_no_token_dead_and_replaces_none(count):
+    body = {"results": [{"error": "NotRegistered"}, {"message_id": "1", "registration_id": "new"}, {"message_id": "2"}]}
+    found = judge(200, body, count)
+    assert len(found) == count
+    assert {outcome.verdict for outcome in found} <= {Verdict.DELIVERED, Verdict.DEFERRED}
+    assert all(outcome == DELIVERED for outcome in found[1:3])
+
+
+def claimed(count, options="{}"):
+    return Slice(1, "gcm", '{"a":"b"}', options, [Claimed(n, f"t{n}", 1) for n in range(count)])
+
+
+@given(st.integers(1, 2500))
+def test_requests_cover_each_token_once_in_order(count):
+    parts = list(gcm.requests(claimed(count)))
+    assert [token for part, _ in parts for token in part.tokens] == claimed(count).tokens
+    for part, body in parts:
+        message = json.loads(body)
+        assert message["registration_ids"] == [token.token for token in part.tokens]
+        assert 1 <= len(part.tokens) <= 1000 and message["data"] == {"a": "b"}
+
+
+def test_options_go_beside_the_data():
+    [(_, body)] = gcm.requests(claimed(1, '{"collapse_key":"k","time_to_live":0}'))
+    assert json.loads(body) == {"registration_ids": ["t0"], "data": {"a": "b"}, "collapse_key": "k", "time_to_live": 0}

@@ -1,0 +1,187 @@
+"""job: whatever bytes arrive, a sound Job or a BadRequest that names the field."""
+
+import json
+
+import pytest
+from conftest import form
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gocm_lib import job
+from gocm_lib.job import BadRequest
+
+pytestmark = pytest.mark.short
+
+FORM, JSON = "application/x-www-form-urlencoded", "application/json"
+
+
+def parse(content_type, body):
+    return job.parse(content_type, body, job_id=7, upstream="gcm", now=1000.0, max_age=86400.0)
+
+
+def sound(found):
+    assert found.tokens and all(isinstance(t, str) and t and len(t.encode()) <= 4096 for t in found.tokens)
+    assert isinstance(json.loads(found.payload), dict) and len(found.payload.encode()) <= 4096
+    assert isinstance(json.loads(found.options), dict)
+    assert 1000.0 < found.expires_at <= 1000.0 + 86400.0
+
+
+@given(st.sampled_from([FORM, JSON]), st.binary(max_size=300))
+def test_any_bytes_give_a_job_or_a_bad_request(content_type, body):
+    try:
+        sound(parse(content_type, body))
+    except BadRequest as problem:
+        assert problem.error and "\n" not in problem.error and 400 <= problem.status < 500
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: values | st.lists(st.text(max_size=4)) for name in (*job.FIELDS, "surprise")}
+    )
+)
+@example({"tokens": ["a"], "payload": {"x": float("inf")}})
+@example({"tokens": ["\ud800"], "payload": {}})
+@example({"tokens": ["a"], "payload": {"x": "\ud800"}})
+@example({"tokens": ["a"], "payload": {}, "time_to_live": True})
+def test_any_json_gives_a_job_or_a_bad_request(fields):
+    try:
+        sound(parse(JSON, json.dumps(fields).encode()))
+    except BadRequest as problem:
+        assert problem.error and "\n" not in problem.error
+
+
+tokens = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=40),
+    min_size=1,
+    max_size=5,
+)
+payloads = st.dictionaries(
+    st.text(st.characters(codec="utf-8"), max_size=8),
+    values.filter(lambda v: "Infinity" not in json.dumps(v) and "NaN" not in json.dumps(v)),
+    max_size=4,
+)
+
+
+@given(tokens, payloads)
+def test_form_and_json_say_the_same(tokens, payload):
+    try:
+        by_json = parse(JSON, json.dumps({"tokens": tokens, "payload": payload}).encode())
+    except BadRequest as problem:
+        assert "surrogate" in problem.error or "character" in problem.error or "4096" in problem.error
+        return
+    by_form = parse(FORM, form(tokens, json.dumps(payload)).encode())
+    assert by_form == by_json
+    assert by_json.tokens == tuple(tokens) and json.loads(by_json.payload) == payload
+
+
+GOOD = {"tokens": ["a"], "payload": {"a": 1}}
+
+BAD_JSON = [
+    (b"", ""),
+    (b"[]", ""),
+    (b"null", ""),
+    (b"{", ""),
+    (b"\xff", ""),
+    (b'{"a":NaN}', ""),
+    (b"{}\0", ""),
+    (b"[" * 100_000, ""),
+    (b'{"tokens":' + b"[" * 50_000 + b"]" * 50_000 + b"}", ""),
+    (b'{"tokens":["a"],"tokens":["b"],"payload":{}}', ""),
+    ({**GOOD, "tokens": []}, "tokens"),
+    ({**GOOD, "tokens": "abc"}, "tokens"),
+    ({**GOOD, "tokens": [""]}, "tokens"),
+    ({**GOOD, "tokens": [1]}, "tokens"),
+    ({**GOOD, "tokens": ["a\nb"]}, "tokens"),
+    ({"payload": {}}, "tokens"),
+    ({**GOOD, "tokens": ["a" * 4097]}, "tokens"),
+    ({**GOOD, "tokens": ["é" * 2049]}, "tokens"),
+    ({**GOOD, "tokens": ["a"] * 100_001}, "tokens"),
+    ({"tokens": ["a"]}, "payload"),
+    ({**GOOD, "payload": None}, "payload"),
+    ({**GOOD, "payload": "x"}, "payload"),
+    ({**GOOD, "payload": {"a": "x" * 4096}}, "payload"),
+    ({**GOOD, "time_to_live": -1}, "time_to_live"),
+    ({**GOOD, "time_to_live": 2419201}, "time_to_live"),
+    ({**GOOD, "time_to_live": 1.5}, "time_to_live"),
+    ({**GOOD, "priority": "urgent"}, "priority"),
+    ({**GOOD, "dry_run": "yes"}, "dry_run"),
+    ({**GOOD, "notification": []}, "notification"),
+    ({**GOOD, "collapse_key": ""}, "collapse_key"),
+    ({**GOOD, "token": ["a"]}, "token"),
+]
+
+
+@pytest.mark.parametrize("body, field", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_bad_json_names_the_field(body, field):
+    with pytest.raises(BadRequest) as caught:
+        parse(JSON, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert caught.value.field == field
+
+
+BAD_FORMS = [
+    (b"", "tokens"),
+    (b"payload={}", "tokens"),
+    (b"tokens=&payload={}", "tokens"),
+    (b"tokens&payload={}", "tokens"),
+    (b"tokens=a", "payload"),
+    (b"tokens=a&payload=", "payload"),
+    (b"tokens=a&payload={", "payload"),
+    (b"tokens=a&payload=[]", "payload"),
+    (b"tokens=a&payload={}&payload={}", "payload"),
+    (b"tokens=a&payload=" + b"[" * 100_000, "payload"),
+    (b"tokens=%zz&payload={}", "tokens"),
+    (b"tokens=%e4&payload={}", "tokens"),
+    (b"tokens=a%00&payload={}", "tokens"),
+    (b"tokens=a\0&payload={}", ""),
+    (b"tokens=a&payload=%", "payload"),
+    (b"tokens=a&payload={}&tokenz=b", "tokenz"),
+    (b"tokens=a&payload={}&time_to_live=x", "time_to_live"),
+    (b"tokens=a&payload={}&dry_run=", "dry_run"),
+    (b"a=1&" * 200_000, ""),
+]
+
+
+@pytest.mark.parametrize("body, field", BAD_FORMS, ids=range(len(BAD_FORMS)))
+def test_bad_forms_name_the_field(body, field):
+    with pytest.raises(BadRequest) as caught:
+        parse(FORM, body)
+    assert caught.value.field == field
+
+
+def test_a_wrong_content_type_is_415():
+    with pytest.raises(BadRequest) as caught:
+        parse("text/plain", b"tokens=a&payload={}")
+    assert (caught.value.status, caught.value.field) == (415, "Content-Type")
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(BadRequest, match="did you mean tokens"):
+        parse(FORM, b"token=a&payload={}")
+
+
+def test_options_are_kept_and_shorten_the_life():
+    found = parse(
+        FORM, form(["a"], time_to_live="60", collapse_key="k", dry_run="true", notification='{"title":"T"}').encode()
+    )
+    assert json.loads(found.options) == {
+        "time_to_live": 60,
+        "collapse_key": "k",
+        "dry_run": True,
+        "notification": {"title": "T"},
+    }
+    assert found.expires_at == 1060.0
+
+
+def test_now_or_never_survives_our_own_queue():
+    assert parse(FORM, form(["a"], time_to_live="0").encode()).expires_at == 1000.0 + job.SHORTEST_LIFE
+
+
+def test_duplicate_tokens_are_kept():
+    assert parse(FORM, b"tokens=a&tokens=a&payload={}").tokens == ("a", "a")

@@ -1,0 +1,281 @@
+"""Processes die: an idle sender, a busy one, the state process, the front, all of them. Nothing accepted is lost."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import FORM, Http, Program, eventually, stand_still
+from load import post_from_clients
+
+# What a lifecycle test ends with: every token that was accepted arrived, only `twice` of them more than once, and the
+# counters say so.
+
+
+def check_ledger(server, sandbox, accepted, twice=frozenset()):
+    report = server.settled()
+    received = sandbox.received()
+    assert received["requests"] > 0, "a ledger that saw nothing proves nothing"
+    missing = set(accepted) - set(received["delivered"])
+    assert not missing, f"{len(missing)} of {len(accepted)} never arrived"
+    assert set(received["arrived"]) == set(accepted)
+    assert {token for token, times in received["arrived"].items() if times > 1} <= set(twice)
+    assert report == {"attempts": len(accepted), "failures": 0, "pending": 0, "canonicals": 0, "notregistered": 0}
+    return received
+
+
+def arrived(sandbox):
+    return set(sandbox.received()["arrived"])
+
+
+@pytest.mark.parametrize("victims", [1, 2])
+def test_an_idle_sender_is_killed(start, sandbox, victims):
+    """An idle sender dies holding its queue's lock: a queue that is used again would be stuck for ever."""
+    server = start("--senders", "3")
+    for pid in server.children("sender-1.*")[:victims]:
+        os.kill(pid, signal.SIGKILL)
+    tokens = [f"t{n}" for n in range(50)]
+    for token in tokens:
+        server.send([token])
+    check_ledger(server, sandbox, tokens)
+    eventually(lambda: len(server.children("sender.*")) == 3)
+
+
+def test_each_sender_in_turn_is_killed_twice_round(start, sandbox):
+    server = start("--senders", "2")
+    tokens = []
+    for turn in range(4):
+        live = eventually(lambda: len(found := server.children("sender.*")) == 2 and found)
+        os.kill(live[turn % 2], signal.SIGKILL)
+        tokens += [f"{turn}-{n}" for n in range(10)]
+        for token in tokens[-10:]:
+            server.send([token])
+        check_ledger(server, sandbox, tokens)
+
+
+def test_a_busy_sender_is_killed(start, sandbox):
+    """Only what was in its hands may arrive twice; what the others of its generation had in flight does not."""
+    sandbox.mode(latency=1.0)
+    server = start("--senders", "2")
+    tokens = [f"t{n}" for n in range(200)]
+    for token in tokens:
+        server.send([token])
+    in_flight = eventually(lambda: len(found := arrived(sandbox)) == 200 and found)
+    os.kill(server.children("sender.*")[0], signal.SIGKILL)
+    received = check_ledger(server, sandbox, tokens, twice=in_flight)
+    again = sum(times > 1 for times in received["arrived"].values())
+    assert 0 < again < 200, "one sender's flights are repeated, the other's are not"
+
+
+def test_a_large_job_survives_its_sender(start, sandbox):
+    sandbox.mode(latency=0.5)
+    server = start("--senders", "1")
+    tokens = [f"t{n}" for n in range(5000)]
+    server.send(tokens)
+    eventually(lambda: arrived(sandbox))
+    os.kill(server.children("sender.*")[0], signal.SIGKILL)
+    check_ledger(server, sandbox, tokens, twice=tokens)
+
+
+def keep_sending(server, tokens, accepted):
+    """Post one-token messages until told otherwise; remember which were accepted."""
+    client = server.http()
+    for token in tokens:
+        try:
+            server.send([token], client=client)
+            accepted.append(token)
+        except (AssertionError, OSError):  # 503, or nobody there: not accepted, so nothing is owed
+            client = server.http()
+
+
+def test_the_state_process_is_killed(start, sandbox):
+    server = start()
+    accepted, clients = [], []
+    for k in range(4):
+        clients.append(threading.Thread(target=keep_sending, args=(server, [f"{k}-{n}" for n in range(150)], accepted)))
+        clients[-1].start()
+    for kills in range(1, 4):
+        eventually(lambda wanted=100 * kills: len(accepted) > wanted)
+        [pid] = eventually(lambda: server.children("state"))
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda dead=pid: server.children("state") not in ([], [dead]))
+    for client in clients:
+        client.join()
+    assert len(accepted) == 600, "a restart within the limit is not even noticed by a client"
+    check_ledger(server, sandbox, accepted)
+
+
+def test_the_front_is_killed_and_its_children_leave(start, sandbox):
+    sandbox.mode(latency=0.3)
+    server = start()
+    tokens = [f"t{n}" for n in range(100)]
+    for token in tokens:
+        server.send([token])
+    children = server.children()
+    assert len(children) >= 3
+    server.process.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), limit=3.0)
+    in_flight = arrived(sandbox)
+    sandbox.mode(latency=0)
+    check_ledger(start(), sandbox, tokens, twice=in_flight)
+
+
+def test_everything_is_killed_at_once(start, sandbox):
+    sandbox.mode(latency=0.3)
+    server = start()
+    accepted, clients = [], []
+    for k in range(4):
+        clients.append(threading.Thread(target=keep_sending, args=(server, [f"{k}-{n}" for n in range(400)], accepted)))
+        clients[-1].start()
+    eventually(lambda: len(accepted) > 300)
+    server.kill_group()
+    for client in clients:
+        client.join()
+    before = sandbox.received()
+    assert before["in_flight"] == 0 or eventually(lambda: sandbox.received()["in_flight"] == 0)
+    again = start()
+    again.settled()
+    received = sandbox.received()
+    assert set(accepted) <= set(received["delivered"]), "accepted and lost"
+    # What a client got no answer for may have been taken all the same: one request for each client.
+    assert len(set(received["arrived"]) - set(accepted)) <= len(clients)
+    assert {token for token, times in received["arrived"].items() if times > 1} <= set(before["arrived"])
+    assert max(received["arrived"].values()) <= 2
+
+
+def test_sigterm_with_200_in_flight(start, sandbox):
+    sandbox.mode(latency=1.0)
+    server = start()
+    tokens = [f"t{n}" for n in range(200)]
+    for token in tokens:
+        server.send([token])
+    eventually(lambda: sandbox.received()["in_flight"] == 200)
+    waiting = [f"w{n}" for n in range(20)]
+    server.send(waiting)
+    assert server.terminate() == 0
+    assert not Path(f"/proc/{server.process.pid}").exists() and not server.children()
+    check_ledger(start(), sandbox, tokens + waiting)
+
+
+@pytest.mark.parametrize("how", ["five times", "to the whole group", "SIGINT to the whole group"])
+def test_sigterm_again_and_to_everybody(start, sandbox, how):
+    sandbox.mode(latency=0.5)
+    server = start()
+    tokens = [f"t{n}" for n in range(50)]
+    server.send(tokens)
+    eventually(lambda: sandbox.received()["in_flight"])
+    if how == "five times":
+        for _ in range(5):
+            server.process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(server.process.pid, signal.SIGINT if "SIGINT" in how else signal.SIGTERM)
+    assert server.wait() == 0
+    assert not server.find("died")
+    check_ledger(start(), sandbox, tokens)
+
+
+def test_a_hung_upstream_does_not_hold_up_a_stop(start, sandbox):
+    sandbox.mode(silent=True)
+    server = start("--drain", "0.5")
+    server.send(["a"])
+    eventually(lambda: sandbox.received()["in_flight"])
+    assert server.terminate() == 0
+    assert server.find("not done in time")
+    sandbox.mode(silent=False)
+    check_ledger(start(), sandbox, ["a"], twice=["a"])
+
+
+def test_the_state_process_stands_still(start, sandbox):
+    """SIGSTOP: reports and sends are refused within the limit, and go on when it continues."""
+    server = start()
+    server.send(["a"])
+    [pid] = server.children("state")
+    stand_still(pid)
+    try:
+        for method, path, body in [("GET", "/gcm/report", None), ("POST", "/gcm/send", "tokens=b&payload={}")]:
+            status, headers, _ = server.http().ask(method, path, body, FORM)
+            assert (status, headers["Retry-After"]) == (503, "1")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: server.http().ask("GET", "/gcm/report")[0] == 200)
+    server.send(["c"])
+    server.settled()
+    assert {"a", "c"} <= arrived(sandbox)
+
+
+def test_a_second_instance_is_refused(server, sandbox):
+    second = Program("--port", "0", "--spool", server.spool, "--gcm-url", sandbox.url(), "--apikey", "k")
+    assert second.wait(5) == 75
+    assert second.log().splitlines()[-1] == (
+        f"gocm: another GoCM runs on the spool {server.spool}: stop it, or give this one its own --spool"
+    )
+    server.send(["a"])
+    server.settled()
+
+
+def test_reports_survive_a_restart(start, sandbox):
+    server = start()
+    server.send(["a", "gone-b", "canonical-c"])
+    report = server.settled()
+    server.kill_group()
+    server = start()
+    assert server.report() == report
+    assert server.http().json("GET", "/gcm/report/notregistered") == {"tokens": ["gone-b"]}
+
+
+def test_job_ids_grow_over_a_restart(start):
+    first = start()
+    ids = [first.send(["a"]) for _ in range(3)]
+    first.kill_group()
+    ids += [start().send(["a"])]
+    assert ids == sorted(set(ids))
+
+
+def test_the_sandbox_beside_the_server(tmp_path):
+    server = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
+    try:
+        front = Http(int(server.logged(r"listens on \S+ port (\d+)")))
+        front.ask("POST", "/gcm/send", "tokens=a&payload={}", FORM)
+        port = int(server.logged(r"http://127.0.0.1:(\d+)/sandbox/received"))
+        eventually(lambda: Http(port).json("GET", "/sandbox/received")["delivered"] == {"a": 1})
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+    finally:
+        server.kill_group()
+
+
+def test_systemd_is_told(tmp_path, sandbox):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(10)
+        server = Program(
+            "--port",
+            "0",
+            "--spool",
+            ":memory:",
+            "--apikey",
+            "k",
+            "--gcm-url",
+            sandbox.url(),
+            environ={"NOTIFY_SOCKET": str(tmp_path / "notify")},
+        )
+        try:
+            assert listener.recv(999).startswith(b"READY=1\n")
+            server.process.send_signal(signal.SIGTERM)
+            assert listener.recv(999) == b"STOPPING=1"
+            assert server.wait() == 0
+        finally:
+            server.kill_group()
+
+
+@pytest.mark.slow
+def test_five_thousand_messages_with_one_sender(start, sandbox):
+    """16 kept-alive clients, a slow upstream: all delivered once, hundreds in flight, connections no more than that."""
+    sandbox.mode(latency=0.5)
+    server = start("--senders", "1")
+    tokens = post_from_clients(server.port, clients=16, messages=5008)
+    received = check_ledger(server, sandbox, tokens)
+    assert received["peak"] >= 300
+    assert received["connections"] <= received["peak"] * 1.1 + 10  # ours, to look at the ledger, among them

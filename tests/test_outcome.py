@@ -1,0 +1,103 @@
+"""outcome: the next step is total, and back-off grows, is capped, and honours Retry-After."""
+
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gocm_lib.outcome import (
+    BLAMES_UPSTREAM,
+    Action,
+    Outcome,
+    Policy,
+    Verdict,
+    next_step,
+    parse_retry_after,
+    pause,
+    retry_delay,
+)
+
+pytestmark = pytest.mark.short
+
+policies = st.builds(Policy, st.floats(0.01, 60), st.floats(60, 3600), st.integers(1, 10))
+draws = st.floats(0, 1)
+waits = st.none() | st.floats(0, 3600)
+outcomes = st.builds(Outcome, st.sampled_from(Verdict), st.text(max_size=5), retry_after=waits)
+NOW = 1e9
+
+
+@given(outcomes, st.integers(1, 50), st.floats(NOW - 10, NOW + 1e6), draws, policies)
+def test_every_outcome_has_one_next_step(outcome, attempt, expires_at, draw, policy):
+    step = next_step(outcome, attempt, expires_at, NOW, draw, policy)
+    if outcome.verdict in BLAMES_UPSTREAM:
+        assert step.action is Action.RETURN
+    elif outcome.verdict is not Verdict.DEFERRED:
+        assert step.action is Action.FINISH
+    elif attempt >= policy.max_attempts:
+        assert step.action is Action.BURY
+    else:
+        assert step.action in (Action.RETRY, Action.BURY)
+        if step.action is Action.RETRY:
+            assert NOW + (outcome.retry_after or 0) <= step.due_at < expires_at
+
+
+@given(st.integers(1, 1000), waits, draws, policies)
+def test_a_delay_is_bounded(attempt, retry_after, draw, policy):
+    delay = retry_delay(attempt, retry_after, draw, policy)
+    ceiling = policy.retry_base * 2.0 ** min(attempt - 1, 64)
+    assert (retry_after or 0) <= delay <= (retry_after or 0) + min(ceiling, policy.retry_cap) + 1e-6
+
+
+@given(st.integers(1, 30), policies)
+def test_ceilings_double_up_to_the_cap(attempt, policy):
+    now, later = retry_delay(attempt, None, 1.0, policy), retry_delay(attempt + 1, None, 1.0, policy)
+    assert later == min(2 * now, policy.retry_cap) or now == policy.retry_cap == later
+
+
+@given(st.text(max_size=40) | st.none())
+def test_any_retry_after_is_a_bounded_wait_or_none(value):
+    wait = parse_retry_after(value, NOW)
+    assert wait is None or 0 <= wait <= 3600
+
+
+@pytest.mark.parametrize(
+    "value, wait",
+    [
+        ("0", 0),
+        ("120", 120),
+        (" 7 ", 7),
+        ("999999999999", 3600),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        ("", None),
+        (formatdate(NOW + 90, usegmt=True), 90),
+        (formatdate(NOW - 90, usegmt=True), 0),
+        ("٣", None),
+    ],
+)
+def test_retry_after_in_both_forms(value, wait):
+    assert parse_retry_after(value, NOW) == wait
+
+
+blames = st.sampled_from(sorted(BLAMES_UPSTREAM)).map(lambda verdict: Outcome(verdict, "x"))
+
+
+@given(st.lists(blames, min_size=1, max_size=20))
+def test_failures_in_flight_together_make_one_pause(together):
+    first = pause(None, together[0], NOW)
+    now = first
+    for outcome in together:
+        now = pause(now, outcome, NOW + 0.5 * first.delay)
+    assert now == first
+
+
+@given(st.lists(blames, min_size=2, max_size=20))
+def test_failed_probes_double_the_pause_up_to_a_limit(probes):
+    paused = pause(None, probes[0], NOW)
+    for outcome in probes[1:]:
+        longer = pause(paused._replace(probing=True), outcome, paused.until)
+        assert longer.until > paused.until and not longer.probing
+        assert longer.delay <= 300 and (longer.delay >= paused.delay or outcome.verdict is Verdict.UNREACHABLE)
+        paused = longer

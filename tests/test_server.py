@@ -1,0 +1,386 @@
+"""The HTTP front over real sockets: the contract's bytes, bad input, slow clients, many clients."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from conftest import FORM, Http, eventually, form
+
+EMPTY_REPORT = b'{"attempts":0,"failures":0,"pending":0,"canonicals":0,"notregistered":0}'
+
+
+class Raw:
+    """A client that writes and reads bytes."""
+
+    def __init__(self, port):
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+
+    def send(self, data):
+        self.sock.sendall(data)
+        return self
+
+    def until(self, end):
+        """What arrives up to and with `end`."""
+        data = b""
+        while not data.endswith(end):
+            piece = self.sock.recv(1)
+            assert piece, f"closed after {data!r}"
+            data += piece
+        return data
+
+    def rest(self):
+        """What arrives until the server closes."""
+        data = b""
+        while piece := self.sock.recv(65536):
+            data += piece
+        return data
+
+
+def post(body=b"tokens=a&payload={}", extra=b"", version=b"1.1", path=b"/gcm/send"):
+    return (
+        b"POST %b HTTP/%b\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"Content-Length: %d\r\n%b\r\n%b" % (path, version, len(body), extra, body)
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A sandbox and a server that tests share which leave nothing behind but counts."""
+    from conftest import Sandbox, Server
+
+    sandbox = Sandbox()
+    server = Server(
+        tmp_path_factory.mktemp("shared") / "gocm.db",
+        sandbox.url(),
+        "--head-timeout",
+        "0.6",
+        "--idle-timeout",
+        "1.5",
+        "--max-body",
+        "600000",
+    )
+    yield server
+    for program in (server, sandbox):
+        program.kill_group()
+
+
+@pytest.fixture
+def raw(shared):
+    return Raw(shared.port)
+
+
+# ------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.short
+def test_the_original_s_session_byte_for_byte(server, sandbox):
+    http = server.http()
+    assert http.ask("GET", "/gcm/report")[2] == EMPTY_REPORT
+    assert http.ask("GET", "/gcm/report/")[2] == EMPTY_REPORT  # as the original's README asks
+    assert http.ask("GET", "/gcm/report/canonical")[2] == b'{"canonical_replacements":null}'
+    assert http.ask("GET", "/gcm/report/notregistered")[2] == b'{"tokens":null}'
+    status, headers, body = http.ask("POST", "/gcm/send", form(["a", "canonical-b&<c>", "gone-d", "invalid-e"]), FORM)
+    assert (status, body, headers["Content-Type"], headers["Content-Length"]) == (200, b"ok\n", "text/html", "3")
+    assert len(headers["X-GoCM-Job"]) == 16
+    server.settled()
+    assert http.ask("GET", "/gcm/report")[2] == (
+        b'{"attempts":4,"failures":2,"pending":0,"canonicals":1,"notregistered":1}'
+    )
+    assert http.ask("GET", "/gcm/report/canonical")[2] == (
+        rb'{"canonical_replacements":[{"original":"canonical-b\u0026\u003cc\u003e","canonical":"new-b\u0026\u003cc\u003e"}]}'
+    )
+    assert http.ask("GET", "/gcm/report/notregistered")[2] == b'{"tokens":["gone-d"]}'
+    assert http.ask("GET", "/gcm/report/canonical")[2] == b'{"canonical_replacements":null}'
+    assert http.ask("GET", "/gcm/report/notregistered")[2] == b'{"tokens":null}'
+    assert sandbox.received()["last"] == {
+        "registration_ids": ["a", "canonical-b&<c>", "gone-d", "invalid-e"],
+        "data": {"a": 1},
+    }
+
+
+@pytest.mark.short
+def test_json_and_options_arrive_as_given(server, sandbox):
+    body = {
+        "tokens": ["a", "é"],
+        "payload": {"x": {"y": [1, None, "ü"]}},
+        "collapse_key": "k",
+        "time_to_live": 60,
+        "priority": "high",
+        "dry_run": True,
+        "notification": {"title": "T"},
+        "restricted_package_name": "p",
+    }
+    status, _, answer = server.http().ask("POST", "/gcm/send", json.dumps(body), {"Content-Type": "application/json"})
+    assert (status, answer) == (200, b"ok\n")
+    server.settled()
+    expected = {**body, "registration_ids": body["tokens"], "data": body["payload"]}
+    del expected["tokens"], expected["payload"]
+    assert sandbox.received()["last"] == expected
+
+
+def test_more_than_a_thousand_tokens_are_split_not_dropped(server, sandbox):
+    server.send([f"t{n}" for n in range(2500)])
+    assert server.settled()["attempts"] == 2500
+    received = sandbox.received()
+    assert received["requests"] >= 3 and len(received["arrived"]) == 2500 and set(received["arrived"].values()) == {1}
+
+
+def test_duplicate_tokens_keep_their_own_results(server, sandbox):
+    server.send(["gone-a", "b", "gone-a"])
+    assert server.settled()["notregistered"] == 2
+    assert server.http().json("GET", "/gcm/report/notregistered") == {"tokens": ["gone-a", "gone-a"]}
+    assert sandbox.received()["arrived"] == {"gone-a": 2, "b": 1}
+
+
+def test_lists_can_be_looked_at_and_read_in_pages(server):
+    server.send([f"gone-{n}" for n in range(5)])
+    server.settled()
+    http, path, every = server.http(), "/gcm/report/notregistered", [f"gone-{n}" for n in range(5)]
+    assert http.json("GET", path + "?peek=1") == {"tokens": every}
+    assert http.ask("HEAD", path)[2] == b""
+    status, headers, body = http.ask("GET", path + "?ack=0&limit=2")
+    assert (status, json.loads(body)) == (200, {"tokens": every[:2]})
+    assert json.loads(http.ask("GET", path + "?ack=0&limit=2")[2]) == {"tokens": every[:2]}, "not acknowledged yet"
+    status, headers, body = http.ask("GET", f"{path}?ack={headers['GoCM-Cursor']}&limit=2")
+    assert json.loads(body) == {"tokens": every[2:4]}
+    assert http.json("GET", path) == {"tokens": every[2:]}
+    assert http.json("GET", path) == {"tokens": None}
+    status, headers, _ = http.ask("GET", path + "?ack=3")
+    assert headers["GoCM-Cursor"] == "3"
+
+
+@pytest.mark.parametrize(
+    "query, field",
+    [
+        ("peek=1&ack=1", "ack"),
+        ("ack=x", "ack"),
+        ("ack=-1", "ack"),
+        ("limit=0", "limit"),
+        ("limit=10001", "limit"),
+        ("what=1", "what"),
+        ("ack=1&ack=1", ""),
+        ("%zz", ""),
+        ("ack=" + "9" * 19, "ack"),
+    ],
+)
+def test_bad_queries_are_refused(shared, query, field):
+    status, _, body = shared.http().ask("GET", "/gcm/report/canonical?" + query)
+    assert status == 400 and json.loads(body)["field"] == field
+
+
+def test_two_readers_are_not_given_the_same_entry(server):
+    server.send([f"gone-{n}" for n in range(500)])
+    server.settled()
+    found = []
+    readers = [
+        threading.Thread(
+            target=lambda: found.extend(server.http().json("GET", "/gcm/report/notregistered?limit=50")["tokens"] or [])
+        )
+        for _ in range(12)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert sorted(found) == sorted(f"gone-{n}" for n in range(500))
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+BAD = [
+    (b"", 400, "tokens"),
+    (b"payload={}", 400, "tokens"),
+    (b"tokens=&payload={}", 400, "tokens"),
+    (b"tokens=" + b"a" * 4097 + b"&payload={}", 400, "tokens"),
+    (b"tokens=a%0Ab&payload={}", 400, "tokens"),
+    (b"tokens=a", 400, "payload"),
+    (b"tokens=a&payload=", 400, "payload"),
+    (b"tokens=a&payload={", 400, "payload"),
+    (b"tokens=a&payload=7", 400, "payload"),
+    (b"tokens=a&payload={}&payload={}", 400, "payload"),
+    (b'tokens=a&payload={"a":"' + b"x" * 4096 + b'"}', 400, "payload"),
+    (b"tokens=%zz&payload={}", 400, "tokens"),
+    (b"tokens=%ff&payload={}", 400, "tokens"),
+    (b"tokens=a\0&payload={}", 400, ""),
+    (b"tokens=a&payload=" + b"[" * 100_000, 400, "payload"),
+    (b"&" * 500_000, 413, ""),
+    (b"a" * 600_001, 413, "content-length"),
+]
+
+
+@pytest.mark.parametrize("body, status, field", BAD, ids=range(len(BAD)))
+def test_bad_bodies_are_refused_at_once_and_counted_nowhere(shared, body, status, field):
+    before = shared.report()
+    began = time.monotonic()
+    found, headers, answer = shared.http().ask("POST", "/gcm/send", body, FORM)
+    took = time.monotonic() - began
+    assert (found, headers["Content-Type"]) == (status, "application/json")
+    assert json.loads(answer)["field"] == field and json.loads(answer)["error"] and answer.count(b"\n") == 1
+    assert took < 2.0, "100 ms is the aim; this machine may be busy"
+    assert shared.report() == before
+    assert "Traceback" not in shared.log()
+
+
+def test_a_wrong_content_type_is_told(shared):
+    status, _, body = shared.http().ask("POST", "/gcm/send", "tokens=a&payload={}", {"Content-Type": "text/plain"})
+    assert status == 415 and json.loads(body)["field"] == "Content-Type"
+
+
+@pytest.mark.parametrize(
+    "method, path, status, allow",
+    [
+        ("GET", "/", 404, None),
+        ("POST", "/gcm", 404, None),
+        ("GET", "/gcm/send", 405, "POST"),
+        ("POST", "/gcm/report", 405, "GET, HEAD"),
+        ("DELETE", "/gcm/report/canonical", 405, "GET, HEAD"),
+        ("GET", "//gcm/report", 404, None),
+        ("GET", "/gcm/report/canonical/", 404, None),
+        ("GET", "/gcm%2freport", 404, None),
+    ],
+)
+def test_routes_are_exact(shared, method, path, status, allow):
+    found, headers, body = shared.http().ask(method, path, "" if method == "POST" else None)
+    assert (found, headers["Allow"]) == (status, allow) and json.loads(body)["error"]
+
+
+# --------------------------------------------------------------------------------------------- the wire, byte by byte
+
+
+def test_pipelined_requests_are_answered_in_order(raw):
+    raw.send(
+        b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n"
+        + post(b"tokens=")
+        + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+        + b"GET /gcm/report HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    answers = raw.rest().split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"400", b"404", b"200"]
+    assert b"Connection: keep-alive" in answers[0] and b"Connection: close" in answers[3]
+
+
+def test_hundreds_pipelined(raw):
+    threading.Thread(
+        target=raw.send,
+        args=(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n" * 400 + b"GET /gcm/report HTTP/1.0\r\n\r\n",),
+    ).start()
+    assert raw.rest().count(b"HTTP/1.1 200 OK") == 401
+
+
+def test_keep_alive_on_1_0(raw):
+    raw.send(b"GET /gcm/report HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").until(b"}")
+    raw.send(b"GET /gcm/report HTTP/1.0\r\n\r\n")
+    assert b"Connection: close" in raw.rest()
+
+
+def test_a_request_in_single_bytes(raw):
+    for byte in post(b"tokens=", version=b"1.0"):
+        raw.send(bytes([byte]))
+    assert raw.rest().startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_head_gives_the_length_but_no_body(raw):
+    raw.send(b"HEAD /gcm/report HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = raw.rest()
+    assert b"Content-Length: " in answer and answer.endswith(b"\r\n\r\n")
+
+
+def test_continue_comes_only_for_what_will_be_read(raw, shared):
+    held = post(b"tokens=", extra=b"Expect: 100-continue\r\n")
+    raw.send(held[:-7]).until(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert b"HTTP/1.1 400" in raw.send(held[-7:]).until(b"}\n")
+    refused = post(b"tokens=", extra=b"Expect: 100-continue\r\n", path=b"/nowhere")[:-7]
+    assert Raw(shared.port).send(refused).rest().startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(raw):
+    raw.send(post(b"", extra=b"X: y\r\n").replace(b"Content-Length: 0", b"Content-Length: 600001"))
+    assert raw.until(b"}\n").startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_refusal_reaches_a_client_that_is_still_writing(raw):
+    raw.send(b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n")
+    raw.send(b"x" * 3_000_000)
+    assert raw.rest().startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 60 + b"\r\n\r\n",
+        b"\0" * 20_000,
+        b"GET / HTTP/1.1\nHost: x\n\n\r\n\r\n",
+        b"\xff\xfe\r\n\r\n",
+    ],
+)
+def test_garbage_is_answered_and_closed(raw, data):
+    assert raw.send(data).rest().startswith(b"HTTP/1.1 4")
+
+
+def test_after_a_refusal_nothing_more_is_read_from_that_connection(raw):
+    smuggled = b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    raw.send(smuggled + b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert raw.rest().count(b"HTTP/1.1 ") == 1
+
+
+# ------------------------------------------------------------------------------------- slow, silent, many clients
+
+
+@pytest.mark.parametrize("start, drip", [(b"", b"X"), (post(b"x" * 3000)[:-3000], b"x")], ids=["head", "body"])
+def test_a_dripping_client_is_cut_off(raw, start, drip):
+    raw.send(start)
+    raw.sock.settimeout(0.05)
+    answer, began = b"", time.monotonic()
+    while b"}\n" not in answer:
+        assert time.monotonic() - began < 10
+        try:
+            raw.send(drip)
+            answer += raw.sock.recv(65536)
+        except TimeoutError:
+            pass
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_without_a_word(raw):
+    assert raw.rest() == b""
+    assert (
+        Raw(raw.sock.getpeername()[1]).send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n").rest().count(b"HTTP/1.1")
+        == 1
+    )
+
+
+def test_connections_over_the_cap_are_turned_away_and_the_rest_served(start):
+    server = start("--max-connections", "5")
+    holding = [Raw(server.port) for _ in range(5)]
+    for client in holding:  # answered: so each has its thread
+        client.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n").until(b"}")
+    answer = Raw(server.port).rest()
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in answer
+    holding[0].send(post()).until(b"ok\n")
+    holding.pop().sock.close()
+
+    def served():
+        try:
+            return Http(server.port).ask("GET", "/gcm/report")[0] == 200
+        except OSError:
+            return False
+
+    eventually(served)
+
+
+def test_a_reader_who_goes_away_loses_nothing(server):
+    """A list is cleared after it was written: who hangs up before has not got it."""
+    for part in range(3):  # 9 MB: more than the sockets' buffers hold
+        server.send([f"gone-{part}-{n}-{'x' * 3000}" for n in range(1000)])
+    server.settled()
+    rude = socket.socket()
+    rude.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    rude.connect(("127.0.0.1", server.port))
+    rude.sendall(b"GET /gcm/report/notregistered HTTP/1.1\r\nHost: x\r\n\r\n")
+    rude.recv(10)
+    rude.close()
+    found = eventually(lambda: server.http().ask("GET", "/gcm/report/notregistered"))
+    assert len(json.loads(found[2])["tokens"]) == 3000

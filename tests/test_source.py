@@ -1,0 +1,175 @@
+"""The code against its own documents: imports run one way, README's tables and session are true."""
+
+import ast
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT, Http, Program, eventually
+
+from gocm_lib import sandbox, server, settings
+
+# Each module imports only from those above it: the reading order, and the reason there are no cycles.
+ORDER = (
+    "settings",
+    "log",
+    "child",
+    "job",
+    "outcome",
+    "gcm",
+    "wire",
+    "upstream",
+    "spool",
+    "report",
+    "database",
+    "state",
+    "sender",
+    "intake",
+    "feeder",
+    "request",
+    "pages",
+    "server",
+    "sandbox",
+    "supervisor",
+    "cli",
+)
+PURE = {"job", "outcome", "gcm", "request", "pages"}
+EDGE = {
+    "socket",
+    "select",
+    "selectors",
+    "ssl",
+    "os",
+    "threading",
+    "multiprocessing",
+    "time",
+    "random",
+    "sqlite3",
+    "subprocess",
+    "urllib3",
+}
+README = (ROOT / "README.md").read_text()
+
+pytestmark = pytest.mark.short
+
+
+def imports(name):
+    """(our modules, other modules) that a module imports, anywhere in it."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse((ROOT / "gocm_lib" / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "gocm_lib":
+            ours |= {alias.name for alias in node.names if not alias.name.startswith("__")}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("gocm_lib."):
+            ours.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom):
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in (ROOT / "gocm_lib").glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_one_way(name):
+    ours, others = imports(name)
+    assert ours <= set(ORDER[: ORDER.index(name)])
+    if name in PURE:
+        assert not others & EDGE
+    if name == "sandbox":
+        assert not ours & {"gcm", "upstream", "wire", "outcome"}, "it would share their mistakes"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_modules_say_what_they_are_and_annotate(name):
+    tree = ast.parse((ROOT / "gocm_lib" / f"{name}.py").read_text())
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is not None, f"{name}.{node.name}"
+            assert node.end_lineno - node.lineno < 60, f"{name}.{node.name} does not fit a screen"
+
+
+def test_the_reading_order_names_every_module():
+    drawing = ast.get_docstring(ast.parse((ROOT / "gocm.py").read_text()))
+    order = drawing[drawing.index("To read the code") : drawing.index("The promise")]
+    named = [word for word in re.findall(r"\b[a-z]+\b", order) if word in ORDER]
+    assert [word for place, word in enumerate(named) if word not in named[:place]] == [
+        *(
+            "settings",
+            "log",
+            "child",
+            "job",
+            "outcome",
+            "gcm",
+            "wire",
+            "upstream",
+            "spool",
+            "report",
+            "database",
+            "state",
+        ),
+        *ORDER[ORDER.index("sender") :],
+    ]
+
+
+def table(heading):
+    """The rows of the first table after a heading in the README, its head left out."""
+    part = README[README.index(f"\n{heading}\n") :]
+    rows = re.search(r"\n\|.*\n\|[-| ]+\n((?:\|.*\n)+)", part)[1]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.strip().split("\n")]
+
+
+@pytest.mark.parametrize("heading, kind", [("## Options", settings.Settings), ("## Sandbox", settings.SandboxSettings)])
+def test_the_option_tables_are_the_code_s(heading, kind):
+    part = README[README.index(f"\n{heading}\n") :]
+    rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*) \|$", part[: part.index("\n## ", 5)], re.MULTILINE)
+    assert rows == [
+        (
+            settings.option_flag(row),
+            f"`{settings.show(row.default)}`" if row.default != "" else "",
+            row.metadata["help"],
+        )
+        for row in fields(kind)
+    ]
+
+
+def test_the_route_table_is_the_code_s():
+    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in server.ROUTES]
+
+
+def test_the_exit_code_table_is_the_code_s():
+    assert table("## Exit codes") == [[str(int(code)), code.meaning] for code in settings.Exit]
+    said = (ROOT / "gocm.py").read_text()
+    assert all(re.search(rf"\b{int(code)} ", said) for code in settings.Exit if code != settings.Exit.FAILED)
+
+
+def test_the_table_of_fates_is_the_code_s():
+    listed = [row[1] for row in table("## Sandbox")]
+    assert listed[: len(sandbox.FATES)] == [meaning for _, _, meaning in sandbox.FATES]
+
+
+def test_the_session_in_the_readme(tmp_path):
+    """Each `$ curl` line of the README's session answers what the README says it answers."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl here")
+    session = re.search(r"```console\n(.*?)```", README, re.DOTALL)[1]
+    steps = re.findall(r"^\$ (curl .*?)\n(.*?)(?=^\$ |\Z)", session, re.DOTALL | re.MULTILINE)
+    assert len(steps) >= 5
+    program = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
+    try:
+        port = program.logged(r"listens on \S+ port (\d+)")
+        pretend = program.logged(r"http://127.0.0.1:(\d+)/sandbox/received")
+        for command, expected in steps:
+            command = (
+                command.replace(":5601", f":{port}").replace(":5602", f":{pretend}").replace("curl ", "curl -s ", 1)
+            )
+            found = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20).stdout
+            assert found.strip() == expected.strip(), command
+            eventually(lambda: Http(int(port)).json("GET", "/gcm/report")["pending"] == 0)
+    finally:
+        program.kill_group()

@@ -1,0 +1,237 @@
+"""The spool and the report against a dict: no token lost, none in two hands, every count exact."""
+
+import itertools
+import sqlite3
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from gocm_lib import database
+from gocm_lib.job import Job
+from gocm_lib.outcome import DELIVERED, Outcome, Policy, Result, Verdict
+from gocm_lib.state import State
+
+pytestmark = pytest.mark.short
+
+POLICY = Policy(10.0, 100.0, 3)
+
+
+def new_state(path=":memory:", upstreams=("gcm",)):
+    db, _held = database.open_spool(str(path))
+    return State(db, POLICY, upstreams, draw=lambda: 0.5)
+
+
+def new_job(job_id, tokens, now=1000.0, life=10_000.0, upstream="gcm"):
+    return Job(job_id, upstream, tuple(tokens), '{"a":1}', "{}", now, now + life)
+
+
+batches = itertools.count(1)
+
+
+def claim(state, generation=1, now=1000.0, room=100, batch=None):
+    slices = state.claim(generation, batch or next(batches), room, now, 0.0)
+    return {(s.job, t.n): t for s in slices for t in s.tokens}
+
+
+class Model(RuleBasedStateMachine):
+    """Two generations, jobs of some tokens, every verb in every order, each repeated at will."""
+
+    in_hand = Bundle("in_hand")
+
+    @initialize()
+    def begin(self):
+        self.state, self.now, self.last = new_state(), 1000.0, 0
+        self.generation = 1
+        self.state.begin(1)
+        self.waiting = {}  # (job, n) -> attempts, for READY
+        self.held = {}  # (job, n) -> (generation, attempt)
+        self.dead = set()
+        self.counters = dict.fromkeys(("attempts", "failures", "canonicals", "notregistered"), 0)
+        self.lists = {"canonical": [], "notregistered": []}
+
+    @rule(count=st.integers(1, 4), twice=st.booleans())
+    def accept(self, count, twice):
+        self.last += 1
+        job = new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now)
+        for _ in range(1 + twice):
+            self.state.accept([job])
+        self.waiting.update({(self.last, n): 0 for n in range(count)})
+
+    @rule(target=in_hand, room=st.integers(0, 6), older=st.booleans(), lost=st.booleans(), restarted=st.booleans())
+    def claim(self, room, older, lost, restarted):
+        generation = self.generation - older
+        batch = next(batches)
+        taken = claim(self.state, generation, self.now, room, batch)
+        if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
+            if restarted:
+                self.state = State(self.state.db, POLICY, ["gcm"], draw=lambda: 0.5)
+                self.state.begin(self.generation)
+            assert claim(self.state, generation, self.now, room, batch) == taken
+        assert not (older and taken)
+        holds = sum(held[0] == generation for held in self.held.values())
+        assert len(taken) <= max(0, room - holds)
+        for place, token in taken.items():
+            assert token.attempt == self.waiting.pop(place) + 1 and token.token == f"{place[0]}-{place[1]}"
+            self.held[place] = generation, token.attempt
+        return multiple(*taken)
+
+    @rule(
+        place=in_hand,
+        twice=st.booleans(),
+        by=st.sampled_from([0, 1]),
+        outcome=st.sampled_from(
+            [
+                DELIVERED,
+                Outcome(Verdict.DELIVERED, canonical="new"),
+                Outcome(Verdict.DEFERRED, "Unavailable"),
+                Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+                Outcome(Verdict.REJECTED, "no"),
+                Outcome(Verdict.UNREACHABLE, "refused"),
+            ]
+        ),
+    )
+    def settle(self, place, twice, by, outcome):
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        results = [Result("gcm", *place, attempt, outcome)] * (1 + twice)
+        self.state.settle(generation + by, results, self.now)
+        self.state.pauses.clear()
+        if by or place not in self.held:
+            return
+        del self.held[place]
+        if outcome.verdict is Verdict.UNREACHABLE:
+            self.waiting[place] = attempt - 1
+            return
+        self.counters["attempts"] += attempt == 1
+        if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts:
+            self.waiting[place] = attempt
+            return
+        if outcome.verdict is Verdict.DEFERRED:
+            self.dead.add(place)
+        token = f"{place[0]}-{place[1]}"
+        if outcome.verdict is Verdict.DELIVERED:
+            if outcome.canonical:
+                self.counters["canonicals"] += 1
+                self.lists["canonical"].append((token, "new"))
+            return
+        self.counters["failures"] += 1
+        if outcome.verdict is Verdict.UNREGISTERED:
+            self.counters["notregistered"] += 1
+            self.lists["notregistered"].append((token,))
+
+    @rule(place=consumes(in_hand))
+    def new_generation(self, place):
+        self.generation += 1
+        self.state.begin(self.generation)
+        released = self.state.release(self.generation - 1)
+        gone = [held for held, (generation, _) in self.held.items() if generation == self.generation - 1]
+        assert released == len(gone)
+        for held in gone:
+            self.waiting[held] = self.held.pop(held)[1] - 1
+
+    @rule(seconds=st.sampled_from([0.5, 60.0]))
+    def pass_time(self, seconds):
+        self.now += seconds
+
+    @rule(which=st.sampled_from(["canonical", "notregistered"]), limit=st.integers(1, 3), twice=st.booleans())
+    def read_list(self, which, limit, twice):
+        page = self.state.page(which, 0, limit)
+        assert [entry[1:] for entry in page] == self.lists[which][:limit]
+        if page:
+            for _ in range(1 + twice):
+                self.state.forget(which, page[-1][0])
+            del self.lists[which][:limit]
+
+    @invariant()
+    def nothing_is_lost_and_counts_are_exact(self):
+        rows = self.state.db.execute("SELECT job, n, attempts, generation FROM token").fetchall()
+        assert {(job, n): attempts for job, n, attempts, generation in rows if not generation} == self.waiting
+        assert {(job, n): generation for job, n, _, generation in rows if generation} == {
+            place: generation for place, (generation, _) in self.held.items()
+        }
+        assert set(self.state.db.execute("SELECT job, n FROM dead")) == self.dead
+        snapshot = self.state.snapshot()
+        assert snapshot.counters == self.counters
+        assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)}) and snapshot.dead == len(
+            self.dead
+        )
+        jobs = {job for job, _ in (*self.waiting, *self.held, *self.dead)}
+        assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
+        for generation in (self.generation - 1, self.generation):
+            assert self.state.spool.in_hand[generation] == sum(held[0] == generation for held in self.held.values())
+
+
+Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase
+
+
+def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    assert claim(state)[1, 0].attempt == 1
+    state.settle(1, [Result("gcm", 1, 0, 1, Outcome(Verdict.DEFERRED, "x", retry_after=30.0))], 1000.0)
+    assert claim(state, now=1029.0) == {}
+    assert claim(state, now=1040.0)[1, 0].attempt == 2
+
+
+def test_what_grew_too_old_is_buried_not_sent():
+    state = new_state()
+    state.accept([new_job(1, ["a", "b"], life=50.0)])
+    assert claim(state, now=1050.0) == {}
+    assert (state.snapshot().pending, state.snapshot().dead) == (0, 2)
+    assert state.snapshot().counters["failures"] == 2 and state.snapshot().counters["attempts"] == 0
+
+
+def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
+    state = new_state()
+    state.accept([new_job(1, ["a", "b", "c"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    assert claim(state, now=1004.0) == {}
+    [probe] = claim(state, now=1005.0)
+    assert claim(state, now=1006.0) == {}, "one probe at a time"
+    state.settle(1, [Result("gcm", *probe, 1, refused)], 1006.0)
+    assert claim(state, now=1015.0) == {}, "the pause has doubled"
+    [probe] = claim(state, now=1016.0)
+    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1016.0)
+    assert len(claim(state, now=1016.0)) == 2
+    assert state.snapshot().counters == {"attempts": 1, "failures": 0, "canonicals": 0, "notregistered": 0}
+
+
+def test_a_pause_of_one_upstream_does_not_hold_up_another():
+    state = new_state(upstreams=("gcm", "other"))
+    state.accept([new_job(1, ["a"]), new_job(2, ["b"], upstream="other")])
+    refused = Outcome(Verdict.UNREACHABLE, "refused")
+    state.settle(1, [Result("gcm", 1, 0, 1, refused)], 1000.0) if claim(state, room=1) else None
+    assert list(claim(state, now=1000.0)) == [(2, 0)]
+
+
+def test_a_claim_that_comes_late_takes_nothing():
+    """A call that was given up may still be carried out, after the feeder has gone on: its answer reaches nobody."""
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    assert claim(state, batch=1001) and claim(state, batch=1002) == {}
+    state.accept([new_job(2, ["b"]), new_job(3, ["c"])])
+    assert claim(state, room=2, batch=1002)
+    assert set(claim(state, batch=1001)) == {(1, 0)}
+    assert set(claim(state, batch=1003)) == {(3, 0)}
+
+
+def test_a_clock_set_back_does_not_delay_for_ever():
+    state = new_state()
+    state.accept([new_job(1, ["a"], now=1e6, life=1e9)])
+    state.clamp(1000.0)
+    assert list(claim(state, now=1000.0 + 3600 + 110)) == [(1, 0)]
+
+
+def test_all_is_there_after_a_crash(tmp_path):
+    state = new_state(tmp_path / "s.db")
+    state.accept([new_job(1, ["a", "gone"]), new_job(2, ["c"])])
+    claim(state)
+    state.settle(1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+    # No close: a second connection sees what a restart after SIGKILL would.
+    again = State(sqlite3.connect(tmp_path / "s.db", isolation_level=None), POLICY, ["gcm"])
+    assert again.release(None) == 2
+    assert set(claim(again)) == {(1, 0), (2, 0)}
+    assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]
