@@ -21,11 +21,12 @@ def next_id(last: int, now: float) -> int:
 
 
 class _Waiting:
-    __slots__ = ("job", "problem", "done")
+    __slots__ = ("job", "problem", "given_up", "done")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.problem: str | None = None
+        self.given_up = False
         self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
         self.done.acquire()
 
@@ -48,8 +49,8 @@ class Intake:
         """Return when the job is on disk. Raises StateUnavailable when that could not be done in time."""
         waiting = _Waiting(job)
         self._queue.put(waiting)
-        # Twice the limit: the batch before ours may need all of its own.
-        if not waiting.done.acquire(timeout=2 * self._client.limit):
+        if not waiting.done.acquire(timeout=self._client.limit):
+            waiting.given_up = True
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
             raise StateUnavailable(waiting.problem)
@@ -62,7 +63,7 @@ class Intake:
                     batch.append(self._queue.get_nowait())
             except Empty:
                 pass
-            self._commit(batch)
+            self._commit([waiting for waiting in batch if not waiting.given_up])
 
     def _commit(self, batch: list[_Waiting]) -> None:
         problem = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from gocm_lib.job import BadRequest
-from gocm_lib.state import Snapshot
+from gocm_lib.report import Snapshot
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}

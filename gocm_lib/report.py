@@ -7,6 +7,9 @@ transaction: a count changes together with the token's row that it counts, or no
 
 import sqlite3
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from gocm_lib.outcome import Pause
 
 SCHEMA = """
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -26,6 +29,15 @@ FORGET = {
     "canonical": "DELETE FROM canonical WHERE seq <= ?",
     "notregistered": "DELETE FROM notregistered WHERE seq <= ?",
 }
+
+
+class Snapshot(NamedTuple):
+    """What the reports show, all of one moment."""
+
+    counters: dict[str, int]
+    pending: int
+    dead: int
+    pauses: dict[str, Pause]
 
 
 class RunReport:

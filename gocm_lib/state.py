@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gocm_lib import child, log
 from gocm_lib.database import SpoolError, open_spool
@@ -38,22 +38,14 @@ from gocm_lib.outcome import (
     next_step,
     pause,
 )
-from gocm_lib.report import RunReport
+from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
 
+LIMIT = 1.5  # seconds: so that a client of ours is answered within 2, if only with 503
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 
 VERBS = ("accept", "begin", "claim", "settle", "release", "snapshot", "page", "forget")
-
-
-class Snapshot(NamedTuple):
-    """What the reports show, all of one moment."""
-
-    counters: dict[str, int]
-    pending: int
-    dead: int
-    pauses: dict[str, Pause]
 
 
 # ---------------------------------------------------------------------------------------------------------- the verbs
@@ -287,7 +279,7 @@ class Client:
     for ever for a process that is stopped, in the middle of an answer as in the greeting.
     """
 
-    def __init__(self, address: str, authkey: bytes, limit: float = 2.0) -> None:
+    def __init__(self, address: str, authkey: bytes, limit: float = LIMIT) -> None:
         self.address = address
         self.authkey = authkey
         self.limit = limit

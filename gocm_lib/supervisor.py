@@ -128,6 +128,7 @@ class Supervisor:
         self.signals: list[int] = []
         self.server: Server | None = None
         self.feeder: Feeder | None = None
+        self.sandbox_listener: socket.socket | None = None
         self.stopping = False
 
     # -------------------------------------------------------------------------------------------------- the course
@@ -160,14 +161,14 @@ class Supervisor:
         if settings.sandbox:
             self._start_sandbox()
         self._start_state()
-        generation = self._start_generation()
+        self._start_generation()
         self._await_ready()
         child.watch_threads()
         self.client.release(None)
         facts = {each.kind: each.fact for each in self.children}
-        room = max(PREFETCH, 2 * len(generation.senders) * settings.connections)
+        room = max(PREFETCH, 2 * settings.senders * settings.connections)
         self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), room)
-        self.feeder.switch(generation.number, generation.queue)
+        self.feeder.switch(self.newest, self.generations[-1].queue)
         intake = Intake(Client(self.address, self.authkey), facts["state"])
         self.server.start(Service(self.settings, intake, Client(self.address, self.authkey)))
         host, port = self.server.server_address[:2]
@@ -222,10 +223,13 @@ class Supervisor:
         for each in [each for each in self.children if not each.process.is_alive()]:
             self._on_death(each)
         now = time.monotonic()
-        overdue = [g for g in self.generations if g.deadline is not None and g.deadline <= now]
-        for late in [each for generation in overdue for each in generation.senders]:
-            log.logger.warning("%s is not done in time and killed: what it has in flight may arrive twice", late.name)
-            late.process.kill()
+        for overdue in [g for g in self.generations if g.deadline is not None and g.deadline <= now]:
+            overdue.deadline = float("inf")
+            for late in overdue.senders:
+                log.logger.warning(
+                    "%s is not done in time, so killed; what it has in flight may arrive twice", late.name
+                )
+                late.process.kill()
         starts = [start for at, start in self.due if at <= now]
         self.due = [(at, start) for at, start in self.due if at > now]
         for start in starts:
@@ -234,60 +238,47 @@ class Supervisor:
 
     # ----------------------------------------------------------------------------------------------- starting children
 
-    def _start_sandbox(self) -> None:
-        listener = self._bind("--sandbox-port", sandbox.listen, "127.0.0.1", self.settings.sandbox_port)
-        port = listener.getsockname()[1]
-        self.settings = replace(self.settings, gcm_url=f"http://127.0.0.1:{port}/gcm/send", apikey="sandbox")
-        log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
-        self.sandbox_listener = listener
-        self._respawn_sandbox()
+    def _spawn(self, kind: str, name: str, target: Callable[..., None], *arguments: object) -> Child:
+        self.children.append(Child(self.context, kind, name, target, self.settings, *arguments))
+        return self.children[-1]
 
-    def _respawn_sandbox(self) -> None:
-        self.children.append(
-            Child(self.context, "sandbox", "sandbox", sandbox.main, self.settings, self.sandbox_listener)
-        )
+    def _start_sandbox(self) -> None:
+        if self.sandbox_listener is None:
+            self.sandbox_listener = self._bind(
+                "--sandbox-port", sandbox.listen, "127.0.0.1", self.settings.sandbox_port
+            )
+            port = self.sandbox_listener.getsockname()[1]
+            self.settings = replace(self.settings, gcm_url=f"http://127.0.0.1:{port}/gcm/send", apikey="sandbox")
+            log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
+        self._spawn("sandbox", "sandbox", sandbox.main, self.sandbox_listener)
 
     def _start_state(self) -> None:
-        self.children.append(
-            Child(self.context, "state", "state", state.main, self.settings, [gcm.NAME], self.address, self.authkey)
-        )
+        self._spawn("state", "state", state.main, [gcm.NAME], self.address, self.authkey)
 
-    def _start_generation(self) -> Generation:
-        self.newest = number = self.newest + 1
-        generation = Generation(number, self.context.Queue())
+    def _start_generation(self) -> None:
+        self.newest += 1
+        queue = self.context.Queue()
+        generation = Generation(self.newest, queue)
         for place in range(self.settings.senders):
-            name = f"sender-{number}.{place + 1}"
+            name = f"sender-{self.newest}.{place + 1}"
             generation.senders.append(
-                Child(
-                    self.context,
-                    "sender",
-                    name,
-                    sender.main,
-                    self.settings,
-                    name,
-                    number,
-                    generation.queue,
-                    self.address,
-                    self.authkey,
-                )
+                self._spawn("sender", name, sender.main, name, self.newest, queue, self.address, self.authkey)
             )
         # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
         # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
-        generation.queue._reader.close()  # type: ignore[attr-defined]
-        generation.queue._ignore_epipe = True  # type: ignore[attr-defined]
-        generation.queue.cancel_join_thread()
+        queue._reader.close()
+        queue._ignore_epipe = True
+        queue.cancel_join_thread()
         self.generations.append(generation)
-        self.children += generation.senders
         if self.feeder:
-            self.feeder.switch(number, generation.queue)
-        return generation
+            self.feeder.switch(self.newest, queue)
 
     # ------------------------------------------------------------------------------------------------------- deaths
 
     def _on_death(self, dead: Child) -> None:
         ended = dead.bury()
         self.children.remove(dead)
-        if dead.refusal and (self.server is None or not self.feeder or dead.refusal[0] == Exit.SENDER):
+        if dead.refusal and (not self.feeder or dead.refusal[0] == Exit.SENDER):
             raise Stop(*dead.refusal)
         if not dead.ready:
             self.failed_starts += 1
@@ -301,10 +292,7 @@ class Supervisor:
         log.logger.error("the %s process died (%s) and is started again", dead.name, ended)
         if dead.kind == "state" and self.settings.spool == ":memory:":
             log.logger.error("the spool was in memory only: messages that were not sent yet are lost")
-        self._later(
-            "state" if dead.kind == "state" else "sandbox",
-            self._start_state if dead.kind == "state" else self._respawn_sandbox,
-        )
+        self._later(dead.kind, self._start_state if dead.kind == "state" else self._start_sandbox)
 
     def _on_sender_death(self, dead: Child, ended: str) -> None:
         generation = next(g for g in self.generations if dead in g.senders)
@@ -313,7 +301,7 @@ class Supervisor:
             log.logger.error("%s died (%s); a new generation of senders takes over", dead.name, ended)
             self._finish_generation(generation, self.settings.upstream_timeout + 5.0)
             if not self.stopping:
-                self._later("sender", lambda: self._start_generation() and None)
+                self._later("sender", self._start_generation)
         if not generation.senders:
             generation.queue.close()
             self.generations.remove(generation)

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -195,8 +196,10 @@ def test_the_state_process_stands_still(start, sandbox):
     stand_still(pid)
     try:
         for method, path, body in [("GET", "/gcm/report", None), ("POST", "/gcm/send", "tokens=b&payload={}")]:
+            began = time.monotonic()
             status, headers, _ = server.http().ask(method, path, body, FORM)
             assert (status, headers["Retry-After"]) == (503, "1")
+            assert time.monotonic() - began < 4.0, "2 s are promised; this machine may be busy"
     finally:
         os.kill(pid, signal.SIGCONT)
     eventually(lambda: server.http().ask("GET", "/gcm/report")[0] == 200)
@@ -274,7 +277,7 @@ def test_systemd_is_told(tmp_path, sandbox):
 def test_five_thousand_messages_with_one_sender(start, sandbox):
     """16 kept-alive clients, a slow upstream: all delivered once, hundreds in flight, connections no more than that."""
     sandbox.mode(latency=0.5)
-    server = start("--senders", "1")
+    server = start("--senders", "1", "--connections", "4000")
     tokens = post_from_clients(server.port, clients=16, messages=5008)
     received = check_ledger(server, sandbox, tokens)
     assert received["peak"] >= 300

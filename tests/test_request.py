@@ -155,6 +155,7 @@ def test_pieces_do_not_matter(stream, data):
         (POST + b"Content-Length : 5\r\n\r\n", 400),
         (POST + b"Content-Length: \xb2\r\n\r\n", 400),
         (POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400),
+        (POST + b"Content-Length: 0\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n", 400),
         (POST + b"Content-Length: 1001\r\n\r\n", 413),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n", 411),
         (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),

@@ -14,6 +14,7 @@ from conftest import eventually, stand_still
 from test_spool import POLICY, claim, new_job, new_state
 
 from gocm_lib import database, state
+from gocm_lib.feeder import Feeder
 from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.state import Client, StateUnavailable
@@ -128,6 +129,17 @@ def test_a_waiting_claim_ends_with_its_generation(process):
     Client(address, KEY).begin(2)
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, context):
+    """What slipped in behind a generation's end would stay in its hands for ever."""
+    address, _ = process
+    feeder, client = Feeder(Client(address, KEY, 5.0), 100), Client(address, KEY)
+    feeder.switch(1, context.Queue())
+    eventually(lambda: feeder._claiming.locked())  # a claim is waiting in the state process
+    feeder.hold()
+    client.accept([new_job(1, ["a"], time.time())])
+    assert [s.job for s in client.claim(2, 1, 10, time.time(), 0.0)] == [1]
 
 
 # ------------------------------------------------------------------------------------------------------- the file
