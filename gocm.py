@@ -11,17 +11,17 @@
              v                        |
         sender 1..N ------------------+
              | HTTPS, kept alive, hundreds of requests in flight each
-        upstream (gcm), or the sandbox
+        upstream: fcm (HTTP v1), gcm (legacy), or the sandbox
 
 Try it, with no Google account (`gocm.py --sandbox` pretends one):
 
     curl -d tokens=phone-1 -d tokens=gone-phone-2 --data-urlencode 'payload={"title":"Hello"}' localhost:5601/gcm/send
     curl localhost:5601/gcm/report
 
-To read the code, take gocm_lib in the order of its imports: settings, log, child; job, outcome, gcm: what a message is
-and what becomes of it, pure; wire, upstream: how one reaches Google; spool, report, database, state: what is on disk
-and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; sandbox; supervisor: who starts
-and watches whom; cli.
+To read the code, take gocm_lib in the order of its imports: settings, log, child; job, outcome, gcm, fcm: what a
+message is and what becomes of it, pure; credentials, wire, upstream: how one reaches Google; spool, report, database,
+state: what is on disk and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; pretend,
+sandbox: Google played by ourselves; supervisor: who starts and watches whom; cli.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

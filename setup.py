@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+TEST = ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"]
+FCM = ["google-auth[urllib3]>=2.29"]
 
 setup(
     name="gocm",
@@ -19,6 +21,9 @@ setup(
     packages=["gocm_lib"],
     py_modules=["gocm"],
     install_requires=["urllib3>=2.2,<3"],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"]},
+    extras_require={
+        "fcm": FCM,
+        "test": [*FCM, "pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"],
+    },
     entry_points={"console_scripts": ["gocm=gocm_lib.cli:main"]},
 )

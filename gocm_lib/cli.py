@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 from gocm_lib import log, sandbox, settings
@@ -25,15 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(words: Sequence[str]) -> int:
-    given = settings.parse(Settings, words, os.environ)
+    parsed = settings.parse(Settings, words, os.environ)
+    given = settings.complete(parsed, os.environ)
     settings.check(given)
-    given = replace(
-        given,
-        spool=given.spool or settings.default_spool(os.environ),
-        senders=given.senders or min(4, os.cpu_count() or 1),
-    )
     _start_log("front", given.log_level, given.logto)
-    return Supervisor(given).run()
+    return Supervisor(given, lambda: settings.complete(parsed, os.environ)).run()
 
 
 def _sandbox(words: Sequence[str]) -> NoReturn:

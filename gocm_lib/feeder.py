@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
 
 from gocm_lib import log
+from gocm_lib.credentials import Credentials
 from gocm_lib.job import Slice
 from gocm_lib.state import Client, StateUnavailable
 
+NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
 WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
 LARGEST_PART = 1000  # tokens: what a sender gets of one job at once, a whole multicast
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
@@ -34,8 +36,9 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
 
 
 class Feeder:
-    def __init__(self, client: Client, room: int) -> None:
+    def __init__(self, client: Client, credentials: Credentials, room: int) -> None:
         self._client = client
+        self._credentials = credentials
         self._room = room
         self._current: tuple[int, Queue] | None = None
         self._batch = 1  # the number of the next one; grows over all generations
@@ -68,12 +71,17 @@ class Feeder:
                     self._feed(*current)
 
     def _feed(self, generation: int, queue: Queue) -> None:
+        ready = self._credentials.ready()
+        # With no credential nothing is claimed; ask again soon whether there is one.
+        wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
-            slices = self._client.claim(generation, self._batch, self._room, time.time(), WAIT)
+            slices, pauses = self._client.claim(generation, self._batch, self._room, list(ready), time.time(), wait)
         except StateUnavailable as error:
             log.logger.warning("nothing can be sent for now: %s", error)
             return
+        self._credentials.note(pauses)
         if slices:
             self._batch += 1
-        for item in pack(slices):
+        ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
+        for item in pack(part._replace(authorization=ready[part.upstream]) for part in slices):
             queue.put(item)

@@ -8,7 +8,7 @@ NotRegistered of that very token.
 import json
 from collections.abc import Iterator, Mapping
 
-from gocm_lib.job import Slice
+from gocm_lib.job import BadRequest, Draft, Slice, compact
 from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
 
 NAME = "gcm"
@@ -31,35 +31,58 @@ ERRORS = {
 }
 
 
+def message(draft: Draft) -> str:
+    """The Message for a draft but for its target, as compact JSON. Raises BadRequest for what legacy GCM has not."""
+    for field, given in (("fid", draft.target == "fid"), ("message", draft.template is not None)):
+        if given:
+            raise BadRequest(f"{field} is for upstream=fcm only", field)
+    return compact({"data": draft.payload, **draft.options}, "payload")  # the options' names are the legacy API's own
+
+
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     """The slice cut into requests of up to 1,000 tokens: each with the Message to post, as JSON bytes."""
-    rest = f',"data":{claimed.payload}'
-    if claimed.options != "{}":  # their names are the legacy API's own
-        rest += "," + claimed.options[1:-1]
+    rest = "," + claimed.message[1:]
+    if claimed.target != "token":
+        [target] = claimed.tokens
+        to = {"to": "/topics/" + target.token} if claimed.target == "topic" else {"condition": target.token}
+        yield claimed, (compact(to, claimed.target)[:-1] + rest).encode()
+        return
     for start in range(0, len(claimed.tokens), TOKENS_PER_REQUEST):
         part = claimed.tokens[start : start + TOKENS_PER_REQUEST]
         ids = json.dumps([token.token for token in part], ensure_ascii=False, separators=(",", ":"))
-        yield claimed._replace(tokens=part), f'{{"registration_ids":{ids}{rest}}}'.encode()
+        yield claimed._replace(tokens=part), f'{{"registration_ids":{ids}{rest}'.encode()
 
 
-def outcomes(status: int, headers: Mapping[str, str], body: bytes, count: int, now: float) -> list[Outcome]:
-    """One Outcome for each of the `count` tokens of a request, from its answer (header names in lower case)."""
-    if status == 200:
-        return _from_results(body, count)
-    return [_from_status(status, headers, now)] * count
+def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
+    """One Outcome for each token of a request, from its answer (header names in lower case)."""
+    if status != 200:
+        return [_from_status(status, headers, now)] * len(part.tokens)
+    if part.target != "token":
+        return [_from_topic(body)]
+    return _from_results(body, len(part.tokens))
 
 
 def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome:
     reason = f"HTTP {status}"
     retry_after = parse_retry_after(headers.get("retry-after"), now)
     if status == 429:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=RATE_LIMIT_WAIT if retry_after is None else retry_after)
+        wait = RATE_LIMIT_WAIT if retry_after is None else retry_after
+        return Outcome(Verdict.DEFERRED, reason, retry_after=wait, slows=True)
     if status >= 500 or status == 408 or 200 <= status < 300:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after)
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, slows=status == 503)
     if status in (400, 413):
         return Outcome(Verdict.REJECTED, reason)
     # 401 and 403: the key. 404 and 3xx: the URL (today's Google answers 404 to everything). No token is to blame.
     return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+
+
+def _from_topic(body: bytes) -> Outcome:
+    """A topic's or condition's answer is one result, not in a list; no token of anybody's can be dead by it."""
+    try:
+        outcome = _from_result(json.loads(body))
+    except (ValueError, RecursionError):
+        return Outcome(Verdict.DEFERRED, "answer without result")
+    return outcome._replace(verdict=Verdict.REJECTED) if outcome.verdict is Verdict.UNREGISTERED else outcome
 
 
 def _from_results(body: bytes, count: int) -> list[Outcome]:

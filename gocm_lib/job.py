@@ -33,14 +33,25 @@ class BadRequest(Exception):
         self.allow = allow
 
 
+class Draft(NamedTuple):
+    """What a client asks for, checked but not accepted yet. `upstream` is "" when the client leaves it to us."""
+
+    upstream: str
+    target: str  # what the tokens are: one of TARGETS
+    tokens: tuple[str, ...]
+    payload: dict[str, Any] | None
+    options: dict[str, Any]
+    template: dict[str, Any] | None  # a whole FCM v1 message
+
+
 class Job(NamedTuple):
-    """An accepted message. `payload` and `options` are compact JSON objects as text, ready to be put in a Message."""
+    """An accepted message. `message` is the Message as compact JSON, but for its target; its dialect wrote it."""
 
     id: int
     upstream: str
+    target: str
     tokens: tuple[str, ...]
-    payload: str
-    options: str
+    message: str
     accepted_at: float
     expires_at: float
 
@@ -54,13 +65,14 @@ class Claimed(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """The claimed tokens of one job that travel together to a sender."""
+    """The claimed tokens of one job that travel together to a sender, and the credential to send them with."""
 
     job: int
     upstream: str
-    payload: str
-    options: str
+    target: str
+    message: str
     tokens: Sequence[Claimed]
+    authorization: str = ""
 
 
 def format_id(job_id: int) -> str:
@@ -144,7 +156,10 @@ OPTIONS = {
     "dry_run": Option(lambda value: isinstance(value, bool), "true or false", False),
     "notification": Option(lambda value: isinstance(value, dict), "a JSON object", False),
 }
-FIELDS = ("tokens", "payload", *OPTIONS)
+# A message goes to one of these. The first two may be many: each is a row in the spool like a token.
+TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
+FIELDS = (*TARGETS, "payload", "upstream", "message", *OPTIONS)
+PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.items() if option.plain)}
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -176,28 +191,22 @@ def _form_fields(body: bytes) -> dict[str, Any]:
     if body.count(b"&") >= MAX_FIELDS:
         raise BadRequest(f"more than {MAX_FIELDS} fields", status=413)
     found: dict[str, Any] = {}
-    tokens: list[str] = []
     for pair in body.split(b"&"):
         if not pair:
             continue
         raw_name, _, raw_value = pair.partition(b"=")
-        if raw_name == b"tokens":
-            tokens.append(_unquote(raw_value, "tokens"))
-            continue
         name = _known(_unquote(raw_name, ""))
         value = _unquote(raw_value, name)
-        if name == "tokens":
-            tokens.append(value)
+        if name in ("tokens", "fid"):
+            found.setdefault(name, []).append(value)
         elif name in found:
             raise BadRequest(f"{name} is given twice", name)
-        elif name != "payload" and OPTIONS[name].plain:
+        elif name in PLAIN:
             found[name] = value
         elif not value:
             raise BadRequest(f"{name} is empty", name)
         else:
             found[name] = read_json(value, name)
-    if tokens:
-        found["tokens"] = tokens
     return found
 
 
@@ -214,60 +223,83 @@ def _json_fields(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _check_tokens(tokens: Any) -> tuple[str, ...]:
+def _check_target(found: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """What the message goes to: the kind of target, and the tokens, ids, topic or condition."""
+    given = [name for name in TARGETS if name in found]
+    if len(given) > 1:
+        raise BadRequest(f"give {given[0]} or {given[1]}, not both", given[1])
+    name = given[0] if given else "tokens"
+    values = found.get(name)
+    if name in ("topic", "condition") or (name == "fid" and isinstance(values, str)):
+        values = [values]
+    return TARGETS[name], _check_tokens(values, name)
+
+
+def _check_tokens(tokens: Any, field: str) -> tuple[str, ...]:
+    what = "token" if field == "tokens" else field
     if not tokens:
-        raise BadRequest("no tokens: give at least one device token", "tokens")
+        raise BadRequest("no tokens: give at least one device token", field)
     if not isinstance(tokens, list):
-        raise BadRequest("tokens must be a list of texts", "tokens")
+        raise BadRequest(f"{field} must be a list of texts", field)
     if len(tokens) > MAX_TOKENS:
-        raise BadRequest(f"more than {MAX_TOKENS} tokens: send them in several calls", "tokens", 413)
+        raise BadRequest(f"more than {MAX_TOKENS} of them: send them in several calls", field, 413)
     for place, token in enumerate(tokens):
         if not isinstance(token, str):
-            raise BadRequest(f"token number {place + 1} is not a text", "tokens")
+            raise BadRequest(f"{what} number {place + 1} is not a text", field)
         if not token:
-            raise BadRequest(f"token number {place + 1} is empty", "tokens")
+            raise BadRequest(f"{what} number {place + 1} is empty", field)
         # Not printable are control characters and halves of surrogate pairs, which JSON can write and UTF-8 cannot.
         if not token.isprintable():
-            raise BadRequest(f"token number {place + 1} has a control character", "tokens")
+            raise BadRequest(f"{what} number {place + 1} has a control character", field)
         if len(token) > MAX_TOKEN or len(token.encode()) > MAX_TOKEN:
-            raise BadRequest(f"token number {place + 1} is longer than {MAX_TOKEN} bytes", "tokens")
+            raise BadRequest(f"{what} number {place + 1} is longer than {MAX_TOKEN} bytes", field)
     return tuple(tokens)
 
 
-def _check_payload(payload: Any) -> str:
+def _check_payload(found: dict[str, Any]) -> dict[str, Any] | None:
+    payload = found.get("payload")
     if payload is None:
+        if "message" in found and "payload" not in found:
+            return None
         raise BadRequest("payload is missing: give a JSON object", "payload")
     if not isinstance(payload, dict):
         raise BadRequest("payload must be a JSON object", "payload")
-    result = compact(payload, "payload")
-    if len(result.encode()) > MAX_PAYLOAD:
+    if len(compact(payload, "payload").encode()) > MAX_PAYLOAD:
         raise BadRequest(f"payload is longer than {MAX_PAYLOAD} bytes as JSON, which is Google's limit", "payload")
-    return result
+    return payload
 
 
-def _check_options(found: dict[str, Any]) -> str:
+def _check_options(found: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in found.items() if name in OPTIONS}
     for name, value in given.items():
         if not OPTIONS[name].valid(value):
             raise BadRequest(f"{name} must be {OPTIONS[name].must}", name)
         if len(compact(value, name).encode()) > MAX_PAYLOAD:
             raise BadRequest(f"{name} is longer than {MAX_PAYLOAD} bytes as JSON", name)
-    return compact(given, "options") if given else "{}"
+    return given
 
 
 READERS = {"application/x-www-form-urlencoded": _form_fields, "application/json": _json_fields}
 
 
-def parse(content_type: str, body: bytes, *, job_id: int, upstream: str, now: float, max_age: float) -> Job:
-    """The Job that a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many)."""
+def parse(content_type: str, body: bytes) -> Draft:
+    """What a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many)."""
     reader = READERS.get(content_type.partition(";")[0].strip().lower())
     if reader is None:
         raise BadRequest("Content-Type must be " + " or ".join(READERS), "Content-Type", 415)
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
     found = reader(body)
-    tokens = _check_tokens(found.get("tokens"))
-    payload = _check_payload(found.get("payload"))
-    options = _check_options(found)
-    life = min(max_age, max(found.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(job_id, upstream, tokens, payload, options, now, now + life)
+    upstream, template = found.get("upstream", ""), found.get("message")
+    if not isinstance(upstream, str):
+        raise BadRequest("upstream must be a text", "upstream")
+    target, tokens = _check_target(found)
+    if not (template is None or isinstance(template, dict)):
+        raise BadRequest("message must be a JSON object", "message")
+    return Draft(upstream, target, tokens, _check_payload(found), _check_options(found), template)
+
+
+def accept(draft: Draft, *, job_id: int, upstream: str, message: str, now: float, max_age: float) -> Job:
+    """The Job of a draft that is taken at `now`, with the message as its upstream's dialect wrote it."""
+    life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
+    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life)

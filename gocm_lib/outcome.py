@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
     reason: str = ""
     canonical: str = ""
     retry_after: float | None = None
+    slows: bool = False  # the upstream has too much to do: everything for it is to go slower
+    condemns: bool = False  # it is about the message: every other token of the job would hear the same
 
 
 DELIVERED = Outcome(Verdict.DELIVERED)
@@ -114,6 +116,7 @@ class Pause(NamedTuple):
     """
 
     reason: str
+    began: float
     delay: float
     until: float
     probing: bool = False
@@ -121,7 +124,7 @@ class Pause(NamedTuple):
 
 # Seconds: the first pause and the longest. What nobody can reach may be back in a second; a wrong key stays wrong
 # until somebody edits it, and asking too often can get a server blocked.
-PAUSES = {Verdict.UNREACHABLE: (1.0, 30.0), Verdict.UPSTREAM_CONFIG: (5.0, 300.0)}
+PAUSES = {Verdict.UNREACHABLE: (1.0, 30.0), Verdict.UPSTREAM_CONFIG: (2.0, 300.0)}
 
 
 def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
@@ -131,8 +134,63 @@ def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
     """
     first, longest = PAUSES[outcome.verdict]
     if previous is None:
-        return Pause(outcome.reason, first, now + first)
+        return Pause(outcome.reason, now, first, now + first)
     if now < previous.until and not previous.probing:
         return previous
     delay = min(max(previous.delay * 2, first), longest)
-    return Pause(outcome.reason, delay, now + delay)
+    return Pause(outcome.reason, now, delay, now + delay)
+
+
+class Pace(NamedTuple):
+    """How fast an upstream may be sent to: a token bucket whose rate ramps up, is halved, and recovers.
+
+    `limit` and `rate` are messages a second, `credit` messages that may go now. `recent` is what really went, a moving
+    average: halving a rate that is not used up would slow nothing down.
+    """
+
+    limit: float
+    rate: float
+    credit: float
+    recent: float
+    at: float
+    slowed_at: float = 0.0
+
+
+RAMP = 60.0  # seconds from a start to the full rate: Google's page on scaling FCM asks for 60 at least
+FIRST_SHARE = 0.1  # of the limit, allowed at once
+BURST = 0.05  # seconds' worth of messages that may go at once: smooth within the second
+SLOWEST = 1.0  # messages a second
+SLOW_EVERY = 1.0  # seconds: hundreds of answers say the same at once, and the rate is halved once
+
+
+def start_pace(limit: float, now: float) -> Pace:
+    """The pace after a start or an outage: a share of the limit, growing to all of it over RAMP seconds."""
+    rate = max(SLOWEST, limit * FIRST_SHARE)
+    return Pace(limit, rate, max(1.0, rate * BURST), 0.0, now)
+
+
+def advance(pace: Pace, now: float) -> Pace:
+    """The pace at `now`: grown by what RAMP gives for the time passed, with the credit that has come in."""
+    passed = max(0.0, now - pace.at)
+    rate = min(pace.limit, pace.rate + passed * pace.limit * (1 - FIRST_SHARE) / RAMP)
+    credit = min(max(1.0, rate * BURST), pace.credit + passed * rate)
+    return pace._replace(rate=rate, credit=credit, recent=pace.recent * 0.5**passed, at=now)
+
+
+def spend(pace: Pace, count: int) -> Pace:
+    """The pace after `count` messages went."""
+    # Half of `recent` fades in a second, so a steady stream of r a second settles at r / ln 2.
+    return pace._replace(credit=pace.credit - count, recent=pace.recent + count)
+
+
+def slow_down(pace: Pace, now: float) -> Pace:
+    """Half of what really went, after the upstream said it is too much; once in SLOW_EVERY seconds."""
+    if now - pace.slowed_at < SLOW_EVERY:
+        return pace
+    rate = max(SLOWEST, min(pace.rate, pace.recent * 0.69) / 2)
+    return pace._replace(rate=rate, credit=min(pace.credit, rate * BURST), slowed_at=now)
+
+
+def until_credit(pace: Pace) -> float:
+    """Seconds until a message may go, and rather a handful than one."""
+    return max(0.0, max(1.0, min(4.0, pace.rate * BURST)) - pace.credit) / pace.rate

@@ -1,31 +1,31 @@
-"""The pretend upstream: a legacy GCM to try everything with, with no Google account and no key.
+"""The pretend upstream as a server: to try everything with, with no Google account and no key.
 
-One thread, one event loop, so that it keeps up with thousands of requests a second. A token asks for its fate by how
-it begins (FATES below); the server's latency and failures are set while it runs. It keeps a ledger of every token that
-arrived, which is what the tests of "never lost" read. It imports nothing from the dialects: it would share their
-mistakes.
+One thread, one event loop, so that it keeps up with thousands of requests a second. What it answers is decided in
+`pretend`; here are the connections, and the URLs by which its behaviour is set and its ledger read:
 
-    POST any path ending in /send    as GCM: Authorization: key=..., {"registration_ids": [...], "data": {...}}
-    GET  /sandbox/received           the ledger: {"requests", "connections", "peak", "arrived": {token: times}, ...}
-    POST /sandbox/mode               {"latency": 0.2, "status": 503, "retry_after": 5, "silent": true, "close": true}
-    POST /sandbox/reset              empty the ledger, back to normal
+    POST any path ending in /send               as legacy GCM
+    POST /v1/projects/PROJECT/messages:send     as FCM v1
+    POST /token, GET /computeMetadata/v1/...    as Google's token endpoint and metadata server
+    GET  /sandbox/received                      the ledger: {"requests", "peak", "arrived": {token: times}, ...}
+    POST /sandbox/mode                          {"latency": 0.2, "status": 503, "retry_after": 5, ...}
+    POST /sandbox/reset                         empty the ledger, back to normal
 """
 
 import heapq
 import json
-import re
+import os
 import selectors
 import signal
 import socket
 import ssl
 import time
-from collections import Counter
-from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.job import BadRequest
+from gocm_lib.pretend import ANSWERS, PROJECT, Answer, Ledger, Mode, Pretender
 from gocm_lib.request import Reader, Request
 from gocm_lib.settings import Exit, SandboxSettings, Settings, SettingsError
 
@@ -33,78 +33,11 @@ MAX_BODY = 16 * 1024 * 1024
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
-class Mode:
-    """How the pretend upstream behaves as a whole; every field can be set by POST /sandbox/mode."""
-
-    FIELDS: dict[str, tuple[type, ...]] = {
-        "latency": (int, float),
-        "status": (int,),
-        "retry_after": (int, str),
-        "silent": (bool,),
-        "close": (bool,),
-    }
-
-    def __init__(self, latency: float) -> None:
-        self.latency: float = latency  # seconds before each answer
-        self.status = 200  # other than 200: the status of every answer
-        self.retry_after: int | str = ""  # with a status other than 200
-        self.silent = False  # take requests, never answer
-        self.close = False  # take requests, close without an answer
-
-    def change(self, fields: dict[str, Any]) -> None:
-        """Set the given fields. Raises BadRequest on an unknown one or a value of the wrong type."""
-        for name, value in fields.items():
-            kinds = self.FIELDS.get(name)
-            if kinds is None:
-                raise BadRequest("known are " + ", ".join(self.FIELDS), name[:64])
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise BadRequest("must be of type " + kinds[-1].__name__, name)
-        for name, value in fields.items():
-            setattr(self, name, value)
-
-
-# How a token begins -> what becomes of it. `times` is how often it has arrived, this time included.
-FATES: tuple[tuple[re.Pattern, Callable[[re.Match, int], dict], str], ...] = (
-    (re.compile(r"gone-"), lambda found, times: {"error": "NotRegistered"}, "dead: NotRegistered"),
-    (
-        re.compile(r"canonical-(.*)"),
-        lambda found, times: {"registration_id": "new-" + found[1]},
-        "delivered, and replaced: `canonical-X` by `new-X`",
-    ),
-    (
-        re.compile(r"flaky-(\d+)-"),
-        lambda found, times: {"error": "Unavailable"} if times <= int(found[1]) else {},
-        "`flaky-2-X`: Unavailable twice, then delivered",
-    ),
-    (re.compile(r"quota-"), lambda found, times: {"error": "DeviceMessageRateExceeded"}, "too many to this device"),
-    (re.compile(r"invalid-"), lambda found, times: {"error": "InvalidRegistration"}, "rejected: InvalidRegistration"),
-    (re.compile(r"mismatch-"), lambda found, times: {"error": "MismatchSenderId"}, "rejected: MismatchSenderId"),
-    (re.compile(r"error-([A-Za-z]+)"), lambda found, times: {"error": found[1]}, "`error-WORD`: that error word"),
-)
-SLOW = re.compile(r"slow-(\d+)-")  # `slow-5-X`: answered 5 seconds later than the others
-
-
-class Ledger:
-    """What arrived, and what was taken."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.connections = 0
-        self.in_flight = 0
-        self.peak = 0
-        self.arrived: Counter[str] = Counter()
-        self.delivered: Counter[str] = Counter()
-        self.last: Any = None  # the last Message
-
-    def as_json(self) -> bytes:
-        fields = ("requests", "connections", "in_flight", "peak", "arrived", "delivered", "last")
-        return json.dumps({name: getattr(self, name) for name in fields}).encode() + b"\n"
-
-
-def render(status: int, body: bytes, content_type: str = "application/json", extra: str = "") -> bytes:
+def render(answer: Answer) -> bytes:
     return (
-        f"HTTP/1.1 {status} Pretend\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
-    ).encode() + body
+        f"HTTP/1.1 {answer.status} Pretend\r\nContent-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n{answer.headers}\r\n"
+    ).encode() + answer.body
 
 
 class _Peer:
@@ -119,10 +52,9 @@ class _Peer:
 
 
 class Sandbox:
-    def __init__(self, listener: socket.socket, mode: Mode, tls: ssl.SSLContext | None = None) -> None:
-        self.normal = mode.latency
-        self.mode = mode
-        self.ledger = Ledger()
+    def __init__(self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None) -> None:
+        self.normal = pretender.mode.latency
+        self.pretender = pretender
         self._tls = tls
         self._listener = listener
         self._listener.setblocking(False)
@@ -131,86 +63,32 @@ class Sandbox:
         self._later: list[tuple[float, int, _Peer, bytes | None]] = []  # answers in the order they fall due
         self._count = 0
 
-    # ------------------------------------------------------------------------------------------------- pretend GCM
+    @property
+    def ledger(self) -> Ledger:
+        return self.pretender.ledger
 
     def answer(self, request: Request) -> tuple[float, bytes | None]:
-        """Seconds to wait and the answer then, None for closing without one; inf for never."""
+        """Seconds to wait and the bytes to send then, None for closing; inf for never."""
         if request.path.startswith("/sandbox/"):
-            return 0.0, self._control(request)
-        self.ledger.requests += 1
-        mode = self.mode
-        if not request.path.endswith("/send") or request.method != "POST":
-            return mode.latency, render(404, b"<TITLE>Not Found</TITLE>", "text/html")
-        if not re.fullmatch(r"key=(?!bad)\S+", request.headers.get("authorization", "")):
-            return mode.latency, render(401, b"<TITLE>Unauthorized</TITLE>", "text/html")
-        try:
-            message = json.loads(request.body)
-            tokens = message["registration_ids"]
-        except (ValueError, KeyError, TypeError):
-            return mode.latency, render(400, b"JSON_PARSING_ERROR", "text/plain")
-        if not isinstance(tokens, list) or not 1 <= len(tokens) <= 1000 or not all(isinstance(t, str) for t in tokens):
-            return mode.latency, render(400, b"Number of messages on bulk exceeds maximum allowed (1000)", "text/plain")
-        return self._multicast(message, tokens)
+            return 0.0, render(self._control(request))
+        delay, answer = self.pretender.answer(request)
+        return delay, answer and render(answer)
 
-    def _multicast(self, message: Any, tokens: list[str]) -> tuple[float, bytes | None]:
-        self.ledger.last = message
-        mode, ledger = self.mode, self.ledger
-        results, delay = [], mode.latency
-        for token in tokens:
-            ledger.arrived[token] += 1
-            slow = SLOW.match(token)
-            if slow:
-                delay = max(delay, mode.latency + int(slow[1]))
-            results.append(self._fate(token))
-        if mode.silent:
-            return float("inf"), None
-        if mode.close:
-            return mode.latency, None
-        if mode.status != 200:
-            extra = f"Retry-After: {mode.retry_after}\r\n" if mode.retry_after != "" else ""
-            return delay, render(mode.status, b"<TITLE>pretend failure</TITLE>", "text/html", extra)
-        for token, result in zip(tokens, results):
-            if "message_id" in result:
-                ledger.delivered[token] += 1
-        failures = sum("error" in result for result in results)
-        return delay, render(
-            200,
-            json.dumps(
-                {
-                    "multicast_id": ledger.requests,
-                    "success": len(results) - failures,
-                    "failure": failures,
-                    "canonical_ids": sum("registration_id" in result for result in results),
-                    "results": results,
-                }
-            ).encode(),
-        )
-
-    def _fate(self, token: str) -> dict:
-        for pattern, fate, _ in FATES:
-            found = pattern.match(token)
-            if found:
-                told = fate(found, self.ledger.arrived[token])
-                return told if "error" in told else {"message_id": f"0:{self.ledger.requests}", **told}
-        return {"message_id": f"0:{self.ledger.requests}"}
-
-    def _control(self, request: Request) -> bytes:
+    def _control(self, request: Request) -> Answer:
         what = (request.method, request.path)
         if what == ("GET", "/sandbox/received"):
-            return render(200, self.ledger.as_json())
+            return Answer(200, self.ledger.as_json())
         if what == ("POST", "/sandbox/reset"):
-            self.ledger, self.mode = Ledger(), Mode(self.normal)
-            return render(200, b"ok\n", "text/plain")
+            self.pretender.ledger, self.pretender.mode = Ledger(), Mode(self.normal)
+            return Answer(200, b"ok\n", "text/plain")
         if what == ("POST", "/sandbox/mode"):
             try:
-                fields = json.loads(request.body)
-                if not isinstance(fields, dict):
-                    raise BadRequest("must be a JSON object")
-                self.mode.change(fields)
+                change(self.pretender.mode, json.loads(request.body))
             except (BadRequest, ValueError) as problem:
-                return render(400, json.dumps({"error": str(problem), "field": getattr(problem, "field", "")}).encode())
-            return render(200, b"ok\n", "text/plain")
-        return render(404, b"known are /sandbox/received, /sandbox/mode and /sandbox/reset\n", "text/plain")
+                told = {"error": str(problem), "field": getattr(problem, "field", "")}
+                return Answer(400, json.dumps(told).encode() + b"\n")
+            return Answer(200, b"ok\n", "text/plain")
+        return Answer(404, b"known are /sandbox/received, /sandbox/mode and /sandbox/reset\n", "text/plain")
 
     # ---------------------------------------------------------------------------------------------- the event loop
 
@@ -258,7 +136,7 @@ class Sandbox:
         except ssl.SSLWantWriteError:
             self._selector.modify(peer.sock, READ | WRITE, peer)
         except BadRequest as problem:
-            self._schedule(peer, 0.0, render(problem.status, problem.error.encode(), "text/plain"))
+            self._schedule(peer, 0.0, render(Answer(problem.status, problem.error.encode(), "text/plain")))
         except OSError:
             self._close(peer)
 
@@ -302,6 +180,73 @@ class Sandbox:
         peer.sock.close()
 
 
+def change(mode: Mode, fields: Any) -> None:
+    """Set the given fields of a mode. Raises BadRequest on an unknown one or a value of the wrong type."""
+    if not isinstance(fields, dict):
+        raise BadRequest("must be a JSON object")
+    for name, value in fields.items():
+        kinds = Mode.FIELDS.get(name)
+        if kinds is None:
+            raise BadRequest("known are " + ", ".join(Mode.FIELDS), name[:64])
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise BadRequest("must be of type " + kinds[-1].__name__, name)
+        if name == "answer" and value and value not in ANSWERS:
+            raise BadRequest("known are " + ", ".join(ANSWERS), name)
+    for name, value in fields.items():
+        setattr(mode, name, value)
+
+
+def point_at(settings: Settings, port: int) -> Settings:
+    """The server's settings, sending to the sandbox at a port: with its metadata server for access tokens, unless there
+    is a --credentials file; one that does not exist yet is made.
+    """
+    here = f"127.0.0.1:{port}"
+    settings = replace(settings, gcm_url=f"http://{here}/gcm/send", fcm_url=f"http://{here}", apikey="sandbox")
+    if settings.credentials:
+        if not os.path.exists(settings.credentials):
+            write_credentials(settings.credentials, port)
+        return settings
+    return replace(settings, token_command="", fcm_metadata=True, metadata_host=here, fcm_project=PROJECT)
+
+
+def write_credentials(path: str, port: int) -> None:
+    """Make a service account's file, as Google makes them, for the sandbox at a port. Raises SettingsError."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+    except ImportError:
+        raise SettingsError(f"making {path} needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    account = {
+        "type": "service_account",
+        "project_id": PROJECT,
+        "private_key_id": "sandbox",
+        "private_key": pem.decode(),
+        "client_email": f"sandbox@{PROJECT}.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": f"http://127.0.0.1:{port}/token",
+    }
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(account, file, indent=2)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
+
+
+def public_key(path: str) -> Any:
+    """The key that checks what is signed with a service account's file; None without one."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+
+        with open(path) as file:
+            private = serialization.load_pem_private_key(json.load(file)["private_key"].encode(), None)
+    except (ImportError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return private.public_key()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -312,7 +257,7 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
     """The sandbox as a child of the server's supervisor."""
     child.enter("sandbox", settings.log_level, settings.logto)
     control.send(("ready", None))
-    Sandbox(listener, Mode(0.0)).run()
+    Sandbox(listener, Pretender(Mode(0.0), public_key(settings.credentials))).run()
 
 
 def command(settings: SandboxSettings) -> NoReturn:
@@ -331,8 +276,10 @@ def command(settings: SandboxSettings) -> NoReturn:
         raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {reason}", Exit.ADDRESS) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    if settings.write_credentials and not os.path.exists(settings.write_credentials):
+        write_credentials(settings.write_credentials, listener.getsockname()[1])
     log.logger.info("sandbox listens on %s port %d", *listener.getsockname()[:2])
-    Sandbox(listener, Mode(settings.latency), tls).run()
+    Sandbox(listener, Pretender(Mode(settings.latency), public_key(settings.write_credentials)), tls).run()
 
 
 def _leave(number: int, frame: object) -> NoReturn:

@@ -24,9 +24,9 @@ from queue import Empty, SimpleQueue
 from gocm_lib import child, log
 from gocm_lib import upstream as upstreams
 from gocm_lib.job import Slice
-from gocm_lib.outcome import Outcome, Result, Verdict
+from gocm_lib.outcome import BLAMES_UPSTREAM, Outcome, Result, Verdict
 from gocm_lib.settings import Exit, Settings, SettingsError
-from gocm_lib.state import Client, StateUnavailable
+from gocm_lib.state import FIRST_ANSWERS, Client, StateUnavailable
 from gocm_lib.upstream import DialError, Upstream
 from gocm_lib.wire import Channel, Response, WireError
 
@@ -34,6 +34,8 @@ DIALLERS = 16  # threads: a TLS handshake with Google takes three round trips, a
 IDLE_LIMIT = 30.0  # seconds; we close an idle connection before the upstream does, mostly
 DIAL_REST = 0.25  # seconds without dialling after a failure
 SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
+FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
+TRUSTED_JOBS = 4096
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -48,6 +50,14 @@ class Flight:
 
 
 @dataclass(eq=False, slots=True)
+class Trial:
+    """A job's flights that are held until its first answers tell whether its message is any good."""
+
+    held: list[Flight]
+    condemned: int = 0  # how many of the first answers said that the message itself is bad
+
+
+@dataclass(eq=False, slots=True)
 class Lane:
     """An upstream's connections in this sender, and the requests that wait for one."""
 
@@ -57,6 +67,8 @@ class Lane:
     idle: dict[Channel, float] = field(default_factory=dict)  # since when; in that order, the newest is used first
     connected: int = 0
     dialling: int = 0
+    trials: dict[int, Trial] = field(default_factory=dict)  # by job
+    trusted: dict[int, None] = field(default_factory=dict)  # jobs that have passed, the latest last
     dial_after: float = 0.0  # after a failure to connect, so as not to ask again in a tight loop
 
 
@@ -144,8 +156,35 @@ class Loop:
                 self._on_dialled(*item)
                 continue
             for claimed in item:
-                lane = self.lanes[claimed.upstream]
-                lane.waiting.extend(Flight(part, request) for part, request in lane.upstream.requests(claimed))
+                self._enqueue(self.lanes[claimed.upstream], claimed)
+
+    def _enqueue(self, lane: Lane, claimed: Slice) -> None:
+        """Queue a slice's requests; of many for a job new to us only the first, the others wait for its trial."""
+        flights = [Flight(part, request) for part, request in lane.upstream.requests(claimed)]
+        if claimed.job in lane.trials:
+            lane.trials[claimed.job].held += flights
+        elif len(flights) > FIRST_FLIGHTS and claimed.job not in lane.trusted:
+            lane.waiting.extend(flights[:FIRST_FLIGHTS])
+            lane.trials[claimed.job] = Trial(flights[FIRST_FLIGHTS:])
+        else:
+            lane.waiting.extend(flights)
+
+    def _try(self, lane: Lane, job: int, outcome: Outcome) -> None:
+        """Let an answer decide what becomes of a job's held flights."""
+        trial = lane.trials[job]
+        if outcome.condemns:
+            trial.condemned += 1
+            if trial.condemned < FIRST_ANSWERS:
+                return
+        del lane.trials[job]
+        if outcome.condemns or outcome.verdict in BLAMES_UPSTREAM:
+            for flight in trial.held:
+                self._land(lane, flight, outcome)
+            return
+        lane.waiting.extend(trial.held)
+        lane.trusted[job] = None
+        if len(lane.trusted) > TRUSTED_JOBS:
+            del lane.trusted[next(iter(lane.trusted))]
 
     def _on_dialled(self, lane: Lane, dialled: Channel | DialError) -> None:
         lane.dialling -= 1
@@ -160,10 +199,18 @@ class Loop:
         lane.dial_after = time.monotonic() + DIAL_REST
         if not lane.connected:
             # Nothing is left that could serve them, and asking once for each would take a time-out each.
-            for flight in (*lane.repeats, *lane.waiting):
-                self._land(flight, dialled.outcome)
-            lane.repeats.clear()
-            lane.waiting.clear()
+            self._give_back(lane, dialled.outcome)
+
+    def _give_back(self, lane: Lane, outcome: Outcome) -> None:
+        """Settle all that waits in a lane with an outcome that blames the upstream: none of it was sent."""
+        waiting = [*lane.repeats, *lane.waiting]
+        lane.repeats.clear()
+        lane.waiting.clear()
+        for trial in lane.trials.values():
+            waiting += trial.held
+        lane.trials.clear()
+        for flight in waiting:
+            self._land(lane, flight, outcome)
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Bring waiting requests and connections together; dial when there are too few."""
@@ -206,7 +253,9 @@ class Loop:
     def _on_response(self, channel: Channel, response: Response) -> None:
         lane, flight = self.flights.pop(channel)
         outcomes = lane.upstream.outcomes(flight.part, response, time.time())
-        self._land(flight, *outcomes)
+        self._land(lane, flight, *outcomes)
+        if outcomes[0].verdict in BLAMES_UPSTREAM and (lane.waiting or lane.trials):
+            self._give_back(lane, outcomes[0])
         if response.reusable:
             lane.idle[channel] = time.monotonic()
         else:
@@ -226,7 +275,7 @@ class Loop:
             flight.repeated = True
             lane.repeats.append(flight)
             return
-        self._land(flight, Outcome(Verdict.DEFERRED, str(error)))
+        self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error)))
 
     def _expire(self, now: float) -> None:
         while self.flights:
@@ -247,12 +296,14 @@ class Loop:
         channel.close()
         lane.connected -= 1
 
-    def _land(self, flight: Flight, *outcomes: Outcome) -> None:
+    def _land(self, lane: Lane, flight: Flight, *outcomes: Outcome) -> None:
         """Settle a flight: with an outcome for each of its tokens, or one for all."""
         part = flight.part
         for place, token in enumerate(part.tokens):
             outcome = outcomes[place if len(outcomes) > 1 else 0]
             self.settled.put(Result(part.upstream, part.job, token.n, token.attempt, outcome))
+        if part.job in lane.trials:
+            self._try(lane, part.job, outcomes[0])
 
     def _ask_for_more(self) -> None:
         load = len(self.flights) + sum(len(lane.waiting) for lane in self.lanes.values())

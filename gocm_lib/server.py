@@ -16,17 +16,18 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from gocm_lib import gcm, job, log, pages
+from gocm_lib import job, log, pages
 from gocm_lib.intake import Intake
 from gocm_lib.job import BadRequest
 from gocm_lib.request import Reader, Request
 from gocm_lib.settings import Settings
 from gocm_lib.state import Client, StateUnavailable
+from gocm_lib.upstream import DIALECTS
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
@@ -57,8 +58,9 @@ def unavailable(reason: str) -> Response:
 class Service:
     """What the handlers work on, and the handlers. Methods named in ROUTES take a Request and return a Response."""
 
-    def __init__(self, settings: Settings, intake: Intake, client: Client) -> None:
+    def __init__(self, settings: Settings, upstreams: Sequence[str], intake: Intake, client: Client) -> None:
         self.settings = settings
+        self.upstreams = tuple(upstreams)  # the first is the default
         self.intake = intake
         self.client = client
         self.draining = False
@@ -69,11 +71,15 @@ class Service:
         """POST /gcm/send: keep a message for its tokens, then answer."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
-        accepted = job.parse(
-            request.headers.get("content-type", ""),
-            request.body,
+        draft = job.parse(request.headers.get("content-type", ""), request.body)
+        name = draft.upstream or self.upstreams[0]
+        if name not in self.upstreams:
+            raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
+        accepted = job.accept(
+            draft,
             job_id=self.intake.mint(),
-            upstream=gcm.NAME,
+            upstream=name,
+            message=DIALECTS[name].message(draft),
             now=time.time(),
             max_age=self.settings.max_age,
         )

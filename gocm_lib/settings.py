@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -116,6 +116,13 @@ def upstream_url(value: str) -> str:
     return value
 
 
+def project(value: str) -> str:
+    """A Google Cloud project's id or number: it becomes part of a URL's path."""
+    if value and not re.fullmatch(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|[0-9]{6,20}", value):
+        raise ValueError("must be a project id like my-project-1, or a project number")
+    return value
+
+
 def readable_file(value: str) -> str:
     if value and not os.access(value, os.R_OK):
         raise ValueError(f"cannot read the file {value}")
@@ -160,8 +167,23 @@ class Settings:
     connections: int = option(
         512, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
     )
+    apikey_file: str = option("", readable_file, "file that holds the API key: not shown by ps", metavar="FILE")
     gcm_url: str = option(
         "https://android.googleapis.com/gcm/send", upstream_url, "where GCM messages are posted", metavar="URL"
+    )
+    credentials: str = option(
+        "",
+        text,
+        "Google credentials for FCM v1: a service account's file, or any that google-auth reads; needs gocm[fcm]",
+        metavar="FILE",
+    )
+    token_command: str = option("", text, "command that prints an access token for FCM v1", metavar="COMMAND")
+    fcm_metadata: bool = option(False, flag, "take FCM access tokens from Google's metadata server")
+    metadata_host: str = option("metadata.google.internal", text, "that server", metavar="HOST")
+    fcm_project: str = option("", project, "Firebase project id, where the credentials do not name it", metavar="ID")
+    fcm_url: str = option("https://fcm.googleapis.com", upstream_url, "where FCM v1 messages are posted", metavar="URL")
+    fcm_rate: int = option(
+        600000, number(0, 10**8), "FCM messages a minute, Google's quota for the project; 0: no limit", metavar="N"
     )
     upstream_ca: str = option(
         "", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE"
@@ -201,6 +223,9 @@ class SandboxSettings:
     host: str = option("127.0.0.1", text, "address to listen on", metavar="ADDRESS")
     port: int = option(5602, number(0, 65535), "TCP port to listen on; 0 takes a free one", metavar="PORT")
     latency: float = option(0.0, seconds(0, 60), "seconds before each answer", metavar="S")
+    write_credentials: str = option(
+        "", text, "make this service account's file for FCM's --credentials, or use it if it is there", metavar="FILE"
+    )
     tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE")
     tls_key: str = option("", readable_file, "PEM private key of --tls-cert", metavar="FILE")
 
@@ -278,10 +303,54 @@ def default_spool(environ: Mapping[str, str]) -> str:
     return str(Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm/gocm.db")
 
 
+def _read_key(path: str, source: str) -> str:
+    try:
+        return secret(Path(path).read_text().strip())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+
+
+def complete(given: Settings, environ: Mapping[str, str]) -> Settings:
+    """The settings with what follows from others and from where systemd and Google's tools keep things.
+
+    An API key comes from --apikey, --apikey-file or systemd's credential `apikey`; Google credentials from
+    --credentials, systemd's credential `fcm.json` or GOOGLE_APPLICATION_CREDENTIALS. Raises SettingsError.
+    """
+    kept = environ.get("CREDENTIALS_DIRECTORY", "")
+    apikey, credentials = given.apikey, given.credentials
+    if not apikey and given.apikey_file:
+        apikey = _read_key(given.apikey_file, "--apikey-file")
+    elif not apikey and kept and os.path.exists(os.path.join(kept, "apikey")):
+        apikey = _read_key(os.path.join(kept, "apikey"), "the credential")
+    if not (credentials or given.token_command or given.fcm_metadata or given.sandbox):
+        beside = os.path.join(kept, "fcm.json")
+        credentials = beside if kept and os.path.exists(beside) else environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+    return replace(
+        given,
+        apikey=apikey,
+        credentials=credentials,
+        spool=given.spool or default_spool(environ),
+        senders=given.senders or min(4, os.cpu_count() or 1),
+    )
+
+
 def check(settings: Settings) -> None:
     """Raise SettingsError where options that are right alone are wrong together."""
-    if not settings.apikey and not settings.sandbox:
-        raise SettingsError("--apikey is missing: give the upstream's API key, or --sandbox to try GoCM without Google")
+    sources = {
+        "--credentials": settings.credentials,
+        "--token-command": settings.token_command,
+        "--fcm-metadata": settings.fcm_metadata,
+    }
+    given = [name for name, value in sources.items() if value]
+    if len(given) > 1:
+        raise SettingsError(f"{given[0]} and {given[1]} both give access tokens for FCM: choose one")
+    if not settings.apikey and not settings.sandbox and not given:
+        raise SettingsError(
+            "--apikey is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
+            "or --sandbox to try GoCM without Google"
+        )
+    if settings.token_command and not settings.fcm_project:
+        raise SettingsError("--fcm-project is missing: a token command does not name the project")
     if not is_loopback(settings.host) and not settings.no_auth:
         raise SettingsError(
             f"--host {settings.host} can be reached by other machines and GoCM has no password yet: "

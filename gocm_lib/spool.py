@@ -13,7 +13,7 @@ has one row left. A token is in exactly one place:
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
 claimed it may say what became of it. A job's row stays while it has tokens, and with `finished` set while it has dead
-ones (they need its payload to be sent again).
+ones (they need its message to be sent again).
 
 Every method may be repeated safely. The caller owns the transaction and the lock.
 """
@@ -28,8 +28,8 @@ SCHEMA = """
 CREATE TABLE job (
     id INTEGER PRIMARY KEY,
     upstream TEXT NOT NULL,
-    payload TEXT NOT NULL,
-    options TEXT NOT NULL,
+    target TEXT NOT NULL,
+    message TEXT NOT NULL,
     accepted_at REAL NOT NULL,
     expires_at REAL NOT NULL,
     finished INTEGER NOT NULL DEFAULT 0
@@ -46,7 +46,8 @@ CREATE TABLE token (
     upstream TEXT NOT NULL,
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
-CREATE INDEX token_ready ON token (upstream, due_at) WHERE generation = 0;
+CREATE INDEX token_fresh ON token (upstream, due_at) WHERE generation = 0 AND attempts = 0;
+CREATE INDEX token_retry ON token (upstream, due_at) WHERE generation = 0 AND attempts > 0;
 CREATE INDEX token_claimed ON token (generation, batch) WHERE generation > 0;
 CREATE TABLE dead (
     job INTEGER NOT NULL,
@@ -59,29 +60,36 @@ CREATE TABLE dead (
 ) WITHOUT ROWID;
 """
 
-_DUE = """
-SELECT token.job, token.n, token.token, token.attempts, job.upstream, job.payload, job.options, job.expires_at
-FROM token INDEXED BY token_ready JOIN job ON job.id = token.job
-WHERE token.generation = 0 AND token.upstream = ? AND token.due_at <= ?
-ORDER BY token.due_at LIMIT ?
-"""
+_COLUMNS = "token.job, token.n, token.token, token.attempts, job.upstream, job.target, job.message, job.expires_at"
 
-_CLAIMED = """
-SELECT token.job, token.n, token.token, token.attempts, job.upstream, job.payload, job.options, job.expires_at
-FROM token INDEXED BY token_claimed JOIN job ON job.id = token.job
+_READY = """
+SELECT {columns} FROM token INDEXED BY {index} JOIN job ON job.id = token.job
+WHERE token.generation = 0 AND token.attempts {attempts} 0 AND token.upstream = ? AND token.due_at <= ?
+ORDER BY token.due_at LIMIT ? OFFSET ?
+"""
+_FRESH = _READY.format(columns=_COLUMNS, index="token_fresh", attempts="=")
+_RETRY = _READY.format(columns=_COLUMNS, index="token_retry", attempts=">")
+_NEXT_DUE = """
+SELECT min(due_at) FROM token INDEXED BY token_fresh WHERE generation = 0 AND attempts = 0 AND upstream = ?
+UNION ALL
+SELECT min(due_at) FROM token INDEXED BY token_retry WHERE generation = 0 AND attempts > 0 AND upstream = ?
+"""
+_CLAIMED = f"""
+SELECT {_COLUMNS} FROM token INDEXED BY token_claimed JOIN job ON job.id = token.job
 WHERE token.generation > 0 AND token.generation = ? AND token.batch = ?
 ORDER BY token.job, token.n
 """
+RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
 
 
 def _slices(rows: Iterable[tuple]) -> list[Slice]:
-    """Rows of the two queries above, in their order, those of one job together."""
+    """Rows of the queries above, in their order, those of one job together."""
     slices: list[Slice] = []
     tokens: list[Claimed] = []
-    for job, n, token, attempts, upstream, payload, options, _expires_at in rows:
+    for job, n, token, attempts, upstream, target, message, _expires_at in rows:
         if not slices or slices[-1].job != job:
             tokens = []
-            slices.append(Slice(job, upstream, payload, options, tokens))
+            slices.append(Slice(job, upstream, target, message, tokens))
         tokens.append(Claimed(n, token, attempts + 1))
     return slices
 
@@ -102,7 +110,7 @@ class Spool:
         """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
         added = self.db.execute(
             "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0)",
-            (job.id, job.upstream, job.payload, job.options, job.accepted_at, job.expires_at),
+            (job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at),
         ).rowcount
         if added:
             self.db.executemany(
@@ -117,7 +125,7 @@ class Spool:
 
         A token of a job that has expired is buried instead; those are the second list.
         """
-        rows = self.db.execute(_DUE, (upstream, now, limit)).fetchall()
+        rows = self._due(upstream, limit, now)
         fresh = [row for row in rows if row[7] > now]
         self.db.executemany(
             "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n = ?",
@@ -129,6 +137,15 @@ class Spool:
             self.bury(0, row[0], row[1], row[3], "too old", now)
         self.finish({row[0] for row in expired})
         return _slices(fresh), [row[2] for row in expired]
+
+    def _due(self, upstream: str, limit: int, now: float) -> list[tuple]:
+        """Rows of due tokens: a share of retries, then fresh ones, then retries for what room is left."""
+        rows = self.db.execute(_RETRY, (upstream, now, max(1, limit // RETRY_SHARE), 0)).fetchall()
+        retries = len(rows)
+        rows += self.db.execute(_FRESH, (upstream, now, limit - retries, 0)).fetchall() if limit > retries else []
+        if retries and len(rows) < limit:
+            rows += self.db.execute(_RETRY, (upstream, now, limit - len(rows), retries)).fetchall()
+        return rows
 
     def claimed(self, generation: int, batch: int) -> list[Slice]:
         """What is left of a batch in a generation's hands."""
@@ -193,16 +210,15 @@ class Spool:
         """Bring due times later than `latest` back to it: the clock was set back while we were away."""
         self.db.execute("UPDATE token SET due_at = ? WHERE generation = 0 AND due_at > ?", (latest, latest))
 
-    def next_due(self, upstreams: Iterable[str]) -> float | None:
-        """When the next ready token of these upstreams is due; None when there is none."""
-        found = [
-            self.db.execute(
-                "SELECT min(due_at) FROM token INDEXED BY token_ready WHERE generation = 0 AND upstream = ?",
-                (upstream,),
-            ).fetchone()[0]
-            for upstream in upstreams
-        ]
-        return min((due for due in found if due is not None), default=None)
+    def next_due(self, upstream: str) -> float | None:
+        """When the upstream's next ready token is due; None when there is none."""
+        return min(
+            (due for (due,) in self.db.execute(_NEXT_DUE, (upstream, upstream)) if due is not None), default=None
+        )
+
+    def reject_ready(self, job: int) -> int:
+        """Drop the job's tokens that nobody has in hand: their message was found bad. How many there were."""
+        return self.db.execute("DELETE FROM token WHERE job = ? AND generation = 0", (job,)).rowcount
 
     def pending(self) -> int:
         """How many jobs are unfinished: counted, so it cannot drift."""

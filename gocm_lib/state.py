@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,18 +31,26 @@ from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
     LONGEST_RETRY_AFTER,
     Action,
+    Pace,
     Pause,
     Policy,
     Result,
     Verdict,
+    advance,
     next_step,
     pause,
+    slow_down,
+    spend,
+    start_pace,
+    until_credit,
 )
 from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
 
 LIMIT = 1.5  # seconds: so that a client of ours is answered within 2, if only with 503
+FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
+UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 
 VERBS = ("accept", "begin", "claim", "settle", "release", "snapshot", "page", "forget")
@@ -58,12 +66,12 @@ class State:
         self,
         db: sqlite3.Connection,
         policy: Policy,
-        upstreams: Sequence[str],
+        paces: Mapping[str, Pace],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.db = db
         self.policy = policy
-        self.upstreams = tuple(upstreams)
+        self.paces = dict(paces)
         self.draw = draw
         self.spool = Spool(db)
         self.report = RunReport(db)
@@ -98,61 +106,65 @@ class State:
             self.generation = max(self.generation, generation)
             self.changed.notify_all()
 
-    def claim(self, generation: int, batch: int, room: int, now: float, wait: float) -> list[Slice]:
-        """Due tokens for a generation that may have `room` in hand; waits up to `wait` seconds for the first.
+    def claim(
+        self, generation: int, batch: int, room: int, ready: Sequence[str], now: float, wait: float
+    ) -> tuple[list[Slice], dict[str, Pause]]:
+        """Due tokens of the `ready` upstreams for a generation that may have `room` in hand, and who is paused.
 
-        The caller numbers its batches, and goes on to the next number when it has received one. So a batch whose
-        answer was lost, because this process was killed or stood still, is given again, not forgotten in the
-        generation's hands.
+        Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
+        the next number when it has received one. So a batch whose answer was lost, because this process was killed or
+        stood still, is given again, not forgotten in the generation's hands.
         """
         started = time.monotonic()
         with self.changed:
+            known = dict(self.pauses)
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
-                    return []
+                    return [], {}
                 if batch <= self._last_batch(generation):
-                    return self.spool.claimed(generation, batch)
-                slices = self._claim(generation, batch, room, now + waited)
-                if slices or waited >= wait:
-                    return slices
-                self.changed.wait(min(wait - waited, self._idle(generation, room, now + waited)))
+                    return self.spool.claimed(generation, batch), {}
+                slices: list[Slice] = []
+                idle = wait - waited
+                for upstream in ready:
+                    found, rest = self._claim(generation, batch, room, upstream, now + waited)
+                    slices += found
+                    idle = min(idle, rest)
+                if slices or waited >= wait or self.pauses != known:
+                    return slices, dict(self.pauses)
+                self.changed.wait(max(0.001, idle))
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:
             self.batches[generation] = self.spool.last_batch(generation)
         return self.batches[generation]
 
-    def _claim(self, generation: int, batch: int, room: int, now: float) -> list[Slice]:
-        slices: list[Slice] = []
-        for upstream in self.upstreams:
-            free = room - self.spool.in_hand[generation]
-            paused = self.pauses.get(upstream)
+    def _claim(self, generation: int, batch: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
+        """An upstream's share of a claim, and in how many seconds time alone could bring (more of) it."""
+        free = room - self.spool.in_hand[generation]
+        if free <= 0:
+            return [], 60.0
+        paused = self.pauses.get(upstream)
+        if paused and now < paused.until:
+            return [], paused.until - now
+        due = self.spool.next_due(upstream)
+        if due is None or due > now:
+            return [], 60.0 if due is None else due - now
+        pace = self.paces[upstream] = advance(self.paces[upstream], now)
+        if pace.credit < 1:
+            return [], until_credit(pace)
+        with self._transaction():
+            limit = 1 if paused else min(free, int(pace.credit))
+            slices, expired = self.spool.claim(generation, batch, upstream, limit, now)
+            self.report.count({"failures": len(expired)})
+        taken = sum(len(part.tokens) for part in slices)
+        self.paces[upstream] = spend(pace, taken)
+        if taken:
+            self.batches[generation] = batch
             if paused:
-                free = min(free, 1 if paused.until <= now else 0)
-            due = self.spool.next_due([upstream])
-            if free <= 0 or due is None or due > now:
-                continue
-            with self._transaction():
-                found, expired = self.spool.claim(generation, batch, upstream, free, now)
-                self.report.count({"failures": len(expired)})
-            if found:
-                self.batches[generation] = batch
-            if paused and found:
                 self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probing=True)
-            slices += found
-            self._log_ends([("too old", token) for token in expired])
-        return slices
-
-    def _idle(self, generation: int, room: int, now: float) -> float:
-        """Seconds in which nothing can become claimable by time alone."""
-        if self.spool.in_hand[generation] >= room:
-            return 60.0
-        moments = [pause.until for pause in self.pauses.values()]
-        due = self.spool.next_due(name for name in self.upstreams if name not in self.pauses)
-        if due is not None:
-            moments.append(due)
-        return max(0.001, min(moments, default=now + 60.0) - now)
+        self._log_ends([("too old", token) for token in expired])
+        return slices, 0.0
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
@@ -162,6 +174,8 @@ class State:
             with self._transaction():
                 for result in results:
                     self._settle(generation, result, now, counts, ends)
+                for job in _condemned(results):
+                    counts["failures"] += self.spool.reject_ready(job)
                 self.spool.finish({result.job for result in results})
                 self.report.count(counts)
             for result in results:
@@ -204,6 +218,13 @@ class State:
             self.report.add_notregistered(token)
 
     def _judge_upstream(self, result: Result, now: float) -> None:
+        if result.outcome.slows:
+            pace = self.paces[result.upstream]
+            self.paces[result.upstream] = slower = slow_down(advance(pace, now), now)
+            if slower.slowed_at != pace.slowed_at:
+                log.logger.warning(
+                    "upstream %s says %s: slowing down to %.0f/s", result.upstream, result.outcome.reason, slower.rate
+                )
         known = self.pauses.get(result.upstream)
         if result.outcome.verdict in BLAMES_UPSTREAM:
             paused = pause(known, result.outcome, now)
@@ -218,6 +239,7 @@ class State:
             self.pauses[result.upstream] = paused
         elif known:
             del self.pauses[result.upstream]
+            self.paces[result.upstream] = start_pace(self.paces[result.upstream].limit, now)
             log.logger.warning("upstream %s answers again", result.upstream)
 
     @staticmethod
@@ -356,6 +378,14 @@ class Client:
 # -------------------------------------------------------------------------------------------------------- the process
 
 
+def _condemned(results: Sequence[Result]) -> list[int]:
+    """Jobs whose answers in this batch all found the message itself bad, for one and the same reason."""
+    reasons: dict[int, list[str]] = {}
+    for result in results:
+        reasons.setdefault(result.job, []).append(result.outcome.reason if result.outcome.condemns else "")
+    return [job for job, found in reasons.items() if len(found) >= FIRST_ANSWERS and found[0] and len(set(found)) == 1]
+
+
 class _Manager(multiprocessing.managers.BaseManager):
     pass
 
@@ -383,7 +413,7 @@ class _Edge:
         return call
 
 
-def main(settings: Settings, upstreams: Sequence[str], address: str, authkey: bytes, control: Connection) -> None:
+def main(settings: Settings, address: str, authkey: bytes, control: Connection) -> None:
     """The state process. Tells `control` the highest job id on disk when it serves, or why it refuses; then waits
     there for the word to finish.
     """
@@ -393,7 +423,9 @@ def main(settings: Settings, upstreams: Sequence[str], address: str, authkey: by
         db, _held = open_spool(settings.spool)
     except SpoolError as error:
         child.refuse(control, error.code, str(error))
-    state = State(db, policy, upstreams)
+    unpaced = start_pace(UNPACED, time.time())
+    paced = start_pace(settings.fcm_rate / 60, time.time()) if settings.fcm_rate else unpaced
+    state = State(db, policy, {"gcm": unpaced, "fcm": paced})
     state.clamp(time.time())
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)

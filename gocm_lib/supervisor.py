@@ -25,11 +25,12 @@ from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from typing import Any
 
-from gocm_lib import __version__, child, gcm, log, sandbox, sender, state
+from gocm_lib import __version__, child, credentials, fcm, gcm, log, sandbox, sender, state
+from gocm_lib.credentials import Credentials
 from gocm_lib.feeder import WAIT, Feeder
 from gocm_lib.intake import Intake
 from gocm_lib.server import Server, Service
-from gocm_lib.settings import Exit, Settings
+from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.state import Client, StateUnavailable
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
@@ -111,8 +112,10 @@ class Generation:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        """`reread` gives the settings with keys and credentials as they are then (SIGHUP)."""
         self.settings = settings
+        self.reread = reread
         self.context = get_context("forkserver")
         self.directory = tempfile.mkdtemp(prefix="gocm-")  # mode 0700: the state's socket is for us alone
         self.address = os.path.join(self.directory, "state")
@@ -138,7 +141,7 @@ class Supervisor:
         self._catch_signals()
         try:
             self._start()
-            while not self.signals:
+            while not self._told_to_stop():
                 self._turn(60.0)
             return self._stop()
         finally:
@@ -150,8 +153,26 @@ class Supervisor:
         self.wakeup.setblocking(False)
         bell.setblocking(False)
         signal.set_wakeup_fd(bell.detach(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self.signals.append(received))
+
+    def _told_to_stop(self) -> bool:
+        """Deal with the signals noted: SIGHUP re-reads the credentials, the others stop."""
+        while signal.SIGHUP in self.signals:
+            self.signals.remove(signal.SIGHUP)
+            if self.feeder and not self.settings.sandbox:
+                self._reread_credentials()
+        return bool(self.signals)
+
+    def _reread_credentials(self) -> None:
+        try:
+            fresh = self.reread()
+            found, _ = credentials.sources(replace(self.settings, apikey=fresh.apikey, credentials=fresh.credentials))
+        except SettingsError as problem:
+            log.logger.error("SIGHUP: the old credentials stay in use: %s", problem)
+            return
+        self.credentials.replace(found)
+        log.logger.info("SIGHUP: keys and credentials were read again; other options need a restart")
 
     def _start(self) -> None:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
@@ -160,6 +181,9 @@ class Supervisor:
         self._start_forkserver()
         if settings.sandbox:
             self._start_sandbox()
+            self._await_ready()
+        found, project = credentials.sources(self.settings)
+        self.settings = replace(self.settings, fcm_project=project)
         self._start_state()
         self._start_generation()
         self._await_ready()
@@ -167,19 +191,17 @@ class Supervisor:
         self.client.release(None)
         facts = {each.kind: each.fact for each in self.children}
         room = max(PREFETCH, 2 * settings.senders * settings.connections)
-        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), room)
+        self.credentials = Credentials(found)
+        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, room)
         self.feeder.switch(self.newest, self.generations[-1].queue)
         intake = Intake(Client(self.address, self.authkey), facts["state"])
-        self.server.start(Service(self.settings, intake, Client(self.address, self.authkey)))
+        upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
+        self.server.start(Service(self.settings, upstreams, intake, Client(self.address, self.authkey)))
         host, port = self.server.server_address[:2]
-        log.logger.info(
-            "gocm %s listens on %s port %d, sends to %s, keeps messages in %s",
-            __version__,
-            host,
-            port,
-            "the sandbox" if settings.sandbox else settings.gcm_url,
-            settings.spool,
-        )
+        log.logger.info("gocm %s listens on %s port %d, keeps messages in %s", __version__, host, port, settings.spool)
+        for name in upstreams:
+            url = {gcm.NAME: self.settings.gcm_url, fcm.NAME: self.settings.fcm_url}[name]
+            log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
         notify(f"READY=1\nSTATUS=listening on {host} port {port}")
 
     def _start_forkserver(self) -> None:
@@ -201,7 +223,7 @@ class Supervisor:
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT
         while not all(each.ready for each in self.children):
-            if self.signals:
+            if self._told_to_stop():
                 raise Stop(Exit.OK, "stopped while starting")
             if time.monotonic() > deadline:
                 raise Stop(Exit.FAILED, f"not every process was ready within {START_LIMIT:.0f} s")
@@ -248,12 +270,12 @@ class Supervisor:
                 "--sandbox-port", sandbox.listen, "127.0.0.1", self.settings.sandbox_port
             )
             port = self.sandbox_listener.getsockname()[1]
-            self.settings = replace(self.settings, gcm_url=f"http://127.0.0.1:{port}/gcm/send", apikey="sandbox")
+            self.settings = sandbox.point_at(self.settings, port)
             log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
         self._spawn("sandbox", "sandbox", sandbox.main, self.sandbox_listener)
 
     def _start_state(self) -> None:
-        self._spawn("state", "state", state.main, [gcm.NAME], self.address, self.authkey)
+        self._spawn("state", "state", state.main, self.address, self.authkey)
 
     def _start_generation(self) -> None:
         self.newest += 1

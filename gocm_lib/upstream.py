@@ -1,8 +1,7 @@
-"""Upstream: a dialect, a key and a PoolManager as one object, one per sender process.
+"""Upstream: a dialect, a URL and a PoolManager as one object, one of each per sender process.
 
 Owns the connecting: urllib3 resolves, connects, verifies TLS; what it returns is made a non-blocking Channel.
-Promises that a failure to connect says whether the network or our configuration is at fault, and that the key appears
-in no text.
+Promises that a failure to connect says whether the network or our configuration is at fault.
 """
 
 import socket
@@ -14,12 +13,13 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection
 
-from gocm_lib import gcm
+from gocm_lib import fcm, gcm
 from gocm_lib.job import Slice
 from gocm_lib.outcome import Outcome, Verdict
 from gocm_lib.settings import Settings, SettingsError
 from gocm_lib.wire import Channel, Response
 
+DIALECTS: dict[str, ModuleType] = {gcm.NAME: gcm, fcm.NAME: fcm}
 CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
 
 
@@ -56,15 +56,15 @@ class DialError(Exception):
 class Upstream:
     """One upstream as a sender sees it. `requests` and `outcomes` are the dialect's; `dial` gives a Channel."""
 
-    def __init__(self, dialect: ModuleType, url: str, authorization: str, *, ca_file: str, connections: int) -> None:
+    def __init__(self, dialect: ModuleType, url: str, *, ca_file: str, connections: int) -> None:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.dialect = dialect
-        # The head but for the body's length. Accept-Encoding: we never decompress, so no answer can be a bomb.
+        # Accept-Encoding: we never decompress, so no answer can be a bomb.
         self._head = (
-            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {host}{port}\r\nAuthorization: {authorization}\r\n"
-            "Content-Type: application/json\r\nAccept-Encoding: identity\r\nUser-Agent: GoCM\r\nContent-Length: "
+            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {host}{port}\r\nContent-Type: application/json\r\n"
+            "Accept-Encoding: identity\r\nUser-Agent: GoCM\r\nAuthorization: "
         ).encode("ascii")
         context = _tls_context(ca_file) if parts.scheme == "https" else None
         manager = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False, ssl_context=context)
@@ -74,11 +74,12 @@ class Upstream:
 
     def requests(self, claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
         """The slice cut into requests: each with the bytes to write."""
+        head = self._head + claimed.authorization.encode("ascii")
         for part, body in self.dialect.requests(claimed):
-            yield part, b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+            yield part, b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def outcomes(self, part: Slice, response: Response, now: float) -> list[Outcome]:
-        return self.dialect.outcomes(response.status, response.headers, response.body, len(part.tokens), now)
+        return self.dialect.outcomes(part, response.status, response.headers, response.body, now)
 
     def dial(self) -> Channel:
         """A connected Channel. Blocks for up to CONNECT_TIMEOUT for each of the host's addresses. Raises DialError."""
@@ -115,13 +116,12 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 def from_settings(settings: Settings) -> dict[str, Upstream]:
-    """Every upstream that the settings name, by its name. Raises SettingsError where one cannot be made."""
+    """Every upstream, by its name. Raises SettingsError where one cannot be made."""
+    urls = {
+        gcm.NAME: settings.gcm_url,
+        fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",
+    }
     return {
-        gcm.NAME: Upstream(
-            gcm,
-            settings.gcm_url,
-            f"key={settings.apikey}",
-            ca_file=settings.upstream_ca,
-            connections=settings.connections,
-        ),
+        name: Upstream(DIALECTS[name], url, ca_file=settings.upstream_ca, connections=settings.connections)
+        for name, url in urls.items()
     }

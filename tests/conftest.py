@@ -134,23 +134,11 @@ class Sandbox(Program):
 
 
 class Server(Program):
-    """A GoCM server sending to a sandbox, quick to retry."""
+    """A GoCM server on a free port, quick to retry."""
 
-    def __init__(self, spool, url, *words, environ=None):
+    def __init__(self, spool, *words, environ=None):
         super().__init__(
-            "--port",
-            "0",
-            "--spool",
-            str(spool),
-            "--gcm-url",
-            url,
-            "--apikey",
-            "k",
-            "--log-level",
-            "debug",
-            "--retry-base",
-            "0.05",
-            *words,
+            *("--port", "0", "--spool", str(spool), "--log-level", "debug", "--retry-base", "0.05", *words),
             environ=environ,
         )
         self.spool = str(spool)
@@ -185,17 +173,30 @@ def sandbox():
 
 
 @pytest.fixture
-def start(sandbox, tmp_path):
-    """A function that starts a server on the test's spool, sending to the test's sandbox."""
+def run(tmp_path):
+    """A function that starts a server on the test's spool with the words given."""
     running = []
 
-    def start_server(*words, url=None, environ=None):
-        running.append(Server(tmp_path / "spool" / "gocm.db", url or sandbox.url(), *words, environ=environ))
+    def start_server(*words, environ=None):
+        running.append(Server(tmp_path / "spool" / "gocm.db", *words, environ=environ))
         return running[-1]
 
     yield start_server
     for program in running:
         program.kill_group()
+
+
+@pytest.fixture
+def start(sandbox, run):
+    """A function that starts a server sending legacy GCM to the test's sandbox, or to `url`."""
+    return lambda *words, url=None: run("--gcm-url", url or sandbox.url(), "--apikey", "k", *words)
+
+
+@pytest.fixture
+def start_fcm(sandbox, run):
+    """A function that starts a server sending FCM v1 to the test's sandbox."""
+    host = f"127.0.0.1:{sandbox.port}"
+    return lambda *words: run("--fcm-url", f"http://{host}", "--fcm-metadata", "--metadata-host", host, *words)
 
 
 @pytest.fixture

@@ -60,6 +60,11 @@ BAD = [
     (["--apikey", "K", "--retry-base", "nan"], 78, "--retry-base"),
     (["--apikey", "K", "--upstream-ca", "/nowhere"], 78, "--upstream-ca"),
     (["--apikey", "K", "--log-level", "loud"], 78, "--log-level"),
+    (["--token-command", "x"], 78, "--fcm-project"),
+    (["--token-command", "x", "--fcm-project", "A b"], 78, "--fcm-project"),
+    (["--token-command", "x", "--fcm-metadata", "--fcm-project", "my-project"], 78, "--token-command"),
+    (["--apikey", "K", "--fcm-rate", "-1"], 78, "--fcm-rate"),
+    (["--apikey-file", "/nowhere"], 78, "--apikey-file"),
     (["--apikey", "K", "--prot", "1"], 2, "--prot"),
     (["serve"], 2, "serve"),
     (["--apikey"], 2, "apikey"),
@@ -99,7 +104,10 @@ def ends(*words, environ=None):
 def test_no_key_is_one_line(tmp_path):
     assert ends() == (
         Exit.CONFIG,
-        ["gocm: --apikey is missing: give the upstream's API key, or --sandbox to try GoCM without Google"],
+        [
+            "gocm: --apikey is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
+            "or --sandbox to try GoCM without Google"
+        ],
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gocm_lib import gcm
+from gocm_lib import gcm, job
 from gocm_lib.job import Claimed, Slice
 from gocm_lib.outcome import DELIVERED, Outcome, Verdict
 
@@ -16,9 +16,8 @@ NOW = 1e9
 
 
 def judge(status, body, count, headers=None):
-    return gcm.outcomes(
-        status, headers or {}, body if isinstance(body, bytes) else json.dumps(body).encode(), count, NOW
-    )
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return gcm.outcomes(claimed(count), status, headers or {}, raw, NOW)
 
 
 words = st.sampled_from(["NotRegistered", "Unavailable", "InternalServerError", "InvalidRegistration", "", "Odd"])
@@ -98,7 +97,10 @@ def test_results(result, verdict, reason):
     ],
 )
 def test_statuses(status, verdict, wait):
-    assert judge(status, b"<html>", 2) == [Outcome(verdict, f"HTTP {status}", retry_after=wait)] * 2
+    assert (
+        judge(status, b"<html>", 2)
+        == [Outcome(verdict, f"HTTP {status}", retry_after=wait, slows=status in (429, 503))] * 2
+    )
 
 
 def test_retry_after_is_passed_on():
@@ -141,8 +143,8 @@ def test_a_wrong_number_of_results_reports_no_token_dead_and_replaces_none(count
     assert all(outcome == DELIVERED for outcome in found[1:3])
 
 
-def claimed(count, options="{}"):
-    return Slice(1, "gcm", '{"a":"b"}', options, [Claimed(n, f"t{n}", 1) for n in range(count)])
+def claimed(count, message='{"data":{"a":"b"}}', target="token"):
+    return Slice(1, "gcm", target, message, [Claimed(n, f"t{n}", 1) for n in range(count)])
 
 
 @given(st.integers(1, 2500))
@@ -155,6 +157,28 @@ def test_requests_cover_each_token_once_in_order(count):
         assert 1 <= len(part.tokens) <= 1000 and message["data"] == {"a": "b"}
 
 
+def draft(**given):
+    return job.parse("application/json", json.dumps({"payload": {"a": "b"}, **given}).encode())
+
+
 def test_options_go_beside_the_data():
-    [(_, body)] = gcm.requests(claimed(1, '{"collapse_key":"k","time_to_live":0}'))
+    message = gcm.message(draft(tokens=["t0"], collapse_key="k", time_to_live=0))
+    [(_, body)] = gcm.requests(claimed(1, message))
     assert json.loads(body) == {"registration_ids": ["t0"], "data": {"a": "b"}, "collapse_key": "k", "time_to_live": 0}
+
+
+@pytest.mark.parametrize("target, to", [("topic", {"to": "/topics/t0"}), ("condition", {"condition": "t0"})])
+def test_topics_and_conditions_are_one_request(target, to):
+    [(_, body)] = gcm.requests(claimed(1, target=target))
+    assert json.loads(body) == {**to, "data": {"a": "b"}}
+    [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"message_id": 123}', NOW)
+    assert outcome == DELIVERED
+    [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"error": "NotRegistered"}', NOW)
+    assert outcome.verdict is Verdict.REJECTED, "there is no token to be dead"
+
+
+@pytest.mark.parametrize("given, field", [({"fid": ["x"]}, "fid"), ({"tokens": ["x"], "message": {}}, "message")])
+def test_what_only_v1_has_is_refused(given, field):
+    with pytest.raises(job.BadRequest) as caught:
+        gcm.message(draft(**given))
+    assert caught.value.field == field

@@ -277,7 +277,7 @@ def test_systemd_is_told(tmp_path, sandbox):
 def test_five_thousand_messages_with_one_sender(start, sandbox):
     """16 kept-alive clients, a slow upstream: all delivered once, hundreds in flight, connections no more than that."""
     sandbox.mode(latency=0.5)
-    server = start("--senders", "1", "--connections", "4000")
+    server = start("--senders", "1")
     tokens = post_from_clients(server.port, clients=16, messages=5008)
     received = check_ledger(server, sandbox, tokens)
     assert received["peak"] >= 300

@@ -12,10 +12,15 @@ from gocm_lib.outcome import (
     Outcome,
     Policy,
     Verdict,
+    advance,
     next_step,
     parse_retry_after,
     pause,
     retry_delay,
+    slow_down,
+    spend,
+    start_pace,
+    until_credit,
 )
 
 pytestmark = pytest.mark.short
@@ -101,3 +106,43 @@ def test_failed_probes_double_the_pause_up_to_a_limit(probes):
         assert longer.until > paused.until and not longer.probing
         assert longer.delay <= 300 and (longer.delay >= paused.delay or outcome.verdict is Verdict.UNREACHABLE)
         paused = longer
+
+
+@given(st.floats(1, 1e5), st.lists(st.tuples(st.floats(0.0, 0.5), st.booleans()), min_size=1, max_size=60))
+def test_no_second_holds_more_than_the_limit_allows(limit, turns):
+    """However claims and complaints come: what goes in any stretch of time is at most its rate and one burst."""
+    pace = start_pace(limit, NOW)
+    now, went = NOW, []
+    for passed, complaint in turns:
+        now += passed
+        pace = advance(pace, now)
+        assert 0 < pace.rate <= max(limit, 1.0)
+        count = int(pace.credit)
+        if count:
+            pace = spend(pace, count)
+            went.append((now, count))
+        if complaint:
+            pace = slow_down(pace, now)
+    for start, _ in went:
+        assert sum(count for at, count in went if start <= at < start + 1.0) <= limit * 1.05 + 2
+
+
+def test_the_rate_ramps_up_is_halved_and_recovers():
+    pace = start_pace(1000.0, NOW)
+    assert pace.rate == 100.0
+    assert advance(pace, NOW + 30.0).rate == pytest.approx(550.0)
+    assert advance(pace, NOW + 61.0).rate == 1000.0
+    busy = advance(pace, NOW + 61.0)
+    for tenth in range(100):
+        busy = spend(advance(busy, NOW + 61.0 + tenth / 10), 40)  # 400 a second
+    slow = slow_down(busy, NOW + 71.0)
+    assert 150 <= slow.rate <= 250, "half of what really went, not half of what might have gone"
+    assert slow_down(slow, NOW + 71.5) == slow, "once for all that complain together"
+    assert advance(slow, NOW + 131.5).rate == 1000.0
+
+
+@given(st.floats(1, 1e6), st.floats(0, 100))
+def test_after_the_wait_there_is_credit(limit, passed):
+    pace = spend(start_pace(limit, NOW), int(start_pace(limit, NOW).credit))
+    wait = until_credit(pace)
+    assert wait >= 0 and advance(pace, NOW + wait + 1e-3).credit >= 0.99

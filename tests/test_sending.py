@@ -68,7 +68,7 @@ def test_a_wrong_key_or_url_pauses_and_loses_nothing(start, sandbox, status):
     sandbox.mode(status=status)
     server.send(["a", "gone-b"])
     server.send(["c"])
-    server.logged(f"upstream gcm is paused for 5 s: HTTP {status}")
+    server.logged(f"upstream gcm is paused for 2 s: HTTP {status}")
     assert server.report() == {"attempts": 0, "failures": 0, "pending": 2, "canonicals": 0, "notregistered": 0}
     sandbox.mode(status=200)
     assert server.settled() == {"attempts": 3, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 1}
@@ -238,7 +238,7 @@ def test_redirects_are_not_followed(start, upstream, sandbox):
     )
     server = start(url=up.url())
     server.send(["a"])
-    server.logged("paused for 5 s: HTTP 307")
+    server.logged("paused for 2 s: HTTP 307")
     assert sandbox.received()["requests"] == 0
 
 
@@ -309,7 +309,7 @@ def test_a_certificate_that_does_not_verify_pauses_and_sends_nothing(start, tls)
     secure, ca = tls("127.0.0.1")
     server = start(url=secure.url("https"))  # the authority is not the system's
     server.send(["a"])
-    assert "certificate" in server.logged(r"upstream gcm is paused for 5 s: (TLS: .*); its messages")
+    assert "certificate" in server.logged(r"upstream gcm is paused for 2 s: (TLS: .*); its messages")
     assert server.report()["pending"] == 1
 
 
@@ -317,14 +317,14 @@ def test_a_certificate_for_another_name_pauses(start, tls):
     secure, ca = tls("example.org")
     server = start("--upstream-ca", ca, url=secure.url("https"))
     server.send(["a"])
-    assert "127.0.0.1" in server.logged(r"upstream gcm is paused for 5 s: (TLS: .*); its messages")
+    assert "127.0.0.1" in server.logged(r"upstream gcm is paused for 2 s: (TLS: .*); its messages")
 
 
 def test_plain_text_where_tls_was_expected_pauses(start, upstream):
     up = upstream(lambda up, sock, number: (sock.recv(9999), sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
     server = start(url=up.url().replace("http:", "https:"))
     server.send(["a"])
-    server.logged("upstream gcm is paused for 5 s: TLS")
+    server.logged("upstream gcm is paused for 2 s: TLS")
     assert not up.requests
 
 

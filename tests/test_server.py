@@ -54,7 +54,10 @@ def shared(tmp_path_factory):
     sandbox = Sandbox()
     server = Server(
         tmp_path_factory.mktemp("shared") / "gocm.db",
+        "--gcm-url",
         sandbox.url(),
+        "--apikey",
+        "k",
         "--head-timeout",
         "0.6",
         "--idle-timeout",

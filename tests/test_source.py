@@ -9,33 +9,14 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT, Http, Program, eventually
 
-from gocm_lib import sandbox, server, settings
+from gocm_lib import pretend, server, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
-ORDER = (
-    "settings",
-    "log",
-    "child",
-    "job",
-    "outcome",
-    "gcm",
-    "wire",
-    "upstream",
-    "spool",
-    "report",
-    "database",
-    "state",
-    "sender",
-    "intake",
-    "feeder",
-    "request",
-    "pages",
-    "server",
-    "sandbox",
-    "supervisor",
-    "cli",
+ORDER = tuple(
+    "settings log child job outcome gcm fcm credentials wire upstream spool report database state sender intake feeder "
+    "request pages server pretend sandbox supervisor cli".split()
 )
-PURE = {"job", "outcome", "gcm", "request", "pages"}
+PURE = {"job", "outcome", "gcm", "fcm", "request", "pages"}
 EDGE = {
     "socket",
     "select",
@@ -80,8 +61,8 @@ def test_imports_run_one_way(name):
     assert ours <= set(ORDER[: ORDER.index(name)])
     if name in PURE:
         assert not others & EDGE
-    if name == "sandbox":
-        assert not ours & {"gcm", "upstream", "wire", "outcome"}, "it would share their mistakes"
+    if name in ("pretend", "sandbox"):
+        assert not ours & {"gcm", "fcm", "upstream", "wire", "outcome"}, "it would share their mistakes"
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -98,23 +79,7 @@ def test_the_reading_order_names_every_module():
     drawing = ast.get_docstring(ast.parse((ROOT / "gocm.py").read_text()))
     order = drawing[drawing.index("To read the code") : drawing.index("The promise")]
     named = [word for word in re.findall(r"\b[a-z]+\b", order) if word in ORDER]
-    assert [word for place, word in enumerate(named) if word not in named[:place]] == [
-        *(
-            "settings",
-            "log",
-            "child",
-            "job",
-            "outcome",
-            "gcm",
-            "wire",
-            "upstream",
-            "spool",
-            "report",
-            "database",
-            "state",
-        ),
-        *ORDER[ORDER.index("sender") :],
-    ]
+    assert tuple(word for place, word in enumerate(named) if word not in named[:place]) == ORDER
 
 
 def table(heading):
@@ -150,7 +115,13 @@ def test_the_exit_code_table_is_the_code_s():
 
 def test_the_table_of_fates_is_the_code_s():
     listed = [row[1] for row in table("## Sandbox")]
-    assert listed[: len(sandbox.FATES)] == [meaning for _, _, meaning in sandbox.FATES]
+    assert listed[: len(pretend.FATES)] == [fate.meaning for fate in pretend.FATES]
+
+
+def test_the_sandbox_s_answers_and_modes_are_all_named():
+    part = README[README.index("\n## Sandbox\n") :]
+    said = set(re.findall(r"`([a-z_]+)`", part))
+    assert set(pretend.ANSWERS) <= said and set(pretend.Mode.FIELDS) <= said
 
 
 def test_the_session_in_the_readme(tmp_path):

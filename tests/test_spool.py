@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from gocm_lib import database
 from gocm_lib.job import Job
-from gocm_lib.outcome import DELIVERED, Outcome, Policy, Result, Verdict
+from gocm_lib.outcome import DELIVERED, Outcome, Policy, Result, Verdict, start_pace
 from gocm_lib.state import State
 
 pytestmark = pytest.mark.short
@@ -18,20 +18,24 @@ pytestmark = pytest.mark.short
 POLICY = Policy(10.0, 100.0, 3)
 
 
+def paces(*upstreams):
+    return {name: start_pace(1e6, 0.0) for name in upstreams}
+
+
 def new_state(path=":memory:", upstreams=("gcm",)):
     db, _held = database.open_spool(str(path))
-    return State(db, POLICY, upstreams, draw=lambda: 0.5)
+    return State(db, POLICY, paces(*upstreams), draw=lambda: 0.5)
 
 
 def new_job(job_id, tokens, now=1000.0, life=10_000.0, upstream="gcm"):
-    return Job(job_id, upstream, tuple(tokens), '{"a":1}', "{}", now, now + life)
+    return Job(job_id, upstream, "token", tuple(tokens), '{"data":{"a":1}}', now, now + life)
 
 
 batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    slices = state.claim(generation, batch or next(batches), room, now, 0.0)
+    slices, _ = state.claim(generation, batch or next(batches), room, list(state.paces), now, 0.0)
     return {(s.job, t.n): t for s in slices for t in s.tokens}
 
 
@@ -66,7 +70,7 @@ class Model(RuleBasedStateMachine):
         taken = claim(self.state, generation, self.now, room, batch)
         if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
             if restarted:
-                self.state = State(self.state.db, POLICY, ["gcm"], draw=lambda: 0.5)
+                self.state = State(self.state.db, POLICY, paces("gcm"), draw=lambda: 0.5)
                 self.state.begin(self.generation)
             assert claim(self.state, generation, self.now, room, batch) == taken
         assert not (older and taken)
@@ -188,14 +192,14 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
     state.accept([new_job(1, ["a", "b", "c"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
-    assert claim(state, now=1004.0) == {}
-    [probe] = claim(state, now=1005.0)
-    assert claim(state, now=1006.0) == {}, "one probe at a time"
-    state.settle(1, [Result("gcm", *probe, 1, refused)], 1006.0)
-    assert claim(state, now=1015.0) == {}, "the pause has doubled"
-    [probe] = claim(state, now=1016.0)
-    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1016.0)
-    assert len(claim(state, now=1016.0)) == 2
+    assert claim(state, now=1001.0) == {}
+    [probe] = claim(state, now=1002.0)
+    assert claim(state, now=1003.0) == {}, "one probe at a time"
+    state.settle(1, [Result("gcm", *probe, 1, refused)], 1003.0)
+    assert claim(state, now=1006.0) == {}, "the pause has doubled"
+    [probe] = claim(state, now=1007.0)
+    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1007.0)
+    assert len(claim(state, now=1007.1)) == 2
     assert state.snapshot().counters == {"attempts": 1, "failures": 0, "canonicals": 0, "notregistered": 0}
 
 
@@ -205,6 +209,29 @@ def test_a_pause_of_one_upstream_does_not_hold_up_another():
     refused = Outcome(Verdict.UNREACHABLE, "refused")
     state.settle(1, [Result("gcm", 1, 0, 1, refused)], 1000.0) if claim(state, room=1) else None
     assert list(claim(state, now=1000.0)) == [(2, 0)]
+
+
+def test_retries_do_not_starve_fresh_tokens_nor_the_other_way():
+    state = new_state()
+    state.accept([new_job(1, [f"old{n}" for n in range(40)])])
+    for (job, n), token in claim(state).items():
+        state.settle(1, [Result("gcm", job, n, token.attempt, Outcome(Verdict.DEFERRED, "x"))], 1000.0)
+    state.accept([new_job(2, [f"new{n}" for n in range(40)], now=2000.0)])
+    taken = claim(state, now=3000.0, room=20)
+    assert sum(job == 2 for job, _ in taken) == 15 and sum(job == 1 for job, _ in taken) == 5
+    assert len(claim(state, now=3000.0, room=100)) == 60, "what room is left is for either"
+
+
+def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(100)]), new_job(2, ["u"])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    held = claim(state, room=4)
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
+    assert state.snapshot().counters["failures"] == 2, "two may be chance"
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in [*list(held)[2:], *claim(state, room=3)]], 1000.0)
+    assert state.snapshot().counters == {"attempts": 5, "failures": 100, "canonicals": 0, "notregistered": 0}
+    assert set(claim(state)) == {(2, 0)}
 
 
 def test_a_claim_that_comes_late_takes_nothing():
@@ -231,7 +258,7 @@ def test_all_is_there_after_a_crash(tmp_path):
     claim(state)
     state.settle(1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
     # No close: a second connection sees what a restart after SIGKILL would.
-    again = State(sqlite3.connect(tmp_path / "s.db", isolation_level=None), POLICY, ["gcm"])
+    again = State(sqlite3.connect(tmp_path / "s.db", isolation_level=None), POLICY, paces("gcm"))
     assert again.release(None) == 2
     assert set(claim(again)) == {(1, 0), (2, 0)}
     assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]

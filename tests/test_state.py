@@ -14,6 +14,7 @@ from conftest import eventually, stand_still
 from test_spool import POLICY, claim, new_job, new_state
 
 from gocm_lib import database, state
+from gocm_lib.credentials import Credentials, Source
 from gocm_lib.feeder import Feeder
 from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.settings import Exit, Settings
@@ -45,7 +46,7 @@ def process(context, tmp_path):
     address = str(tmp_path / "socket")
     child = context.Process(
         target=state.main,
-        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), ["gcm"], address, KEY, theirs),
+        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, theirs),
     )
     child.start()
     theirs.close()
@@ -69,7 +70,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         Outcome(Verdict.UNREGISTERED, "NotRegistered"),
         Outcome(Verdict.REJECTED, "no"),
     ]
-    slices = client.claim(1, 1, 5000, now, 0.0)
+    slices, _ = client.claim(1, 1, 5000, ["gcm"], now, 1.0)
     results = [Result("gcm", s.job, t.n, 1, ends[t.n % 4]) for s in slices for t in s.tokens]
     assert len(results) == 1000
     settlers = [context.Process(target=_settle_share, args=(address, list(results), seed)) for seed in range(4)]
@@ -114,7 +115,7 @@ def test_a_waiting_claim_ends_when_something_comes(process):
     address, _ = process
     found = []
     waiting = threading.Thread(
-        target=lambda: found.extend(Client(address, KEY, 30.0).claim(1, 1, 10, time.time(), 20.0))
+        target=lambda: found.extend(Client(address, KEY, 30.0).claim(1, 1, 10, ["gcm"], time.time(), 20.0)[0])
     )
     waiting.start()
     Client(address, KEY).accept([new_job(1, ["a"], time.time())])
@@ -124,7 +125,7 @@ def test_a_waiting_claim_ends_when_something_comes(process):
 
 def test_a_waiting_claim_ends_with_its_generation(process):
     address, _ = process
-    waiting = threading.Thread(target=lambda: Client(address, KEY, 30.0).claim(1, 1, 10, time.time(), 20.0))
+    waiting = threading.Thread(target=lambda: Client(address, KEY, 30.0).claim(1, 1, 10, ["gcm"], time.time(), 20.0))
     waiting.start()
     Client(address, KEY).begin(2)
     waiting.join(10)
@@ -134,12 +135,12 @@ def test_a_waiting_claim_ends_with_its_generation(process):
 def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, context):
     """What slipped in behind a generation's end would stay in its hands for ever."""
     address, _ = process
-    feeder, client = Feeder(Client(address, KEY, 5.0), 100), Client(address, KEY)
+    feeder, client = Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), 100), Client(address, KEY)
     feeder.switch(1, context.Queue())
     eventually(lambda: feeder._claiming.locked())  # a claim is waiting in the state process
     feeder.hold()
     client.accept([new_job(1, ["a"], time.time())])
-    assert [s.job for s in client.claim(2, 1, 10, time.time(), 0.0)] == [1]
+    assert [s.job for s in client.claim(2, 1, 10, ["gcm"], time.time(), 0.5)[0]] == [1]
 
 
 # ------------------------------------------------------------------------------------------------------- the file

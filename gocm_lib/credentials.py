@@ -1,0 +1,302 @@
+"""From an API key or Google credentials to Authorization headers, renewed in time. One owner for all senders.
+
+Lives in the front process; the feeder puts the header of the moment on what it feeds, so a renewed token is used by the
+next request. A token is renewed before it ends, and while that fails the old one is used as long as it is good.
+Promises that keys, tokens and what a token server answered appear in no log, argv or error text.
+"""
+
+import contextlib
+import datetime
+import json
+import shlex
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import urllib3
+
+from gocm_lib import fcm, gcm, log
+from gocm_lib import settings as options
+from gocm_lib.outcome import Pause
+from gocm_lib.settings import Exit, Settings, SettingsError
+
+SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
+RENEW_BEFORE = 300.0  # seconds before a token's end; Google's live an hour
+COMMAND_LIFE = 600.0  # seconds that a token of unknown life is used: a command's is asked for again after half of it
+FETCH_TIMEOUT = 15.0
+RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
+CLOCK = "Google refuses it (invalid_grant): is this machine's clock right, and the key still valid?"
+
+
+class Token(NamedTuple):
+    """An access token; times in seconds since 1970."""
+
+    value: str
+    fetched_at: float
+    expires_at: float
+
+
+class CredentialError(Exception):
+    """No token could be had now; str() is for the log and holds nothing secret."""
+
+
+def renewal(token: Token) -> float:
+    """When a token is to be renewed: well before its end, but not at once again when it is short-lived."""
+    return max(token.expires_at - RENEW_BEFORE, token.fetched_at + (token.expires_at - token.fetched_at) / 2)
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds until a failed renewal is tried again."""
+    return min(RETRY_LONGEST, RETRY_FIRST * 2.0 ** min(failures - 1, 16))
+
+
+# --------------------------------------------------------------------- three ways to a token; each a function of now
+
+
+def _http() -> urllib3.PoolManager:
+    # google-auth passes no time-out of its own, and urllib3's default is none.
+    timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
+    return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False)
+
+
+def from_command(command: str) -> Callable[[float], Token]:
+    """Run the command; it prints a token, or JSON with access_token and expires_in."""
+
+    def fetch(now: float) -> Token:
+        try:
+            done = subprocess.run(
+                shlex.split(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=FETCH_TIMEOUT, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CredentialError(f"--token-command cannot be run: {type(error).__name__}") from None
+        if done.returncode:
+            raise CredentialError(f"--token-command ended with exit code {done.returncode}")
+        printed = done.stdout.strip()
+        if printed.startswith(b"{"):
+            return _from_json(printed, now, "--token-command")
+        return Token(_sound(printed.decode("latin-1"), "--token-command"), now, now + COMMAND_LIFE)
+
+    return fetch
+
+
+def from_metadata(host: str) -> Callable[[float], Token]:
+    """Ask the metadata server of the machine on Google's cloud that we run on."""
+
+    def fetch(now: float) -> Token:
+        body = ask_metadata(host, f"instance/service-accounts/default/token?scopes={SCOPE}")
+        return _from_json(body, now, "the metadata server")
+
+    return fetch
+
+
+def ask_metadata(host: str, path: str) -> bytes:
+    """A value of the metadata server. Raises CredentialError."""
+    try:
+        answer = _http().request(
+            "GET", f"http://{host}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"}, redirect=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise CredentialError(f"the metadata server {host} cannot be reached: {type(error).__name__}") from None
+    if answer.status != 200:
+        raise CredentialError(f"the metadata server {host} answers {answer.status}")
+    return answer.data
+
+
+def _from_json(body: bytes, now: float, source: str) -> Token:
+    try:
+        answer = json.loads(body)
+        return Token(_sound(answer["access_token"], source), now, now + float(answer["expires_in"]))
+    except (ValueError, KeyError, TypeError):
+        raise CredentialError(f"{source} gave no access_token with expires_in") from None
+
+
+def _sound(value: Any, source: str) -> str:
+    try:
+        if isinstance(value, str) and value:
+            return options.secret(value)
+    except ValueError:
+        pass
+    raise CredentialError(f"{source} gave no token")
+
+
+def from_file(path: str) -> tuple[Callable[[float], Token], str]:
+    """The fetcher for a credentials file, by google-auth, and the project id it names ("" when it names none).
+
+    Raises SettingsError, with exit code 3, when the file cannot be used or the extra is not installed.
+    """
+    _check_file(path)
+    try:
+        import google.auth
+        import google.auth.exceptions
+        import google.auth.transport.urllib3
+    except ImportError:
+        raise SettingsError(
+            "--credentials needs google-auth: pip install 'gocm[fcm]', or use --token-command or --fcm-metadata",
+            Exit.SENDER,
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; ours is the operator's
+            credentials, project = google.auth.load_credentials_from_file(path, scopes=[SCOPE])
+    except (google.auth.exceptions.GoogleAuthError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"--credentials {path} cannot be used: google-auth says {type(error).__name__}; is its key whole?",
+            Exit.SENDER,
+        ) from None
+    request = google.auth.transport.urllib3.Request(_http())
+
+    def fetch(now: float) -> Token:
+        try:
+            credentials.refresh(request)  # not before_request(): that starts a look-up thread of its own
+        except google.auth.exceptions.GoogleAuthError as error:
+            # Its text may quote the answer; all we take from it is whether it is this one well-known word.
+            reason = CLOCK if "invalid_grant" in str(error) else type(error).__name__
+            raise CredentialError(f"no access token for --credentials: {reason}") from None
+        expires_at = now + COMMAND_LIFE
+        if credentials.expiry is not None:
+            expires_at = credentials.expiry.replace(tzinfo=datetime.UTC).timestamp()
+        return Token(_sound(credentials.token, "google-auth"), now, expires_at)
+
+    return fetch, project or ""
+
+
+def _check_file(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise SettingsError(f"--credentials {path} cannot be read: {error.strerror}", Exit.SENDER) from None
+    except ValueError:
+        raise SettingsError(f"--credentials {path} is not JSON: give the file as Google made it", Exit.SENDER) from None
+    kind = found.get("type") if isinstance(found, dict) else None
+    if not isinstance(kind, str):
+        raise SettingsError(f"--credentials {path} is no Google credentials file: it has no type", Exit.SENDER)
+    if kind == "service_account":
+        for name in ("client_email", "private_key", "token_uri"):
+            if not isinstance(found.get(name), str) or not found[name]:
+                raise SettingsError(f"--credentials {path} has no {name}: download the key again", Exit.SENDER)
+        uri = urlsplit(found["token_uri"])
+        if uri.scheme != "https" and not (uri.scheme == "http" and options.is_loopback(uri.hostname or "")):
+            raise SettingsError(f"--credentials {path}: token_uri must be https", Exit.SENDER)
+
+
+# ------------------------------------------------------------------------------------------------------- the owner
+
+
+class Keeper:
+    """Keeps one upstream's access token fresh, in a thread of its own."""
+
+    def __init__(self, name: str, fetch: Callable[[float], Token]) -> None:
+        self.name = name
+        self.fetch = fetch
+        self.token: Token | None = None
+        self._hurry = threading.Event()
+        threading.Thread(target=self._run, name=f"credentials-{name}", daemon=True).start()
+
+    def header(self) -> str | None:
+        """The Authorization header of the moment; None while there is no token that is good."""
+        token = self.token
+        return f"Bearer {token.value}" if token and time.time() < token.expires_at else None
+
+    def renew(self) -> None:
+        """Fetch a new token soon: the old one was refused, or the credentials have changed."""
+        self._hurry.set()
+
+    def refused(self, since: float) -> None:
+        """The upstream refuses our token since then; unless it was fetched later, renew it."""
+        if self.token and self.token.fetched_at < since:
+            self.renew()
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            wait = retry_delay(failures) if failures else 0.0
+            if not failures and self.token:
+                wait = max(1.0, renewal(self.token) - time.time())
+            self._hurry.wait(wait)
+            self._hurry.clear()
+            try:
+                self.token = self.fetch(time.time())
+                failures = 0
+                left = self.token.expires_at - time.time()
+                log.logger.info("upstream %s: new access token, good for %.0f s", self.name, left)
+            except CredentialError as error:
+                failures += 1
+                log.logger.error("upstream %s: %s; trying again in %.0f s", self.name, error, retry_delay(failures))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an upstream's Authorization comes from: a fixed header, or what fetches tokens."""
+
+    header: str = ""
+    fetch: Callable[[float], Token] | None = None
+
+
+class Credentials:
+    """The Authorization headers of every upstream."""
+
+    def __init__(self, sources: dict[str, Source]) -> None:
+        self._fixed: dict[str, str] = {}
+        self._keepers: dict[str, Keeper] = {}
+        self.replace(sources)
+
+    def replace(self, sources: dict[str, Source]) -> None:
+        """Take these from now on (SIGHUP): a token in use stays in use until the new source has given one."""
+        for name, source in sources.items():
+            if source.fetch is None:
+                self._fixed[name] = source.header
+            elif name in self._keepers:
+                self._keepers[name].fetch = source.fetch
+                self._keepers[name].renew()
+            else:
+                self._keepers[name] = Keeper(name, source.fetch)
+
+    def __len__(self) -> int:
+        return len(self._fixed) + len(self._keepers)
+
+    def ready(self) -> dict[str, str]:
+        """The header for each upstream that can be sent to now."""
+        headers = {name: keeper.header() for name, keeper in self._keepers.items()}
+        return self._fixed | {name: header for name, header in headers.items() if header}
+
+    def note(self, pauses: dict[str, Pause]) -> None:
+        """Renew the tokens of upstreams that are paused because they answered 401."""
+        for name, pause in pauses.items():
+            if name in self._keepers and pause.reason.startswith("HTTP 401"):
+                self._keepers[name].refused(pause.began)
+
+
+def sources(settings: Settings) -> tuple[dict[str, Source], str]:
+    """The source of each upstream that the settings name, and FCM's project id. Raises SettingsError."""
+    found: dict[str, Source] = {}
+    if settings.apikey:
+        found[gcm.NAME] = Source(header=f"key={settings.apikey}")
+    project = settings.fcm_project
+    if settings.credentials:
+        fetch, named = from_file(settings.credentials)
+        found[fcm.NAME], project = Source(fetch=fetch), project or named
+    elif settings.token_command:
+        found[fcm.NAME] = Source(fetch=from_command(settings.token_command))
+    elif settings.fcm_metadata:
+        found[fcm.NAME] = Source(fetch=from_metadata(settings.metadata_host))
+        project = project or _metadata_project(settings.metadata_host)
+    if fcm.NAME in found:
+        if not project:
+            raise SettingsError("--fcm-project is missing: the credentials do not name the project", Exit.CONFIG)
+        with contextlib.suppress(ValueError):
+            return found, options.project(project)
+        raise SettingsError(f"the project id {project[:64]!r} is malformed: give --fcm-project")
+    return found, project
+
+
+def _metadata_project(host: str) -> str:
+    try:
+        return ask_metadata(host, "project/project-id").decode("latin-1").strip()
+    except CredentialError as error:
+        raise SettingsError(f"--fcm-metadata: {error}; give --fcm-project to start without", Exit.SENDER) from None

@@ -1,0 +1,199 @@
+"""The FCM HTTP v1 dialect: from the tokens of a job to Messages, from an answer to one Outcome. Pure.
+
+Obeys firebase.google.com's reference of projects.messages:send and of its error codes. One request per token. The one
+rule that matters most: a token is UNREGISTERED only when an FcmError detail says so. A bare 404 means a wrong URL or
+project, and whoever takes it for a dead token wipes the token table of everybody who trusts the report.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gocm_lib.job import BadRequest, Draft, Slice, compact
+from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
+
+NAME = "fcm"
+MAX_MESSAGE = 4096  # bytes of data and notification: Google's limit
+
+# Names in a template, as Google's discovery document has them; proto3 JSON takes both spellings.
+TEMPLATE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
+TARGET_FIELDS = {"token", "topic", "condition", "fid"}
+
+# A legacy notification holds fields for all platforms and for Android in one object; v1 has a place for each.
+COMMON_NOTIFICATION = {"title", "body", "image"}
+ANDROID_NOTIFICATION = {
+    name: name
+    for name in ("icon", "sound", "tag", "color", "click_action", "body_loc_key", "body_loc_args", "title_loc_key",
+                 "title_loc_args", "channel_id")
+} | {"android_channel_id": "channel_id"}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- the request
+
+
+def message(draft: Draft) -> str:
+    """The Message for a draft but for its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
+    merged = _template(draft)
+    if draft.payload is not None:
+        if "data" in merged:
+            raise BadRequest("give the data in payload or in message, not in both", "payload")
+        merged["data"] = {name: as_text(value) for name, value in draft.payload.items()}
+    _map_options(draft.options, merged)
+    _check_data(merged.get("data", {}), "message" if draft.payload is None else "payload")
+    size = len(compact([merged.get("data", {}), merged.get("notification", {})], "payload").encode())
+    if size > MAX_MESSAGE:
+        raise BadRequest(f"data and notification have {size} bytes as JSON; FCM takes {MAX_MESSAGE}", "payload")
+    # "message" goes last: the target is spliced in before the two closing braces.
+    envelope = {"validate_only": True} if draft.options.get("dry_run") else {}
+    return compact({**envelope, "message": merged}, "message")
+
+
+def as_text(value: Any) -> str:
+    """A payload's value as v1 wants it, which takes only texts: a text as it is, all else as its JSON."""
+    return value if isinstance(value, str) else compact(value, "payload")
+
+
+def _template(draft: Draft) -> dict[str, Any]:
+    template = dict(draft.template or {})
+    for name in template:
+        if name in TARGET_FIELDS:
+            raise BadRequest(f"give {name} beside the message, not in it", "message")
+        if name not in TEMPLATE_FIELDS:
+            raise BadRequest("unknown field in message; known are " + ", ".join(sorted(TEMPLATE_FIELDS)), "message")
+    for name in set(template) - {"name"}:
+        if not isinstance(template[name], dict):
+            raise BadRequest(f"{name} in message must be a JSON object", "message")
+    if not all(isinstance(value, str) for value in template.get("data", {}).values()):
+        raise BadRequest("every value of data in message must be a text", "message")
+    return template
+
+
+def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
+    """Put the legacy options where v1 has them; an option stands over the same field of a template."""
+    android: dict[str, Any] = {name: options[name] for name in ("collapse_key", "restricted_package_name")
+                               if name in options}  # fmt: skip
+    if "time_to_live" in options:
+        android["ttl"] = f"{options['time_to_live']}s"
+    if "priority" in options:
+        android["priority"] = options["priority"].upper()
+    common: dict[str, Any] = {}
+    platform: dict[str, Any] = {}
+    for name, value in options.get("notification", {}).items():
+        if name in COMMON_NOTIFICATION:
+            common[name] = value
+        elif name in ANDROID_NOTIFICATION:
+            platform[ANDROID_NOTIFICATION[name]] = value
+        else:
+            raise BadRequest(f"FCM v1 has no notification.{name[:64]}; give a whole message for it", "notification")
+    if common:
+        merged["notification"] = {**merged.get("notification", {}), **common}
+    if platform:
+        android["notification"] = {**merged.get("android", {}).get("notification", {}), **platform}
+    if android:
+        merged["android"] = {**merged.get("android", {}), **android}
+
+
+def _check_data(data: Mapping[str, str], field: str) -> None:
+    for name in data:
+        if name in ("from", "message_type") or name.startswith(("google.", "gcm.notification.")):
+            raise BadRequest(f"the key {name[:64]} is reserved by FCM", field)
+
+
+def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
+    """A request for each token of the slice: the Message is rendered once, only the target differs."""
+    before = claimed.message[:-2]
+    before += f'"{claimed.target}":' if before.endswith("{") else f',"{claimed.target}":'
+    for token in claimed.tokens:
+        yield (
+            claimed._replace(tokens=(token,)),
+            (before + json.dumps(token.token, ensure_ascii=False) + "}}").encode(),
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- the answer
+
+
+def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
+    """The Outcome of a request's one token, from its answer (header names in lower case)."""
+    return [_judge(status, headers, body, now)]
+
+
+def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
+    codes, fields, retry_delay, text = _parse_error(body)
+    reason = f"HTTP {status}" + (f" {sorted(codes)[0]}" if codes else "")
+    retry_after = parse_retry_after(headers.get("retry-after"), now)
+    if retry_after is None:
+        retry_after = retry_delay
+    match status:
+        case 200:
+            return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name")
+        case 400:
+            return _judge_bad_request(fields, text)
+        case 401 if "THIRD_PARTY_AUTH_ERROR" in codes:  # the application's APNs or web push key, for this device only
+            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR")
+        case 403 if "SENDER_ID_MISMATCH" in codes:
+            return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH")
+        case 404 if "UNREGISTERED" in codes:
+            return Outcome(Verdict.UNREGISTERED, "UNREGISTERED")
+        case 429:
+            wait = RATE_LIMIT_WAIT if retry_after is None else retry_after
+            return Outcome(Verdict.DEFERRED, reason, retry_after=wait, slows=True)
+    if status >= 500 or status == 408 or 200 <= status < 300:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, slows=status == 503)
+    if status == 413:
+        return Outcome(Verdict.REJECTED, reason, condemns=True)
+    # 401, 403, 404 without a word of FCM's about the token, and redirects: credentials, project, URL.
+    return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+
+
+def _judge_bad_request(fields: list[str], text: str) -> Outcome:
+    """A 400 is about the token only when it says so: an oversize payload carries the same INVALID_ARGUMENT."""
+    if fields and all(field in ("message.token", "message.fid") for field in fields):
+        return Outcome(Verdict.REJECTED, "invalid token")
+    if not fields and "not a valid FCM registration token" in text:
+        return Outcome(Verdict.REJECTED, "invalid token")
+    return Outcome(Verdict.REJECTED, "bad payload" + (f": {fields[0][:64]}" if fields else ""), condemns=True)
+
+
+def _is_sent(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body)["name"], str)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
+    """(FcmError codes, violated fields, RetryInfo's delay, message) of a google.rpc.Status; empty for anything else."""
+    try:
+        error = json.loads(body)["error"]
+        details = error.get("details")
+        text = error.get("message")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set(), [], None, ""
+    codes: set[str] = set()
+    fields: list[str] = []
+    delay: float | None = None
+    for detail in details if isinstance(details, list) else []:
+        kind = detail.get("@type") if isinstance(detail, dict) else None
+        if not isinstance(kind, str):
+            continue
+        if kind.endswith("/google.firebase.fcm.v1.FcmError") and isinstance(detail.get("errorCode"), str):
+            codes.add(detail["errorCode"][:40])
+        elif kind.endswith("/google.rpc.BadRequest"):
+            violations = detail.get("fieldViolations")
+            for violation in violations if isinstance(violations, list) else []:
+                field = violation.get("field") if isinstance(violation, dict) else None
+                fields.append(field if isinstance(field, str) else "?")
+        elif kind.endswith("/google.rpc.RetryInfo"):
+            delay = _seconds(detail.get("retryDelay"))
+    return codes, fields, delay, text if isinstance(text, str) else ""
+
+
+def _seconds(duration: object) -> float | None:
+    """A protobuf Duration in JSON, like "3.5s", as bounded seconds."""
+    if not isinstance(duration, str) or not duration.endswith("s"):
+        return None
+    whole, _, part = duration[:-1].partition(".")
+    if not (whole.isascii() and whole.isdigit() and (not part or (part.isascii() and part.isdigit()))):
+        return None
+    return parse_retry_after(str(int(whole[:9]) + bool(part.strip("0"))), 0.0)
