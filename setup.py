@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"]
 FCM = ["google-auth[urllib3]>=2.29"]
 
 setup(
@@ -23,7 +23,7 @@ setup(
     install_requires=["urllib3>=2.2,<3"],
     extras_require={
         "fcm": FCM,
-        "test": [*FCM, "pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff>=0.6"],
+        "test": [*FCM, "pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"],
     },
     entry_points={"console_scripts": ["gocm=gocm_lib.cli:main"]},
 )

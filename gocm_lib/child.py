@@ -4,8 +4,10 @@ Promises that a child is gone within a second of its parent's death, leaves SIGT
 ends with a traceback in the log when one of its threads fails, so that no process lives on half dead.
 """
 
+import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from multiprocessing.connection import Connection, wait
@@ -24,6 +26,13 @@ def enter(name: str, level: str, logto: str) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
+
+
+def raise_file_limit() -> None:
+    """Allow ourselves as many open files as we may: each connection is one, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _leash(sentinel: int) -> None:

@@ -115,10 +115,11 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
         os.umask(0o077)
+        if os.path.exists(path):
+            _inspect(path)
         held = _lock(path)
         if not os.path.exists(path):
             _create(path)
-        _inspect(path)
     except OSError as error:
         raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.Error as error:

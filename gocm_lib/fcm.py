@@ -6,6 +6,7 @@ project, and whoever takes it for a dead token wipes the token table of everybod
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -152,7 +153,7 @@ def _judge_bad_request(fields: list[str], text: str) -> Outcome:
         return Outcome(Verdict.REJECTED, "invalid token")
     if not fields and "not a valid FCM registration token" in text:
         return Outcome(Verdict.REJECTED, "invalid token")
-    return Outcome(Verdict.REJECTED, "bad payload" + (f": {fields[0][:64]}" if fields else ""), condemns=True)
+    return Outcome(Verdict.REJECTED, "bad payload" + (f": {fields[0]}" if fields else ""), condemns=True)
 
 
 def _is_sent(body: bytes) -> bool:
@@ -177,16 +178,21 @@ def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
         kind = detail.get("@type") if isinstance(detail, dict) else None
         if not isinstance(kind, str):
             continue
-        if kind.endswith("/google.firebase.fcm.v1.FcmError") and isinstance(detail.get("errorCode"), str):
-            codes.add(detail["errorCode"][:40])
+        if kind.endswith("/google.firebase.fcm.v1.FcmError") and _is_word(detail.get("errorCode")):
+            codes.add(detail["errorCode"])
         elif kind.endswith("/google.rpc.BadRequest"):
             violations = detail.get("fieldViolations")
             for violation in violations if isinstance(violations, list) else []:
                 field = violation.get("field") if isinstance(violation, dict) else None
-                fields.append(field if isinstance(field, str) else "?")
+                fields.append(field if _is_word(field) else "?")
         elif kind.endswith("/google.rpc.RetryInfo"):
             delay = _seconds(detail.get("retryDelay"))
     return codes, fields, delay, text if isinstance(text, str) else ""
+
+
+def _is_word(value: object) -> bool:
+    """Whether this can stand in our log: an error code or a field's name, not a text of the upstream's choice."""
+    return isinstance(value, str) and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII) is not None
 
 
 def _seconds(duration: object) -> float | None:

@@ -13,6 +13,7 @@ from gocm_lib.credentials import Credentials
 from gocm_lib.job import Slice
 from gocm_lib.state import Client, StateUnavailable
 
+REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
 NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
 WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
 LARGEST_PART = 1000  # tokens: what a sender gets of one job at once, a whole multicast
@@ -41,6 +42,7 @@ class Feeder:
         self._credentials = credentials
         self._room = room
         self._current: tuple[int, Queue] | None = None
+        self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()
         self._claiming = threading.Lock()
@@ -77,8 +79,12 @@ class Feeder:
         try:
             slices, pauses = self._client.claim(generation, self._batch, self._room, list(ready), time.time(), wait)
         except StateUnavailable as error:
-            log.logger.warning("nothing can be sent for now: %s", error)
+            if not self._troubled:
+                log.logger.warning("nothing can be sent for now: %s", error)
+            self._troubled = True
+            time.sleep(REST)
             return
+        self._troubled = False
         self._credentials.note(pauses)
         if slices:
             self._batch += 1

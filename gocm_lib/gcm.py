@@ -6,6 +6,7 @@ NotRegistered of that very token.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from gocm_lib.job import BadRequest, Draft, Slice, compact
@@ -109,7 +110,9 @@ def _from_result(result: object) -> Outcome:
         return Outcome(Verdict.DEFERRED, "result is no object")
     error = result.get("error")
     if isinstance(error, str) and error:
-        return ERRORS.get(error) or Outcome(Verdict.REJECTED, error[:64])
+        # Only what looks like one of the API's words: a text of the upstream's choice has no place in our log.
+        word = error if re.fullmatch("[A-Za-z]{1,40}", error) else "unknown error"
+        return ERRORS.get(error) or Outcome(Verdict.REJECTED, word)
     if "message_id" not in result:
         return Outcome(Verdict.DEFERRED, "result without message_id")
     canonical = result.get("registration_id")

@@ -12,7 +12,11 @@ from gocm_lib import log
 from gocm_lib.job import Job
 from gocm_lib.state import Client, StateUnavailable
 
-LARGEST_BATCH = 512
+LARGEST_BATCH = 512  # messages, and
+BATCH_TOKENS = 20_000  # tokens in a commit, unless one message has more
+PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
+TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
+LIMIT = 30.0  # seconds for a commit; who waits for it has been answered long before
 
 
 def next_id(last: int, now: float) -> int:
@@ -49,7 +53,7 @@ class Intake:
         """Return when the job is on disk. Raises StateUnavailable when that could not be done in time."""
         waiting = _Waiting(job)
         self._queue.put(waiting)
-        if not waiting.done.acquire(timeout=self._client.limit):
+        if not waiting.done.acquire(timeout=PATIENCE + len(job.tokens) / TOKENS_A_SECOND):
             waiting.given_up = True
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
@@ -58,9 +62,11 @@ class Intake:
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
+            tokens = len(batch[0].job.tokens)
             try:
-                while len(batch) < LARGEST_BATCH:
+                while len(batch) < LARGEST_BATCH and tokens < BATCH_TOKENS:
                     batch.append(self._queue.get_nowait())
+                    tokens += len(batch[-1].job.tokens)
             except Empty:
                 pass
             self._commit([waiting for waiting in batch if not waiting.given_up])

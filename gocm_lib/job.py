@@ -82,7 +82,9 @@ def format_id(job_id: int) -> str:
 
 # ------------------------------------------------------------------------------------------------ JSON, strictly
 
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*(?:"|$)|[\[{]|[\]}]', re.DOTALL)
+# A string to its end, or to the text's end, or a bracket. The possessive *+ and an alternative for every way the text
+# may end mean that a match once begun never fails: else an unclosed string would be scanned again from each quote.
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 
 
 def _nests_too_deep(source: str) -> bool:
@@ -248,6 +250,8 @@ def _check_tokens(tokens: Any, field: str) -> tuple[str, ...]:
             raise BadRequest(f"{what} number {place + 1} is not a text", field)
         if not token:
             raise BadRequest(f"{what} number {place + 1} is empty", field)
+        if field != "condition" and " " in token:
+            raise BadRequest(f"{what} number {place + 1} has a space: + stands for one in a form, send %2B", field)
         # Not printable are control characters and halves of surrogate pairs, which JSON can write and UTF-8 cannot.
         if not token.isprintable():
             raise BadRequest(f"{what} number {place + 1} has a control character", field)

@@ -54,7 +54,7 @@ def start(process: str, level: str, path: str) -> None:
 
 def token(whole: str) -> str:
     """A device token as a log may show it: enough to recognise and to compare, not enough to send to."""
-    return f"{whole[:6]}...{hashlib.sha256(whole.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return f"{whole[: min(6, len(whole) // 2)]}...{hashlib.sha256(whole.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def fingerprint(key: str) -> str:

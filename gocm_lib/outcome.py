@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     canonical: str = ""
     retry_after: float | None = None
     slows: bool = False  # the upstream has too much to do: everything for it is to go slower
+    answered: bool = True  # there was an answer; False: the connection broke or was silent
     condemns: bool = False  # it is about the message: every other token of the job would hear the same
 
 

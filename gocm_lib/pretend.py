@@ -48,7 +48,7 @@ FATES = (
         "delivered; with GCM also replaced, `canonical-X` by `new-X` (FCM v1 has no such thing)",
     ),
     Fate(
-        re.compile(r"flaky-(\d+)-"),
+        re.compile(r"flaky-(\d{1,6})-"),
         lambda m, n: {"error": "Unavailable"} if n <= int(m[1]) else {},
         "unavailable",
         "`flaky-2-X`: refused as unavailable twice, then delivered",
@@ -73,7 +73,7 @@ FATES = (
         "`error-WORD`: that error word of GCM, or that one of FCM's answers by name",
     ),
 )
-SLOW = re.compile(r"slow-(\d+)-")  # `slow-5-X`: answered 5 seconds later than the others
+SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later than the others
 
 
 def _error(status: int, word: str, text: str, *details: dict) -> bytes:
@@ -263,7 +263,7 @@ class Pretender:
             message = json.loads(request.body)
             single = message.get("to") or message.get("condition")
             tokens = [single] if single else message["registration_ids"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Answer(400, b"JSON_PARSING_ERROR", "text/plain"), [], []
         if not isinstance(tokens, list) or not 1 <= len(tokens) <= 1000 or not all(isinstance(t, str) for t in tokens):
             return Answer(400, b"Number of messages on bulk exceeds maximum allowed (1000)", "text/plain"), [], []
@@ -307,7 +307,7 @@ class Pretender:
         try:
             body = json.loads(request.body)
             message = dict(body["message"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return self._one("unknown_field"), [], []
         targets = [message.pop(name) for name in _TARGETS if name in message]
         if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:

@@ -84,7 +84,7 @@ class Sandbox:
         if what == ("POST", "/sandbox/mode"):
             try:
                 change(self.pretender.mode, json.loads(request.body))
-            except (BadRequest, ValueError) as problem:
+            except (BadRequest, ValueError, RecursionError) as problem:
                 told = {"error": str(problem), "field": getattr(problem, "field", "")}
                 return Answer(400, json.dumps(told).encode() + b"\n")
             return Answer(200, b"ok\n", "text/plain")
@@ -109,7 +109,10 @@ class Sandbox:
         for _ in range(64):
             try:
                 sock, _address = self._listener.accept()
-            except OSError:
+            except BlockingIOError:
+                return
+            except OSError:  # no descriptors left: the connection stays in the backlog, and asking at once would spin
+                time.sleep(0.01)
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -262,6 +265,7 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
 
 def command(settings: SandboxSettings) -> NoReturn:
     """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises SettingsError when it cannot be."""
+    child.raise_file_limit()
     tls = None
     if settings.tls_cert:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

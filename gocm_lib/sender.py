@@ -36,6 +36,7 @@ DIAL_REST = 0.25  # seconds without dialling after a failure
 SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
 FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
 TRUSTED_JOBS = 4096
+REFUSED = 0.5  # seconds; less than the shortest pause, so that its probe gets through
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -69,6 +70,8 @@ class Lane:
     dialling: int = 0
     trials: dict[int, Trial] = field(default_factory=dict)  # by job
     trusted: dict[int, None] = field(default_factory=dict)  # jobs that have passed, the latest last
+    refused: Outcome | None = None  # the last outcome that blamed the upstream,
+    refused_until: float = 0.0  # and until when what still comes from the queue is given back with it, unsent
     dial_after: float = 0.0  # after a failure to connect, so as not to ask again in a tight loop
 
 
@@ -160,6 +163,9 @@ class Loop:
 
     def _enqueue(self, lane: Lane, claimed: Slice) -> None:
         """Queue a slice's requests; of many for a job new to us only the first, the others wait for its trial."""
+        if lane.refused and time.monotonic() < lane.refused_until:
+            self._settle(claimed, lane.refused)
+            return
         flights = [Flight(part, request) for part, request in lane.upstream.requests(claimed)]
         if claimed.job in lane.trials:
             lane.trials[claimed.job].held += flights
@@ -203,6 +209,7 @@ class Loop:
 
     def _give_back(self, lane: Lane, outcome: Outcome) -> None:
         """Settle all that waits in a lane with an outcome that blames the upstream: none of it was sent."""
+        lane.refused, lane.refused_until = outcome, time.monotonic() + REFUSED
         waiting = [*lane.repeats, *lane.waiting]
         lane.repeats.clear()
         lane.waiting.clear()
@@ -254,7 +261,7 @@ class Loop:
         lane, flight = self.flights.pop(channel)
         outcomes = lane.upstream.outcomes(flight.part, response, time.time())
         self._land(lane, flight, *outcomes)
-        if outcomes[0].verdict in BLAMES_UPSTREAM and (lane.waiting or lane.trials):
+        if outcomes[0].verdict in BLAMES_UPSTREAM:
             self._give_back(lane, outcomes[0])
         if response.reusable:
             lane.idle[channel] = time.monotonic()
@@ -275,7 +282,7 @@ class Loop:
             flight.repeated = True
             lane.repeats.append(flight)
             return
-        self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error)))
+        self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error), answered=False))
 
     def _expire(self, now: float) -> None:
         while self.flights:
@@ -298,12 +305,14 @@ class Loop:
 
     def _land(self, lane: Lane, flight: Flight, *outcomes: Outcome) -> None:
         """Settle a flight: with an outcome for each of its tokens, or one for all."""
-        part = flight.part
+        self._settle(flight.part, *outcomes)
+        if flight.part.job in lane.trials:
+            self._try(lane, flight.part.job, outcomes[0])
+
+    def _settle(self, part: Slice, *outcomes: Outcome) -> None:
         for place, token in enumerate(part.tokens):
             outcome = outcomes[place if len(outcomes) > 1 else 0]
             self.settled.put(Result(part.upstream, part.job, token.n, token.attempt, outcome))
-        if part.job in lane.trials:
-            self._try(lane, part.job, outcomes[0])
 
     def _ask_for_more(self) -> None:
         load = len(self.flights) + sum(len(lane.waiting) for lane in self.lanes.values())

@@ -8,6 +8,8 @@ Response, writes it in one piece. Promises:
 * Nothing but 200 means that a message was taken.
 """
 
+import errno
+import functools
 import http.server
 import re
 import socket
@@ -17,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -32,7 +35,8 @@ from gocm_lib.upstream import DIALECTS
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 RETRY_AFTER = {"Retry-After": "1"}
-LARGEST_PAGE = 10_000
+LARGEST_PAGE = 10_000  # entries that may be asked for
+LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -71,6 +75,8 @@ class Service:
         """POST /gcm/send: keep a message for its tokens, then answer."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
+        if request.query:
+            raise BadRequest("nothing is read from the query string: put it into the body")
         draft = job.parse(request.headers.get("content-type", ""), request.body)
         name = draft.upstream or self.upstreams[0]
         if name not in self.upstreams:
@@ -101,6 +107,8 @@ class Service:
     def _list(self, which: str, page: Callable[[list], bytes], request: Request) -> Response:
         query = _query(request.query, {"peek", "ack", "limit"})
         limit = _number(query, "limit", 1, LARGEST_PAGE)
+        if query.get("peek", "1") != "1":
+            raise BadRequest("peek takes no value but 1", "peek")
         if "ack" in query and "peek" in query:
             raise BadRequest("give peek or ack, not both", "ack")
         ack = _number(query, "ack", 0, 1 << 62)
@@ -110,8 +118,8 @@ class Service:
             entries = self.client.page(which, ack, limit or LARGEST_PAGE)
             return Response(200, page(entries), headers={"GoCM-Cursor": str(entries[-1][0] if entries else ack)})
         if "peek" in query or request.method == "HEAD":
-            return Response(200, page(self.client.page(which, 0, limit or -1)))
-        return self._hand_out(which, page, limit or -1)
+            return Response(200, page(self.client.page(which, 0, limit or LARGEST_ANSWER)))
+        return self._hand_out(which, page, limit or LARGEST_ANSWER)
 
     def _hand_out(self, which: str, page: Callable[[list], bytes], limit: int) -> Response:
         """A list as the original gives it: read and cleared at once. We clear what was in the answer, after it was
@@ -122,6 +130,7 @@ class Service:
             return unavailable("another reader of this list is not done yet")
         try:
             entries = self.client.page(which, 0, limit)
+            body = page(entries)
         except BaseException:
             turn.release()
             raise
@@ -130,10 +139,12 @@ class Service:
             try:
                 if whole and entries:
                     self.client.forget(which, entries[-1][0])
+            except StateUnavailable as error:
+                log.logger.warning("%d entries of %s will be given again: %s", len(entries), which, error)
             finally:
                 turn.release()
 
-        return Response(200, page(entries), written=written)
+        return Response(200, body, written=written)
 
 
 class Route(NamedTuple):
@@ -190,11 +201,17 @@ def _number(query: dict[str, str], name: str, low: int, high: int) -> int | None
     return int(query[name])
 
 
+@functools.lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
 def render(response: Response, keep_alive: bool, head_only: bool) -> bytes:
     """A response as bytes, head and body in one piece: in two, Nagle's algorithm and a delayed ACK cost 40 ms."""
     lines = [
         f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
         "Server: GoCM",
+        f"Date: {_date(int(time.time()))}",
         f"Content-Type: {response.content_type}",
         f"Content-Length: {len(response.body)}",
         "Cache-Control: no-store",
@@ -387,9 +404,13 @@ class Server(http.server.ThreadingHTTPServer):
                 self._idle.notify_all()
 
     def process_request(self, request: socket.socket, client_address: object) -> None:
-        if self._slots.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
+            self._turn_away(request)
+            return
+        try:
             super().process_request(request, client_address)
-        else:
+        except RuntimeError:  # no thread can be started
+            self._slots.release()
             self._turn_away(request)
 
     def process_request_thread(self, request: socket.socket, client_address: object) -> None:
@@ -409,6 +430,14 @@ class Server(http.server.ThreadingHTTPServer):
         except OSError:
             pass
         self.shutdown_request(request)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.05)  # the connection stays in the backlog, and asking at once would spin
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.logger.exception("a connection failed")

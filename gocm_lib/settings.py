@@ -159,8 +159,8 @@ class Settings:
     spool: str = option(
         "",
         text,
-        "file that keeps accepted messages, or `:memory:`; default $STATE_DIRECTORY/gocm.db, "
-        "else ~/.local/state/gocm/gocm.db",
+        "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox sandbox.db) in "
+        "$STATE_DIRECTORY, else in ~/.local/state/gocm",
         metavar="PATH",
     )
     senders: int = option(0, number(0, 64), "sender processes; 0 means one per core, at most 4", metavar="N")
@@ -188,7 +188,7 @@ class Settings:
     upstream_ca: str = option(
         "", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE"
     )
-    upstream_timeout: float = option(30.0, seconds(0.1, 600), "seconds an upstream may take to answer", metavar="S")
+    upstream_timeout: float = option(20.0, seconds(0.1, 600), "seconds an upstream may take to answer", metavar="S")
     retry_base: float = option(
         10.0,
         seconds(0.01, 3600),
@@ -296,11 +296,15 @@ def parse(
     return kind(**values)
 
 
-def default_spool(environ: Mapping[str, str]) -> str:
-    """systemd's StateDirectory= when we have one, else the place XDG gives to state that must outlive a restart."""
+def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
+    """systemd's StateDirectory= when we have one, else the place XDG gives to state that must outlive a restart. The
+    sandbox has its own: what waits for Google must not be delivered to a pretend one, nor the other way.
+    """
     if environ.get("STATE_DIRECTORY"):
-        return str(Path(environ["STATE_DIRECTORY"].split(":")[0]) / "gocm.db")
-    return str(Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm/gocm.db")
+        directory = Path(environ["STATE_DIRECTORY"].split(":")[0])
+    else:
+        directory = Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm"
+    return str(directory / ("sandbox.db" if sandbox else "gocm.db"))
 
 
 def _read_key(path: str, source: str) -> str:
@@ -329,7 +333,7 @@ def complete(given: Settings, environ: Mapping[str, str]) -> Settings:
         given,
         apikey=apikey,
         credentials=credentials,
-        spool=given.spool or default_spool(environ),
+        spool=given.spool or default_spool(environ, given.sandbox),
         senders=given.senders or min(4, os.cpu_count() or 1),
     )
 

@@ -134,7 +134,7 @@ class Spool:
         self.in_hand[generation] += len(fresh)
         expired = [row for row in rows if row[7] <= now]
         for row in expired:
-            self.bury(0, row[0], row[1], row[3], "too old", now)
+            self.bury(0, row[0], row[1], row[3] + 1, row[3], "too old", now)
         self.finish({row[0] for row in expired})
         return _slices(fresh), [row[2] for row in expired]
 
@@ -159,17 +159,22 @@ class Spool:
             (generation,),
         ).fetchone()[0]
 
-    def holds(self, generation: int, job: int, n: int) -> tuple[str, float] | None:
-        """The token and its job's expiry if this generation has it in hand, else None: somebody settled it before."""
+    def holds(self, generation: int, job: int, n: int, attempt: int) -> tuple[str, float] | None:
+        """The token and its job's expiry if this generation has it in hand for this attempt; None: it was settled."""
         return self.db.execute(
             "SELECT token.token, job.expires_at FROM token JOIN job ON job.id = token.job"
-            " WHERE token.job = ? AND token.n = ? AND token.generation = ?",
-            (job, n, generation),
+            " WHERE token.job = ? AND token.n = ? AND token.generation = ? AND token.attempts = ?",
+            (job, n, generation, attempt - 1),
         ).fetchone()
 
-    def remove(self, generation: int, job: int, n: int) -> bool:
-        """Drop the row of a token that has come to its end; False when it was not in this generation's hands."""
-        gone = self.db.execute("DELETE FROM token WHERE job = ? AND n = ? AND generation = ?", (job, n, generation))
+    def remove(self, generation: int, job: int, n: int, attempt: int) -> bool:
+        """Drop the row of a token that has come to its end; False when it was not in this generation's hands for this
+        attempt. The attempt matters: a settle that is repeated late may find the token claimed once more.
+        """
+        gone = self.db.execute(
+            "DELETE FROM token WHERE job = ? AND n = ? AND generation = ? AND attempts = ?",
+            (job, n, generation, attempt - 1),
+        )
         self.in_hand[generation] -= gone.rowcount
         return gone.rowcount == 1
 
@@ -181,13 +186,15 @@ class Spool:
         )
         self.in_hand[generation] -= 1
 
-    def bury(self, generation: int, job: int, n: int, attempts: int, reason: str, now: float) -> None:
-        """Set a generation's token (0: a ready one) aside as failed: it is kept, but not sent again by itself."""
+    def bury(self, generation: int, job: int, n: int, attempt: int, attempts: int, reason: str, now: float) -> None:
+        """Set a token that is in a generation's hands (0: a ready one) for `attempt` aside as failed after so many
+        attempts: it is kept, but not sent again by itself.
+        """
         self.db.execute(
             "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
             (attempts, reason, now, job, n),
         )
-        self.remove(generation, job, n)
+        self.remove(generation, job, n, attempt)
 
     def finish(self, jobs: Iterable[int]) -> None:
         """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones."""

@@ -188,10 +188,10 @@ class State:
     ) -> None:
         outcome, job, n = result.outcome, result.job, result.n
         if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
-            if self.spool.remove(generation, job, n):
+            if self.spool.remove(generation, job, n, result.attempt):
                 counts["attempts"] += result.attempt == 1
             return
-        held = self.spool.holds(generation, job, n)
+        held = self.spool.holds(generation, job, n, result.attempt)
         if held is None:
             return
         token, expires_at = held
@@ -204,9 +204,9 @@ class State:
             self.spool.retry(generation, job, n, result.attempt, step.due_at)
             return
         if step.action is Action.BURY:
-            self.spool.bury(generation, job, n, result.attempt, step.reason, now)
+            self.spool.bury(generation, job, n, result.attempt, result.attempt, step.reason, now)
         else:
-            self.spool.remove(generation, job, n)
+            self.spool.remove(generation, job, n, result.attempt)
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
             self.report.add_canonical(token, outcome.canonical)
@@ -237,6 +237,9 @@ class State:
                     format_id(result.job),
                 )
             self.pauses[result.upstream] = paused
+        elif known and not result.outcome.answered:
+            # Connected, and no answer: that proves nothing. The pause goes on, and then another token is tried.
+            self.pauses[result.upstream] = known._replace(until=now + known.delay, probing=False)
         elif known:
             del self.pauses[result.upstream]
             self.paces[result.upstream] = start_pace(self.paces[result.upstream].limit, now)

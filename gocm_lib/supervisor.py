@@ -12,6 +12,7 @@ starts at once, the old one's other senders finish what is in flight, and when t
 still had in hand is released to be sent again.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -20,14 +21,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from multiprocessing import forkserver, get_context
+from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 from gocm_lib import __version__, child, credentials, fcm, gcm, log, sandbox, sender, state
 from gocm_lib.credentials import Credentials
 from gocm_lib.feeder import WAIT, Feeder
+from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
 from gocm_lib.server import Server, Service
 from gocm_lib.settings import Exit, Settings, SettingsError
@@ -117,7 +120,11 @@ class Supervisor:
         self.settings = settings
         self.reread = reread
         self.context = get_context("forkserver")
-        self.directory = tempfile.mkdtemp(prefix="gocm-")  # mode 0700: the state's socket is for us alone
+        child.raise_file_limit()
+        sweep(tempfile.gettempdir())
+        # Mode 0700: the state's socket is for us alone. multiprocessing puts its own sockets there too.
+        self.directory = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+        current_process()._config["tempdir"] = self.directory  # type: ignore[attr-defined]
         self.address = os.path.join(self.directory, "state")
         self.authkey = os.urandom(32)
         self.client = Client(self.address, self.authkey)
@@ -188,13 +195,13 @@ class Supervisor:
         self._start_generation()
         self._await_ready()
         child.watch_threads()
-        self.client.release(None)
+        self._release_all()
         facts = {each.kind: each.fact for each in self.children}
         room = max(PREFETCH, 2 * settings.senders * settings.connections)
         self.credentials = Credentials(found)
         self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, room)
         self.feeder.switch(self.newest, self.generations[-1].queue)
-        intake = Intake(Client(self.address, self.authkey), facts["state"])
+        intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"])
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
         self.server.start(Service(self.settings, upstreams, intake, Client(self.address, self.authkey)))
         host, port = self.server.server_address[:2]
@@ -204,12 +211,22 @@ class Supervisor:
             log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
         notify(f"READY=1\nSTATUS=listening on {host} port {port}")
 
+    def _release_all(self) -> None:
+        """Make ready what the last run had in hand; it may be much, so this may take as long as a start."""
+        try:
+            Client(self.address, self.authkey, START_LIMIT).release(None)
+        except StateUnavailable as error:
+            raise Stop(Exit.FAILED, f"the spool could not be made ready: {error}") from None
+
     def _start_forkserver(self) -> None:
         """Before the first thread, and deaf to SIGTERM: with it would die every child's only witness."""
         self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
-        noted = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Blocked, not ignored: it inherits the mask, and a SIGTERM to us meanwhile is kept for us. The resource
+        # tracker goes first, because its start unblocks.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         forkserver.ensure_running()
-        signal.signal(signal.SIGTERM, noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def _bind(self, option: str, make: Callable[[str, int], Any], host: str, port: int) -> Any:
         try:
@@ -300,7 +317,7 @@ class Supervisor:
     def _on_death(self, dead: Child) -> None:
         ended = dead.bury()
         self.children.remove(dead)
-        if dead.refusal and (not self.feeder or dead.refusal[0] == Exit.SENDER):
+        if dead.refusal and (not self.feeder or dead.refusal[0] in (Exit.SENDER, Exit.SPOOL_DAMAGED)):
             raise Stop(*dead.refusal)
         if not dead.ready:
             self.failed_starts += 1
@@ -390,6 +407,15 @@ class Supervisor:
         for each in self.children:
             each.process.join(2.0)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def sweep(directory: str) -> None:
+    """Remove what runs of ours that were killed left in the directory for temporary files."""
+    for path in Path(directory).glob("gocm-*-*"):
+        pid = path.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and path.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def notify(message: str) -> None:

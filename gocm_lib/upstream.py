@@ -97,10 +97,12 @@ def _reason(error: Exception) -> str:
     """A few words for the log: certificate problems in OpenSSL's words, everything else by its class."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, (urllib3.exceptions.ConnectTimeoutError, socket.timeout)):
-        return "connecting timed out"
     if isinstance(error, (urllib3.exceptions.NameResolutionError, socket.gaierror)):
         return "host name not found"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a subclass of the next, whatever its cause
+        return (error.__cause__ or error).__class__.__name__
+    if isinstance(error, (urllib3.exceptions.ConnectTimeoutError, TimeoutError)):
+        return "connecting timed out"
     cause = error.__cause__
     return (cause or error).__class__.__name__
 

@@ -22,7 +22,7 @@ MAX_INTERIM = 16  # 1xx responses before the real one
 PIECE = 64 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?\Z")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\Z")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*)\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\Z")
 
 
@@ -109,7 +109,7 @@ class ResponseReader:
             header = _HEADER.match(line)
             if not header:
                 raise WireError("answer has a malformed header")
-            name, value = header[1].decode().lower(), header[2].decode("latin-1")
+            name, value = header[1].decode().lower(), header[2].rstrip(b" \t").decode("latin-1")
             if name in ("content-length", "transfer-encoding") and headers.get(name, value) != value:
                 raise WireError(f"answer has two different {name} headers")
             headers[name] = value

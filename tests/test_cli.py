@@ -88,8 +88,9 @@ def test_a_mistake_in_the_environment_is_told_by_its_name():
 
 @pytest.mark.short
 def test_the_default_spool():
-    assert settings.default_spool({"STATE_DIRECTORY": "/var/lib/gocm"}) == "/var/lib/gocm/gocm.db"
-    assert settings.default_spool({"HOME": "/home/me"}) == "/home/me/.local/state/gocm/gocm.db"
+    assert settings.default_spool({"STATE_DIRECTORY": "/var/lib/gocm"}, False) == "/var/lib/gocm/gocm.db"
+    assert settings.default_spool({"HOME": "/home/me"}, False) == "/home/me/.local/state/gocm/gocm.db"
+    assert settings.default_spool({"HOME": "/home/me"}, True) == "/home/me/.local/state/gocm/sandbox.db"
 
 
 def ends(*words, environ=None):

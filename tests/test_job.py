@@ -150,6 +150,7 @@ BAD_FORMS = [
     (b"tokens=a&payload={}&time_to_live=x", "time_to_live"),
     (b"tokens=a&payload={}&dry_run=", "dry_run"),
     (b"a=1&" * 200_000, ""),
+    (b"tokens=a+b&payload={}", "tokens"),
 ]
 
 
@@ -164,6 +165,13 @@ def test_a_wrong_content_type_is_415():
     with pytest.raises(BadRequest) as caught:
         parse("text/plain", b"tokens=a&payload={}")
     assert (caught.value.status, caught.value.field) == (415, "Content-Type")
+
+
+@pytest.mark.parametrize("content_type, before", [(JSON, b"[]" * 40), (FORM, b"tokens=a&payload=" + b"[]" * 40)])
+def test_an_unclosed_string_is_read_once(content_type, before):
+    """Half a megabyte: what scanned it again from each quote would take an hour and let no other thread run."""
+    with pytest.raises(BadRequest):
+        parse(content_type, before + b'"' + b'\\"' * 250_000 + b"\\")
 
 
 def test_a_near_miss_is_named():

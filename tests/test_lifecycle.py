@@ -160,6 +160,21 @@ def test_sigterm_with_200_in_flight(start, sandbox):
     check_ledger(start(), sandbox, tokens + waiting)
 
 
+def test_sigterm_while_starting_is_not_lost(sandbox, tmp_path):
+    for delay in range(0, 60, 5):
+        program = Program(
+            *("--port", "0", "--spool", str(tmp_path / "s.db"), "--apikey", "k", "--gcm-url", sandbox.url()),
+            *("--log-level", "debug"),
+        )
+        try:
+            program.logged("state is process")
+            threading.Event().wait(delay / 1000)
+            program.process.send_signal(signal.SIGTERM)
+            assert program.wait(10) == 0
+        finally:
+            program.kill_group()
+
+
 @pytest.mark.parametrize("how", ["five times", "to the whole group", "SIGINT to the whole group"])
 def test_sigterm_again_and_to_everybody(start, sandbox, how):
     sandbox.mode(latency=0.5)

@@ -129,7 +129,7 @@ def test_the_session_in_the_readme(tmp_path):
     if not shutil.which("curl"):
         pytest.skip("no curl here")
     session = re.search(r"```console\n(.*?)```", README, re.DOTALL)[1]
-    steps = re.findall(r"^\$ (curl .*?)\n(.*?)(?=^\$ |\Z)", session, re.DOTALL | re.MULTILINE)
+    steps = re.findall(r"^\$ (?:sleep 1; )?(curl .*?)\n(.*?)(?=^\$ |\Z)", session, re.DOTALL | re.MULTILINE)
     assert len(steps) >= 5
     program = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
     try:

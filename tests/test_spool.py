@@ -234,6 +234,31 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
     assert set(claim(state)) == {(2, 0)}
 
 
+def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    [place] = claim(state)
+    deferred = [Result("gcm", *place, 1, Outcome(Verdict.DEFERRED, "x"))]
+    state.settle(1, deferred, 1000.0)
+    assert claim(state, now=2000.0)[place].attempt == 2
+    state.settle(1, deferred, 2000.0)
+    state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 2000.0)
+    assert claim(state, now=9000.0) == {} and state.snapshot().counters["attempts"] == 1
+    state.settle(1, [Result("gcm", *place, 2, DELIVERED)], 2000.0)
+    assert state.snapshot().pending == 0
+
+
+def test_a_connection_without_an_answer_does_not_end_a_pause():
+    state = new_state()
+    state.accept([new_job(1, ["a", "b"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    [probe] = claim(state, now=1002.0)
+    silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
+    state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.0)
+    assert claim(state, now=1003.0) == {} and len(claim(state, now=1004.5)) == 1
+
+
 def test_a_claim_that_comes_late_takes_nothing():
     """A call that was given up may still be carried out, after the feeder has gone on: its answer reaches nobody."""
     state = new_state()

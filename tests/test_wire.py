@@ -122,6 +122,12 @@ def test_refused_without_waiting_for_more(raw):
         read([raw], ends=False)
 
 
+def test_a_header_of_spaces_is_read_once():
+    """What tried each of them as the value's end would take a minute, and freeze every request of the sender."""
+    raw = b"HTTP/1.1 200 OK\r\nX: a" + b" " * 60_000 + b"a\r\nContent-Length: 0\r\n\r\n"
+    assert read([raw]).status == 200
+
+
 def test_interim_answers_are_passed_over():
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"  # http.client takes these for the answer
     assert read([hints * 2 + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]).status == 200
