@@ -23,7 +23,7 @@ setup(
     install_requires=["urllib3>=2.2,<3"],
     extras_require={
         "fcm": FCM,
-        "test": [*FCM, "pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"],
+        "test": [*FCM, *TEST],
     },
     entry_points={"console_scripts": ["gocm=gocm_lib.cli:main"]},
 )
