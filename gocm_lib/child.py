@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
@@ -59,9 +60,12 @@ def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
     os._exit(code)
 
 
-def wait_for_word(control: Connection) -> None:
-    """Return when the supervisor says to finish, or hangs up."""
+def wait_for_word(control: Connection, progress: Callable[[], int] = int) -> None:
+    """Return when the supervisor says to finish, or hangs up. Until then, when it asks, tell it `progress()`: a number
+    that stands still only when this process's work does.
+    """
     try:
-        control.recv()
+        while control.recv() == "alive?":
+            control.send(("alive", progress()))
     except (EOFError, OSError):
         pass

@@ -88,6 +88,7 @@ class Loop:
         self.wants.set()
         self._inbox: deque = deque()
         self._finishing = False
+        self._turns = 0
         self._bell_in, self._bell_out = socket.socketpair()
         self._bell_in.setblocking(False)
         self._bell_out.setblocking(False)
@@ -107,6 +108,11 @@ class Loop:
         self._finishing = True
         self._ring()
 
+    def progress(self) -> int:
+        """How often the loop has turned; asking makes it turn once more, unless it is stuck."""
+        self._ring()
+        return self._turns
+
     def _ring(self) -> None:
         try:
             self._bell_out.send(b"!")
@@ -118,6 +124,9 @@ class Loop:
             dialled: Channel | DialError = lane.upstream.dial()
         except DialError as error:
             dialled = error
+        except Exception:  # the pool of threads would swallow it, and the lane count on this dial for ever
+            log.logger.exception("dialling failed")
+            os._exit(Exit.FAILED)
         self._inbox.append((lane, dialled))
         self._ring()
 
@@ -125,6 +134,7 @@ class Loop:
 
     def run(self) -> None:
         while not (self._finishing and not self.flights):
+            self._turns += 1
             for key, events in self._selector.select(self._patience()):
                 if key.data is None:
                     self._answer_bell()
@@ -371,7 +381,7 @@ def main(
     running.start()
     threading.Thread(target=_take, args=(queue, loop), name="taker", daemon=True).start()
     control.send(("ready", None))
-    child.wait_for_word(control)
+    child.wait_for_word(control, loop.progress)
     loop.finish()
     running.join()
     settled.put(None)

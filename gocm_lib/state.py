@@ -48,7 +48,8 @@ from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
 
-LIMIT = 1.5  # seconds: so that a client of ours is answered within 2, if only with 503
+LIMIT = 1.5  # seconds for a call, and
+TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
 FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
@@ -319,7 +320,7 @@ class Client:
 
     def _call(self, verb: str, arguments: tuple) -> Any:
         deadline = time.monotonic() + self.limit
-        if not self._turn.acquire(timeout=self.limit):
+        if not self._turn.acquire(timeout=TURN):
             raise StateUnavailable("another call is waiting for the state process")
         try:
             while True:

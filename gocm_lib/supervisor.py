@@ -39,6 +39,7 @@ from gocm_lib.state import Client, StateUnavailable
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
+ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
 PREFETCH = 20_000  # tokens in the queue and the senders, at least: enough to keep them busy between two claims
 
 
@@ -63,7 +64,9 @@ def how_it_ended(exitcode: int | None) -> str:
 
 
 class Child:
-    """A child process and the pipe to it: it says ("ready", fact) or ("refused", (code, reason)), we say to finish."""
+    """A child process and the pipe to it. It says ("ready", fact), ("refused", (code, reason)) or ("alive", progress);
+    we ask whether it is alive, and say when to finish.
+    """
 
     def __init__(self, context: Any, kind: str, name: str, target: Callable[..., None], *arguments: object) -> None:
         self.kind = kind
@@ -71,6 +74,8 @@ class Child:
         self.ready = False
         self.fact: Any = None
         self.refusal: tuple[Exit, str] | None = None
+        self.progress = -1
+        self.moved_at = 0.0  # when we last saw it progress
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=True)
         self.process.start()
@@ -83,18 +88,21 @@ class Child:
             while self.control.poll():
                 word, fact = self.control.recv()
                 if word == "ready":
-                    self.ready, self.fact = True, fact
+                    self.ready, self.fact, self.moved_at = True, fact, time.monotonic()
+                elif word == "alive":
+                    self.moved_at = time.monotonic() if fact != self.progress else self.moved_at
+                    self.progress = fact
                 else:
                     self.refusal = fact
         except (EOFError, OSError):
             pass  # it has ended; its sentinel tells
 
-    def finish(self) -> None:
-        """Ask it to finish what it has in hand and leave."""
+    def tell(self, word: str) -> None:
+        """Say "alive?", or "finish": to finish what it has in hand and leave."""
         try:
-            self.control.send("finish")
+            self.control.send(word)
         except OSError:
-            pass
+            pass  # it has ended; its sentinel tells
 
     def bury(self) -> str:
         """Reap it; its end in words. Hanging up also ends a child that only seems dead, its forkserver being killed."""
@@ -135,6 +143,7 @@ class Supervisor:
         self.deaths: dict[str, list[float]] = {"state": [], "sender": [], "sandbox": []}
         self.failed_starts = 0
         self.due: list[tuple[float, Callable[[], None]]] = []  # starts that were put off
+        self.next_ask = 0.0  # when the senders are next asked whether they are alive
         self.signals: list[int] = []
         self.server: Server | None = None
         self.feeder: Feeder | None = None
@@ -251,8 +260,9 @@ class Supervisor:
         now = time.monotonic()
         moments = [at for at, _ in self.due] + [g.deadline for g in self.generations if g.deadline is not None]
         moments += [now + 0.2] if self.ended else []
+        moments.append(self.next_ask)
         watched: dict[Any, Child] = {each.process.sentinel: each for each in self.children}
-        watched |= {each.control: each for each in self.children if not each.ready}
+        watched |= {each.control: each for each in self.children}
         for happened in wait([*watched, self.wakeup], max(0.0, min(moments + [now + patience]) - now)):
             if happened is self.wakeup:
                 self.wakeup.recv(4096)
@@ -269,11 +279,25 @@ class Supervisor:
                     "%s is not done in time, so killed; what it has in flight may arrive twice", late.name
                 )
                 late.process.kill()
+        if now >= self.next_ask:
+            self._ask_senders(now)
+            self.next_ask = now + ASK_EVERY
         starts = [start for at, start in self.due if at <= now]
         self.due = [(at, start) for at, start in self.due if at > now]
         for start in starts:
             start()
         self._release_ended()
+
+    def _ask_senders(self, now: float) -> None:
+        """Kill the senders that stand still: one may hold the lock that all others read the queue with."""
+        we_stood_still = now - self.next_ask > ASK_EVERY
+        for each in [each for generation in self.generations for each in generation.senders if each.ready]:
+            if we_stood_still:
+                each.moved_at = now
+            elif now - each.moved_at > LEASE:
+                log.logger.error("%s has stood still for %.0f s and is killed", each.name, now - each.moved_at)
+                each.process.kill()
+            each.tell("alive?")
 
     # ----------------------------------------------------------------------------------------------- starting children
 
@@ -357,7 +381,7 @@ class Supervisor:
         if self.feeder:
             self.feeder.hold()
         for each in generation.senders:
-            each.finish()
+            each.tell("finish")
 
     def _later(self, kind: str, start: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -391,7 +415,7 @@ class Supervisor:
         while self.ended and time.monotonic() < deadline + self.client.limit:
             self._turn(1.0)
         for each in self.children:
-            each.finish()
+            each.tell("finish")
         rejected = sum(self.server.service.rejected.values())
         log.logger.info("stopped; %d requests were refused since the start", rejected)
         return Exit.OK
@@ -401,7 +425,7 @@ class Supervisor:
         deadline = time.monotonic() + 2.0
         for each in self.children:
             if each.kind == "state":
-                each.finish()
+                each.tell("finish")
                 each.process.join(max(0.0, deadline - time.monotonic()))
             each.process.kill()
         for each in self.children:

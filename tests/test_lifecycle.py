@@ -223,6 +223,25 @@ def test_the_state_process_stands_still(start, sandbox):
     assert {"a", "c"} <= arrived(sandbox)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_sender_stands_still(start, sandbox, busy):
+    """SIGSTOP: it may hold the queue's lock, so after its lease it is killed and its messages move on."""
+    sandbox.mode(latency=0.5 if busy else 0)
+    server = start("--senders", "2")
+    tokens = [f"t{n}" for n in range(100)]
+    if busy:
+        server.send(tokens[:50])
+        eventually(lambda: arrived(sandbox))
+    for pid in server.children("sender.*"):
+        stand_still(pid)
+    for token in tokens[50:] if busy else tokens:
+        server.send([token])
+    server.logged("has stood still for .* and is killed", limit=60)
+    eventually(lambda: server.report()["pending"] == 0, limit=60)
+    check_ledger(server, sandbox, tokens, twice=tokens[:50] if busy else ())
+
+
 def test_a_second_instance_is_refused(server, sandbox):
     second = Program("--port", "0", "--spool", server.spool, "--gcm-url", sandbox.url(), "--apikey", "k")
     assert second.wait(5) == 75
