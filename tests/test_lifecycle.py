@@ -58,7 +58,7 @@ def test_each_sender_in_turn_is_killed_twice_round(start, sandbox):
 
 def test_a_busy_sender_is_killed(start, sandbox):
     """Only what was in its hands may arrive twice; what the others of its generation had in flight does not."""
-    sandbox.mode(latency=1.0)
+    sandbox.mode(latency=3.0)
     server = start("--senders", "2")
     tokens = [f"t{n}" for n in range(200)]
     for token in tokens:
@@ -147,7 +147,7 @@ def test_everything_is_killed_at_once(start, sandbox):
 
 
 def test_sigterm_with_200_in_flight(start, sandbox):
-    sandbox.mode(latency=1.0)
+    sandbox.mode(latency=3.0)
     server = start()
     tokens = [f"t{n}" for n in range(200)]
     for token in tokens:
