@@ -8,15 +8,17 @@ Promises that keys, tokens and what a token server answered appear in no log, ar
 import contextlib
 import datetime
 import json
+import os
 import shlex
+import signal
 import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import urllib3
 
@@ -28,6 +30,8 @@ from gocm_lib.settings import Exit, Settings, SettingsError
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 RENEW_BEFORE = 300.0  # seconds before a token's end; Google's live an hour
 COMMAND_LIFE = 600.0  # seconds that a token of unknown life is used: a command's is asked for again after half of it
+LONGEST_LIFE = 7 * 86400.0  # seconds: what claims to be good for longer is a mistake
+LONGEST_ANSWER = 64 * 1024  # bytes a command may print
 FETCH_TIMEOUT = 15.0
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
 CLOCK = "Google refuses it (invalid_grant): is this machine's clock right, and the key still valid?"
@@ -39,6 +43,13 @@ class Token(NamedTuple):
     value: str
     fetched_at: float
     expires_at: float
+
+
+class Header(NamedTuple):
+    """An Authorization header, and since when it is in use: who refused an older one may be asked again."""
+
+    text: str
+    since: float
 
 
 class CredentialError(Exception):
@@ -68,20 +79,66 @@ def from_command(command: str) -> Callable[[float], Token]:
     """Run the command; it prints a token, or JSON with access_token and expires_in."""
 
     def fetch(now: float) -> Token:
-        try:
-            done = subprocess.run(
-                shlex.split(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=FETCH_TIMEOUT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise CredentialError(f"--token-command cannot be run: {type(error).__name__}") from None
-        if done.returncode:
-            raise CredentialError(f"--token-command ended with exit code {done.returncode}")
-        printed = done.stdout.strip()
+        code, printed = _run(shlex.split(command))
+        if code:
+            raise CredentialError(f"--token-command ended with exit code {code}")
         if printed.startswith(b"{"):
             return _from_json(printed, now, "--token-command")
         return Token(_sound(printed.decode("latin-1"), "--token-command"), now, now + COMMAND_LIFE)
 
     return fetch
+
+
+def _run(words: list[str]) -> tuple[int, bytes]:
+    """Exit code and output of a command. It and what it started are killed when it takes or prints too much."""
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+    except (OSError, IndexError) as error:
+        raise CredentialError(f"--token-command cannot be run: {type(error).__name__}") from None
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    late = threading.Timer(FETCH_TIMEOUT, end)
+    late.start()
+    try:
+        assert process.stdout
+        printed = process.stdout.read(LONGEST_ANSWER)
+        if len(printed) == LONGEST_ANSWER:
+            raise CredentialError("--token-command prints too much")
+        return process.wait(), printed.strip()
+    finally:
+        late.cancel()
+        end()
+        process.stdout.close()
+        process.wait()
+
+
+def bounded(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns or raises; CredentialError when that takes too long.
+
+    Time-outs of sockets bound each read, so a server that sends a byte every two seconds holds its caller for ever.
+    The thread that is left behind then ends with its server.
+    """
+    done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((ask(), None))
+        except Exception as error:
+            done.put((None, error))
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        result, error = done.get(timeout=2 * FETCH_TIMEOUT)
+    except Empty:
+        raise CredentialError("no answer in time") from None
+    if error:
+        raise error
+    return result
 
 
 def from_metadata(host: str) -> Callable[[float], Token]:
@@ -110,9 +167,12 @@ def ask_metadata(host: str, path: str) -> bytes:
 def _from_json(body: bytes, now: float, source: str) -> Token:
     try:
         answer = json.loads(body)
-        return Token(_sound(answer["access_token"], source), now, now + float(answer["expires_in"]))
-    except (ValueError, KeyError, TypeError):
-        raise CredentialError(f"{source} gave no access_token with expires_in") from None
+        value, life = answer["access_token"], float(answer["expires_in"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        value, life = None, 0.0
+    if not 1.0 <= life <= LONGEST_LIFE:  # NaN is not, either
+        raise CredentialError(f"{source} gave no access_token with a sensible expires_in")
+    return Token(_sound(value, source), now, now + life)
 
 
 def _sound(value: Any, source: str) -> str:
@@ -143,7 +203,7 @@ def from_file(path: str) -> tuple[Callable[[float], Token], str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; ours is the operator's
             credentials, project = google.auth.load_credentials_from_file(path, scopes=[SCOPE])
-    except (google.auth.exceptions.GoogleAuthError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # google-auth meets an odd file with whatever exception comes; its text may quote it
         raise SettingsError(
             f"--credentials {path} cannot be used: google-auth says {type(error).__name__}; is its key whole?",
             Exit.SENDER,
@@ -153,8 +213,9 @@ def from_file(path: str) -> tuple[Callable[[float], Token], str]:
     def fetch(now: float) -> Token:
         try:
             credentials.refresh(request)  # not before_request(): that starts a look-up thread of its own
-        except google.auth.exceptions.GoogleAuthError as error:
-            # Its text may quote the answer; all we take from it is whether it is this one well-known word.
+        except Exception as error:
+            # An odd answer can raise anything. Its text may quote the answer, so all we take from it is whether it is
+            # this one well-known word.
             reason = CLOCK if "invalid_grant" in str(error) else type(error).__name__
             raise CredentialError(f"no access token for --credentials: {reason}") from None
         expires_at = now + COMMAND_LIFE
@@ -171,7 +232,7 @@ def _check_file(path: str) -> None:
             found = json.load(file)
     except OSError as error:
         raise SettingsError(f"--credentials {path} cannot be read: {error.strerror}", Exit.SENDER) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SettingsError(f"--credentials {path} is not JSON: give the file as Google made it", Exit.SENDER) from None
     kind = found.get("type") if isinstance(found, dict) else None
     if not isinstance(kind, str):
@@ -180,9 +241,10 @@ def _check_file(path: str) -> None:
         for name in ("client_email", "private_key", "token_uri"):
             if not isinstance(found.get(name), str) or not found[name]:
                 raise SettingsError(f"--credentials {path} has no {name}: download the key again", Exit.SENDER)
-        uri = urlsplit(found["token_uri"])
-        if uri.scheme != "https" and not (uri.scheme == "http" and options.is_loopback(uri.hostname or "")):
-            raise SettingsError(f"--credentials {path}: token_uri must be https", Exit.SENDER)
+        try:
+            options.upstream_url(found["token_uri"])
+        except ValueError as error:
+            raise SettingsError(f"--credentials {path}: token_uri {error}", Exit.SENDER) from None
 
 
 # ------------------------------------------------------------------------------------------------------- the owner
@@ -195,39 +257,41 @@ class Keeper:
         self.name = name
         self.fetch = fetch
         self.token: Token | None = None
+        self._failures = 0  # to get a token, in a row
         self._hurry = threading.Event()
         threading.Thread(target=self._run, name=f"credentials-{name}", daemon=True).start()
 
-    def header(self) -> str | None:
+    def header(self) -> Header | None:
         """The Authorization header of the moment; None while there is no token that is good."""
         token = self.token
-        return f"Bearer {token.value}" if token and time.time() < token.expires_at else None
+        return Header(f"Bearer {token.value}", token.fetched_at) if token and time.time() < token.expires_at else None
 
     def renew(self) -> None:
         """Fetch a new token soon: the old one was refused, or the credentials have changed."""
         self._hurry.set()
 
     def refused(self, since: float) -> None:
-        """The upstream refuses our token since then; unless it was fetched later, renew it."""
-        if self.token and self.token.fetched_at < since:
+        """The upstream refuses our token since then: renew it, unless it is newer or renewing fails already."""
+        if self.token and self.token.fetched_at < since and not self._failures:
             self.renew()
 
     def _run(self) -> None:
-        failures = 0
         while True:
-            wait = retry_delay(failures) if failures else 0.0
-            if not failures and self.token:
+            wait = retry_delay(self._failures) if self._failures else 0.0
+            if not self._failures and self.token:
                 wait = max(1.0, renewal(self.token) - time.time())
             self._hurry.wait(wait)
             self._hurry.clear()
             try:
-                self.token = self.fetch(time.time())
-                failures = 0
-                left = self.token.expires_at - time.time()
-                log.logger.info("upstream %s: new access token, good for %.0f s", self.name, left)
+                self.token = bounded(lambda: self.fetch(time.time()))
             except CredentialError as error:
-                failures += 1
-                log.logger.error("upstream %s: %s; trying again in %.0f s", self.name, error, retry_delay(failures))
+                self._failures += 1
+                pause = retry_delay(self._failures)
+                log.logger.error("upstream %s: %s; trying again in %.0f s", self.name, error, pause)
+                continue
+            self._failures = 0
+            left = self.token.expires_at - time.time()
+            log.logger.info("upstream %s: new access token, good for %.0f s", self.name, left)
 
 
 @dataclass(frozen=True)
@@ -242,7 +306,7 @@ class Credentials:
     """The Authorization headers of every upstream."""
 
     def __init__(self, sources: dict[str, Source]) -> None:
-        self._fixed: dict[str, str] = {}
+        self._fixed: dict[str, Header] = {}
         self._keepers: dict[str, Keeper] = {}
         self.replace(sources)
 
@@ -250,7 +314,7 @@ class Credentials:
         """Take these from now on (SIGHUP): a token in use stays in use until the new source has given one."""
         for name, source in sources.items():
             if source.fetch is None:
-                self._fixed[name] = source.header
+                self._fixed[name] = Header(source.header, time.time())
             elif name in self._keepers:
                 self._keepers[name].fetch = source.fetch
                 self._keepers[name].renew()
@@ -260,7 +324,7 @@ class Credentials:
     def __len__(self) -> int:
         return len(self._fixed) + len(self._keepers)
 
-    def ready(self) -> dict[str, str]:
+    def ready(self) -> dict[str, Header]:
         """The header for each upstream that can be sent to now."""
         headers = {name: keeper.header() for name, keeper in self._keepers.items()}
         return self._fixed | {name: header for name, header in headers.items() if header}
@@ -282,6 +346,10 @@ def sources(settings: Settings) -> tuple[dict[str, Source], str]:
         fetch, named = from_file(settings.credentials)
         found[fcm.NAME], project = Source(fetch=fetch), project or named
     elif settings.token_command:
+        try:
+            shlex.split(settings.token_command)
+        except ValueError as error:
+            raise SettingsError(f"--token-command cannot be split into words: {error}") from None
         found[fcm.NAME] = Source(fetch=from_command(settings.token_command))
     elif settings.fcm_metadata:
         found[fcm.NAME] = Source(fetch=from_metadata(settings.metadata_host))
@@ -297,6 +365,6 @@ def sources(settings: Settings) -> tuple[dict[str, Source], str]:
 
 def _metadata_project(host: str) -> str:
     try:
-        return ask_metadata(host, "project/project-id").decode("latin-1").strip()
+        return bounded(lambda: ask_metadata(host, "project/project-id")).decode("latin-1").strip()
     except CredentialError as error:
         raise SettingsError(f"--fcm-metadata: {error}; give --fcm-project to start without", Exit.SENDER) from None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gocm_lib.job import BadRequest, Draft, Slice, compact
+from gocm_lib.job import BadRequest, Draft, Slice, compact, read_json
 from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
 
 NAME = "fcm"
@@ -61,8 +61,10 @@ def _template(draft: Draft) -> dict[str, Any]:
             raise BadRequest(f"give {name} beside the message, not in it", "message")
         if name not in TEMPLATE_FIELDS:
             raise BadRequest("unknown field in message; known are " + ", ".join(sorted(TEMPLATE_FIELDS)), "message")
-    for name in set(template) - {"name"}:
-        if not isinstance(template[name], dict):
+    template.pop("name", None)  # output only
+    nested = {name: part.get("notification", {}) for name, part in template.items() if isinstance(part, dict)}
+    for name, part in (*template.items(), *((f"{name}.notification", part) for name, part in nested.items())):
+        if not isinstance(part, dict) and name not in ("data.notification", "notification.notification"):
             raise BadRequest(f"{name} in message must be a JSON object", "message")
     if not all(isinstance(value, str) for value in template.get("data", {}).values()):
         raise BadRequest("every value of data in message must be a text", "message")
@@ -71,27 +73,53 @@ def _template(draft: Draft) -> dict[str, Any]:
 
 def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
     """Put the legacy options where v1 has them; an option stands over the same field of a template."""
-    android: dict[str, Any] = {name: options[name] for name in ("collapse_key", "restricted_package_name")
-                               if name in options}  # fmt: skip
+    common, platform = _split_notification(options.get("notification", {}))
+    android: dict[str, Any] = {
+        name: options[name] for name in ("collapse_key", "restricted_package_name") if name in options
+    }
     if "time_to_live" in options:
         android["ttl"] = f"{options['time_to_live']}s"
     if "priority" in options:
         android["priority"] = options["priority"].upper()
+    if common:
+        merged["notification"] = _lay_over(merged.get("notification", {}), common)
+    if platform:
+        android["notification"] = _lay_over(merged.get("android", {}).get("notification", {}), platform)
+    if android:
+        merged["android"] = _lay_over(merged.get("android", {}), android)
+
+
+def _split_notification(notification: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A legacy notification's fields for all platforms, and those that only Android has."""
     common: dict[str, Any] = {}
     platform: dict[str, Any] = {}
-    for name, value in options.get("notification", {}).items():
+    for name, value in notification.items():
+        if name in ("body_loc_args", "title_loc_args"):
+            value = _loc_args(name, value)
+        elif not isinstance(value, str):
+            raise BadRequest(f"notification.{name[:64]} must be a text", "notification")
         if name in COMMON_NOTIFICATION:
             common[name] = value
         elif name in ANDROID_NOTIFICATION:
             platform[ANDROID_NOTIFICATION[name]] = value
         else:
             raise BadRequest(f"FCM v1 has no notification.{name[:64]}; give a whole message for it", "notification")
-    if common:
-        merged["notification"] = {**merged.get("notification", {}), **common}
-    if platform:
-        android["notification"] = {**merged.get("android", {}).get("notification", {}), **platform}
-    if android:
-        merged["android"] = {**merged.get("android", {}), **android}
+    return common, platform
+
+
+def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, and of what both have the upper; proto3 JSON knows each name as snake_case and as camelCase."""
+    camels = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in above}
+    return {**{name: value for name, value in below.items() if name not in camels}, **above}
+
+
+def _loc_args(name: str, value: Any) -> list[str]:
+    """Arguments of a localised text: a list, or as the legacy API had it, a list written as JSON in a text."""
+    if isinstance(value, str):
+        value = read_json(value, "notification")
+    if not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
+        raise BadRequest(f"notification.{name} must be a list of texts", "notification")
+    return value
 
 
 def _check_data(data: Mapping[str, str], field: str) -> None:

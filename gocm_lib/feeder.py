@@ -77,7 +77,8 @@ class Feeder:
         # With no credential nothing is claimed; ask again soon whether there is one.
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
-            slices, pauses = self._client.claim(generation, self._batch, self._room, list(ready), time.time(), wait)
+            since = {upstream: header.since for upstream, header in ready.items()}
+            slices, pauses = self._client.claim(generation, self._batch, self._room, since, time.time(), wait)
         except StateUnavailable as error:
             if not self._troubled:
                 log.logger.warning("nothing can be sent for now: %s", error)
@@ -89,5 +90,5 @@ class Feeder:
         if slices:
             self._batch += 1
         ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
-        for item in pack(part._replace(authorization=ready[part.upstream]) for part in slices):
+        for item in pack(part._replace(authorization=ready[part.upstream].text) for part in slices):
             queue.put(item)

@@ -161,6 +161,7 @@ OPTIONS = {
 # A message goes to one of these. The first two may be many: each is a row in the spool like a token.
 TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
 FIELDS = (*TARGETS, "payload", "upstream", "message", *OPTIONS)
+_TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
 PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.items() if option.plain)}
 
 
@@ -232,6 +233,8 @@ def _check_target(found: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         raise BadRequest(f"give {given[0]} or {given[1]}, not both", given[1])
     name = given[0] if given else "tokens"
     values = found.get(name)
+    if name == "topic" and not (isinstance(values, str) and _TOPIC.fullmatch(values)):
+        raise BadRequest("a topic is a name of letters, digits and -_.~%, without /topics/ before it", "topic")
     if name in ("topic", "condition") or (name == "fid" and isinstance(values, str)):
         values = [values]
     return TARGETS[name], _check_tokens(values, name)

@@ -1,8 +1,8 @@
 """Logging for every process of GoCM: one line a record, one write a line.
 
 Promises that a line is never torn by another process's (one os.write of at most 4096 bytes to an appending
-descriptor), that nothing in a message can forge a second line, and gives the only two forms in which a device token
-or a key may be shown.
+descriptor), that nothing in a message can forge a second line, and gives the only form in which a device token may
+be shown.
 """
 
 import hashlib
@@ -55,8 +55,3 @@ def start(process: str, level: str, path: str) -> None:
 def token(whole: str) -> str:
     """A device token as a log may show it: enough to recognise and to compare, not enough to send to."""
     return f"{whole[: min(6, len(whole) // 2)]}...{hashlib.sha256(whole.encode('utf-8', 'replace')).hexdigest()[:8]}"
-
-
-def fingerprint(key: str) -> str:
-    """A key as a log may show it."""
-    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
 """What one attempt did for one token, and the rule for what happens next. Pure: `now` and chance are arguments.
 
 A dialect (gcm, fcm) turns an upstream's answer into Outcomes; `next_step` turns an Outcome into what the spool does.
-Every way an attempt can end is one of the six verdicts below, crashes and silence included, so nothing falls between.
+Every way an attempt can end is one of the verdicts below, crashes and silence included, so nothing falls between.
 """
 
 import enum
@@ -19,6 +19,7 @@ class Verdict(enum.StrEnum):
     REJECTED = "rejected"  # this message will never be taken for this token
     UPSTREAM_CONFIG = "upstream_config"  # the upstream refuses us, not the token: bad key, wrong URL, bad certificate
     UNREACHABLE = "unreachable"  # no connection could be made, so nothing was sent
+    RETURNED = "returned"  # it was not sent, because of what others of its job were told
 
 
 # These two say nothing of the token: it goes back as it was, its attempt not counted, and the upstream is paused.
@@ -98,7 +99,7 @@ def retry_delay(attempt: int, retry_after: float | None, draw: float, policy: Po
 
 def next_step(outcome: Outcome, attempt: int, expires_at: float, now: float, draw: float, policy: Policy) -> Step:
     """What becomes of a token after its attempt number `attempt` ended with `outcome`."""
-    if outcome.verdict in BLAMES_UPSTREAM:
+    if outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED:
         return Step(Action.RETURN, outcome.reason, now)
     if outcome.verdict is not Verdict.DEFERRED:
         return Step(Action.FINISH, outcome.reason)
@@ -186,7 +187,7 @@ def spend(pace: Pace, count: int) -> Pace:
 
 def slow_down(pace: Pace, now: float) -> Pace:
     """Half of what really went, after the upstream said it is too much; once in SLOW_EVERY seconds."""
-    if now - pace.slowed_at < SLOW_EVERY:
+    if 0 <= now - pace.slowed_at < SLOW_EVERY:
         return pace
     rate = max(SLOWEST, min(pace.rate, pace.recent * 0.69) / 2)
     return pace._replace(rate=rate, credit=min(pace.credit, rate * BURST), slowed_at=now)

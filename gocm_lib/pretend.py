@@ -67,10 +67,10 @@ FATES = (
         "a token of another sender",
     ),
     Fate(
-        re.compile(r"error-([A-Za-z_]+)"),
+        re.compile(r"error-([A-Za-z_]+)(?:-|$)"),
         lambda m, n: {"error": m[1]},
         "*",
-        "`error-WORD`: that error word of GCM, or that one of FCM's answers by name",
+        "`error-WORD-X`: that error word of GCM, or that one of FCM's answers by name",
     ),
 )
 SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later than the others

@@ -36,6 +36,7 @@ DIAL_REST = 0.25  # seconds without dialling after a failure
 SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
 FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
 TRUSTED_JOBS = 4096
+RETURNED = Outcome(Verdict.RETURNED, "its message was found bad")
 REFUSED = 0.5  # seconds; less than the shortest pause, so that its probe gets through
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -194,8 +195,9 @@ class Loop:
                 return
         del lane.trials[job]
         if outcome.condemns or outcome.verdict in BLAMES_UPSTREAM:
+            # Not sent, so given back: what becomes of them is decided where the whole job is known.
             for flight in trial.held:
-                self._land(lane, flight, outcome)
+                self._settle(flight.part, outcome if outcome.verdict in BLAMES_UPSTREAM else RETURNED)
             return
         lane.waiting.extend(trial.held)
         lane.trusted[job] = None
@@ -227,7 +229,7 @@ class Loop:
             waiting += trial.held
         lane.trials.clear()
         for flight in waiting:
-            self._land(lane, flight, outcome)
+            self._settle(flight.part, outcome)
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Bring waiting requests and connections together; dial when there are too few."""

@@ -210,9 +210,9 @@ class Settings:
     )
     idle_timeout: float = option(60.0, seconds(0.1, 3600), "seconds an idle client connection is kept", metavar="S")
     drain: float = option(25.0, seconds(0, 600), "seconds that requests in flight may take when stopping", metavar="S")
-    sandbox: bool = option(False, flag, "run a pretend GCM beside the server and send there: no key, no Google")
+    sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send there: no key, no Google")
     sandbox_port: int = option(
-        5602, number(0, 65535), "TCP port of the pretend GCM; 0 takes a free one", metavar="PORT"
+        5602, number(0, 65535), "TCP port of the pretend FCM and GCM; 0 takes a free one", metavar="PORT"
     )
 
 

@@ -19,7 +19,7 @@ Every method may be repeated safely. The caller owns the transaction and the loc
 """
 
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from gocm_lib.job import Claimed, Job, Slice
@@ -32,6 +32,7 @@ CREATE TABLE job (
     message TEXT NOT NULL,
     accepted_at REAL NOT NULL,
     expires_at REAL NOT NULL,
+    sound INTEGER NOT NULL DEFAULT 0,
     finished INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX job_open ON job (id) WHERE finished = 0;
@@ -98,6 +99,7 @@ class Spool:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.in_hand: Counter[int] = Counter()
+        self.retry_credit: defaultdict[str, float] = defaultdict(float)
         self.recount()
 
     def recount(self) -> None:
@@ -109,7 +111,7 @@ class Spool:
     def accept(self, job: Job) -> None:
         """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
         added = self.db.execute(
-            "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0)",
+            "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
             (job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at),
         ).rowcount
         if added:
@@ -140,10 +142,14 @@ class Spool:
 
     def _due(self, upstream: str, limit: int, now: float) -> list[tuple]:
         """Rows of due tokens: a share of retries, then fresh ones, then retries for what room is left."""
-        rows = self.db.execute(_RETRY, (upstream, now, max(1, limit // RETRY_SHARE), 0)).fetchall()
+        # The share is saved up to one token, so that it holds for claims of one, too.
+        share = limit / RETRY_SHARE
+        self.retry_credit[upstream] = min(self.retry_credit[upstream] + share, max(1.0, share))
+        rows = self.db.execute(_RETRY, (upstream, now, int(self.retry_credit[upstream]), 0)).fetchall()
         retries = len(rows)
+        self.retry_credit[upstream] -= retries
         rows += self.db.execute(_FRESH, (upstream, now, limit - retries, 0)).fetchall() if limit > retries else []
-        if retries and len(rows) < limit:
+        if len(rows) < limit:
             rows += self.db.execute(_RETRY, (upstream, now, limit - len(rows), retries)).fetchall()
         return rows
 
@@ -159,10 +165,12 @@ class Spool:
             (generation,),
         ).fetchone()[0]
 
-    def holds(self, generation: int, job: int, n: int, attempt: int) -> tuple[str, float] | None:
-        """The token and its job's expiry if this generation has it in hand for this attempt; None: it was settled."""
+    def holds(self, generation: int, job: int, n: int, attempt: int) -> tuple[str, float, float] | None:
+        """The token, and when its job was accepted and expires, if this generation has it in hand for this attempt;
+        None: somebody settled it before.
+        """
         return self.db.execute(
-            "SELECT token.token, job.expires_at FROM token JOIN job ON job.id = token.job"
+            "SELECT token.token, job.accepted_at, job.expires_at FROM token JOIN job ON job.id = token.job"
             " WHERE token.job = ? AND token.n = ? AND token.generation = ? AND token.attempts = ?",
             (job, n, generation, attempt - 1),
         ).fetchone()
@@ -196,15 +204,24 @@ class Spool:
         )
         self.remove(generation, job, n, attempt)
 
-    def finish(self, jobs: Iterable[int]) -> None:
-        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones."""
+    def finish(self, jobs: Iterable[int]) -> list[int]:
+        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones.
+        The others are returned.
+        """
+        left: list[int] = []
         for job in jobs:
             if self.db.execute("SELECT 1 FROM token WHERE job = ? LIMIT 1", (job,)).fetchone():
+                left.append(job)
                 continue
             if self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
                 self.db.execute("UPDATE job SET finished = 1 WHERE id = ?", (job,))
             else:
                 self.db.execute("DELETE FROM job WHERE id = ?", (job,))
+        return left
+
+    def find_sound(self, job: int) -> None:
+        """Remember that the upstream has said something of a token of this job, so that its message is not bad."""
+        self.db.execute("UPDATE job SET sound = 1 WHERE id = ? AND sound = 0", (job,))
 
     def release(self, generation: int | None) -> int:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
@@ -224,8 +241,13 @@ class Spool:
         )
 
     def reject_ready(self, job: int) -> int:
-        """Drop the job's tokens that nobody has in hand: their message was found bad. How many there were."""
-        return self.db.execute("DELETE FROM token WHERE job = ? AND generation = 0", (job,)).rowcount
+        """Drop those tokens of a job that nobody has in hand, its message being bad, unless it was found sound before;
+        how many there were.
+        """
+        return self.db.execute(
+            "DELETE FROM token WHERE job = ? AND generation = 0 AND (SELECT sound FROM job WHERE id = ?) = 0",
+            (job, job),
+        ).rowcount
 
     def pending(self) -> int:
         """How many jobs are unfinished: counted, so it cannot drift."""

@@ -31,6 +31,7 @@ from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
     LONGEST_RETRY_AFTER,
     Action,
+    Outcome,
     Pace,
     Pause,
     Policy,
@@ -79,6 +80,9 @@ class State:
         self.generation = 0  # the newest; older ones claim nothing more
         self.batches: dict[int, int] = {}  # the last batch each generation was given
         self.pauses: dict[str, Pause] = {}
+        self.condemned: dict[
+            int, tuple[str, int]
+        ] = {}  # jobs whose first answers found the message bad: why, how often
         self.changed = threading.Condition(threading.Lock())
 
     @contextmanager
@@ -108,9 +112,10 @@ class State:
             self.changed.notify_all()
 
     def claim(
-        self, generation: int, batch: int, room: int, ready: Sequence[str], now: float, wait: float
+        self, generation: int, batch: int, room: int, ready: Mapping[str, float], now: float, wait: float
     ) -> tuple[list[Slice], dict[str, Pause]]:
-        """Due tokens of the `ready` upstreams for a generation that may have `room` in hand, and who is paused.
+        """Due tokens of the `ready` upstreams for a generation that may have `room` in hand, and who is paused. `ready`
+        says since when each has had its credential.
 
         Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
         the next number when it has received one. So a batch whose answer was lost, because this process was killed or
@@ -127,13 +132,22 @@ class State:
                     return self.spool.claimed(generation, batch), {}
                 slices: list[Slice] = []
                 idle = wait - waited
-                for upstream in ready:
+                for upstream, since in ready.items():
+                    self._end_pause(upstream, since, now + waited)
                     found, rest = self._claim(generation, batch, room, upstream, now + waited)
                     slices += found
                     idle = min(idle, rest)
                 if slices or waited >= wait or self.pauses != known:
                     return slices, dict(self.pauses)
                 self.changed.wait(max(0.001, idle))
+
+    def _end_pause(self, upstream: str, since: float, now: float) -> None:
+        """Let a paused upstream be probed at once if its credential is newer than that, or the clock went back."""
+        paused = self.pauses.get(upstream)
+        if paused and not paused.probing and paused.began < since and paused.reason.startswith("HTTP 401"):
+            self.pauses[upstream] = paused._replace(until=now)
+        elif paused and paused.until > now + max(paused.delay, PROBE_WAIT):
+            self.pauses[upstream] = paused._replace(began=now, until=now)
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:
@@ -172,15 +186,13 @@ class State:
         with self.changed:
             counts: Counter[str] = Counter()
             ends: list[tuple[str, str]] = []
+            for result in results:
+                self._judge_upstream(result, now)
             with self._transaction():
                 for result in results:
                     self._settle(generation, result, now, counts, ends)
-                for job in _condemned(results):
-                    counts["failures"] += self.spool.reject_ready(job)
-                self.spool.finish({result.job for result in results})
+                self._try_messages(results, counts)
                 self.report.count(counts)
-            for result in results:
-                self._judge_upstream(result, now)
             self.changed.notify_all()
         self._log_ends(ends)
 
@@ -195,10 +207,14 @@ class State:
         held = self.spool.holds(generation, job, n, result.attempt)
         if held is None:
             return
-        token, expires_at = held
+        token, accepted_at, expires_at = held
         step = next_step(outcome, result.attempt, expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
-            self.spool.retry(generation, job, n, result.attempt - 1, step.due_at)
+            # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
+            # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
+            paused = self.pauses.get(result.upstream)
+            again = max(now, paused.until) + 0.1 + min((now - accepted_at) / 8, 60.0) if paused else now
+            self.spool.retry(generation, job, n, result.attempt - 1, again)
             return
         counts["attempts"] += result.attempt == 1
         if step.action is Action.RETRY:
@@ -217,6 +233,28 @@ class State:
         if outcome.verdict is Verdict.UNREGISTERED:
             counts["notregistered"] += 1
             self.report.add_notregistered(token)
+
+    def _try_messages(self, results: Sequence[Result], counts: Counter[str]) -> None:
+        """Stop the jobs whose first answers all found the message itself bad; close those that are done.
+
+        An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
+        """
+        sound = {result.job for result in results if not (result.outcome.condemns or _says_nothing(result.outcome))}
+        for result in results:
+            if result.outcome.condemns:
+                reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
+                count = count + 1 if reason == result.outcome.reason else 1
+                self.condemned[result.job] = result.outcome.reason, count
+        for job in {result.job for result in results}:
+            if job in sound:
+                self.condemned.pop(job, None)
+            elif self.condemned.get(job, ("", 0))[1] >= FIRST_ANSWERS:
+                counts["failures"] += self.spool.reject_ready(job)
+        left = self.spool.finish({result.job for result in results})
+        for job in sound.intersection(left):
+            self.spool.find_sound(job)
+        for job in {result.job for result in results}.difference(left):
+            self.condemned.pop(job, None)
 
     def _judge_upstream(self, result: Result, now: float) -> None:
         if result.outcome.slows:
@@ -238,6 +276,8 @@ class State:
                     format_id(result.job),
                 )
             self.pauses[result.upstream] = paused
+        elif known and (result.outcome.verdict is Verdict.RETURNED or (now < known.until and not known.probing)):
+            pass  # of a request from before the pause: the probe will tell
         elif known and not result.outcome.answered:
             # Connected, and no answer: that proves nothing. The pause goes on, and then another token is tried.
             self.pauses[result.upstream] = known._replace(until=now + known.delay, probing=False)
@@ -382,12 +422,9 @@ class Client:
 # -------------------------------------------------------------------------------------------------------- the process
 
 
-def _condemned(results: Sequence[Result]) -> list[int]:
-    """Jobs whose answers in this batch all found the message itself bad, for one and the same reason."""
-    reasons: dict[int, list[str]] = {}
-    for result in results:
-        reasons.setdefault(result.job, []).append(result.outcome.reason if result.outcome.condemns else "")
-    return [job for job, found in reasons.items() if len(found) >= FIRST_ANSWERS and found[0] and len(set(found)) == 1]
+def _says_nothing(outcome: Outcome) -> bool:
+    """Whether an outcome leaves open what the upstream thinks of the message."""
+    return outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED or not outcome.answered
 
 
 class _Manager(multiprocessing.managers.BaseManager):

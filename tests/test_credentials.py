@@ -1,8 +1,11 @@
 """Keys and access tokens: fetched, renewed, refused, re-read; wrong files told in one line; in no log."""
 
+import contextlib
 import json
 import signal
+import socket
 import sys
+import threading
 
 import pytest
 from conftest import FORM, Program, Sandbox, eventually, form
@@ -189,6 +192,10 @@ BAD_FILES = {
     "no private key": json.dumps({**ACCOUNT, "private_key": ""}),
     "no e-mail": json.dumps({**ACCOUNT, "client_email": None}),
     "a broken key": json.dumps(ACCOUNT),
+    "a deep one": "[" * 100_000,
+    "no URL": json.dumps({**ACCOUNT, "token_uri": "https://[::1"}),
+    "another kind, half": json.dumps({"type": "external_account", "credential_source": "x"}),
+    "another kind, odd": json.dumps({"type": "impersonated_service_account", "source_credentials": "x"}),
     "a token server without TLS": json.dumps({**ACCOUNT, "token_uri": "http://example.org/token"}),
 }
 
@@ -220,7 +227,55 @@ def test_a_missing_extra_is_told(tmp_path, monkeypatch):
         credentials.from_file(str(tmp_path / "fcm.json"))
 
 
-@pytest.mark.parametrize("command", ["/nowhere/at/all", "false", "echo", "echo {}", "printf 'a b'"])
+ODD = ["Infinity", "1e999", "NaN", "-5", '"q"', "null", "[]", "1" + "0" * 400]
+
+
+@pytest.mark.parametrize("life", ODD)
+def test_an_odd_life_is_an_error_and_no_end_of_the_thread(life):
+    with pytest.raises(CredentialError):
+        credentials._from_json(b'{"access_token":"x","expires_in":%b}' % life.encode(), 0.0, "it")
+
+
+@pytest.mark.parametrize("answer", [b"D\xe9sol\xe9", b"[1]", b"{}", b'{"access_token":"x","expires_in":"q"}'])
+def test_odd_answers_of_the_token_server_are_survived(account, run, upstream_of_bytes, answer):
+    sandbox, path = account
+    odd = upstream_of_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+    good = path.read_text()
+    path.write_text(json.dumps({**json.loads(good), "token_uri": odd}))
+    server = run("--fcm-url", f"http://127.0.0.1:{sandbox.port}", "--credentials", str(path))
+    server.logged("no access token for --credentials|gave no token|sensible")
+    assert "sol" not in server.log().partition("no access token")[2]
+    path.write_text(good)
+    server.process.send_signal(signal.SIGHUP)
+    delivered(server, sandbox)
+
+
+@pytest.fixture
+def upstream_of_bytes():
+    """A function that starts a server which answers every connection with the same bytes; its URL."""
+    listeners = []
+
+    def start_server(answer):
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    sock.recv(65536)
+                    sock.sendall(answer)
+                    sock.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/token"
+
+    yield start_server
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("command", ["/nowhere/at/all", "false", "echo", "echo {}", "printf 'a b'", "yes", ""])
 def test_a_command_that_gives_no_token_is_told_without_what_it_printed(command):
     with pytest.raises(CredentialError) as caught:
         credentials.from_command(command)(0.0)

@@ -86,7 +86,22 @@ def test_one_request_for_each_token_in_order(tokens):
     assert [body["message"]["token"] for body in bodies(fcm.message(draft()), tokens)] == tokens
 
 
+def test_an_option_stands_over_a_template_in_either_spelling():
+    template = {"android": {"collapseKey": "old", "notification": {"channelId": "old", "tag": "t"}}}
+    found = message(message=template, collapse_key="new", notification={"android_channel_id": "new"})
+    notification = {"channel_id": "new", "tag": "t"}
+    assert found["message"]["android"] == {"collapse_key": "new", "notification": notification}
+
+
+@pytest.mark.parametrize("args", [["x", "y"], '["x","y"]'])
+def test_arguments_of_texts_become_lists(args):
+    found = message(notification={"body_loc_key": "k", "body_loc_args": args})
+    assert found["message"]["android"]["notification"]["body_loc_args"] == ["x", "y"]
+
+
 @pytest.mark.parametrize("given, field", [
+    ({"message": {"android": {"notification": "x"}}, "notification": {"icon": "i"}}, "message"),
+    ({"notification": {"title": 5}}, "notification"), ({"notification": {"body_loc_args": "x"}}, "notification"),
     ({"payload": {"from": "x"}}, "payload"), ({"payload": {"message_type": "x"}}, "payload"),
     ({"payload": {"google.x": "x"}}, "payload"), ({"payload": {"gcm.notification.x": "x"}}, "payload"),
     ({"message": {"data": {"from": "x"}}, "payload": None}, "payload"),

@@ -174,6 +174,13 @@ def test_an_unclosed_string_is_read_once(content_type, before):
         parse(content_type, before + b'"' + b'\\"' * 250_000 + b"\\")
 
 
+@pytest.mark.parametrize("topic", ["/topics/a", "a b", "", 7])
+def test_a_topic_is_a_bare_name(topic):
+    with pytest.raises(BadRequest) as caught:
+        parse(JSON, json.dumps({"topic": topic, "payload": {}}).encode())
+    assert caught.value.field == "topic"
+
+
 def test_a_near_miss_is_named():
     with pytest.raises(BadRequest, match="did you mean tokens"):
         parse(FORM, b"token=a&payload={}")

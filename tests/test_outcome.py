@@ -35,7 +35,7 @@ NOW = 1e9
 @given(outcomes, st.integers(1, 50), st.floats(NOW - 10, NOW + 1e6), draws, policies)
 def test_every_outcome_has_one_next_step(outcome, attempt, expires_at, draw, policy):
     step = next_step(outcome, attempt, expires_at, NOW, draw, policy)
-    if outcome.verdict in BLAMES_UPSTREAM:
+    if outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED:
         assert step.action is Action.RETURN
     elif outcome.verdict is not Verdict.DEFERRED:
         assert step.action is Action.FINISH

@@ -35,7 +35,7 @@ batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    slices, _ = state.claim(generation, batch or next(batches), room, list(state.paces), now, 0.0)
+    slices, _ = state.claim(generation, batch or next(batches), room, dict.fromkeys(state.paces, 0.0), now, 0.0)
     return {(s.job, t.n): t for s in slices for t in s.tokens}
 
 
@@ -193,13 +193,13 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     assert claim(state, now=1001.0) == {}
-    [probe] = claim(state, now=1002.0)
+    [probe] = claim(state, now=1002.2)
     assert claim(state, now=1003.0) == {}, "one probe at a time"
     state.settle(1, [Result("gcm", *probe, 1, refused)], 1003.0)
     assert claim(state, now=1006.0) == {}, "the pause has doubled"
-    [probe] = claim(state, now=1007.0)
-    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1007.0)
-    assert len(claim(state, now=1007.1)) == 2
+    [probe] = claim(state, now=1007.2)
+    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1007.2)
+    assert len(claim(state, now=1009.0)) == 2
     assert state.snapshot().counters == {"attempts": 1, "failures": 0, "canonicals": 0, "notregistered": 0}
 
 
@@ -219,7 +219,9 @@ def test_retries_do_not_starve_fresh_tokens_nor_the_other_way():
     state.accept([new_job(2, [f"new{n}" for n in range(40)], now=2000.0)])
     taken = claim(state, now=3000.0, room=20)
     assert sum(job == 2 for job, _ in taken) == 15 and sum(job == 1 for job, _ in taken) == 5
-    assert len(claim(state, now=3000.0, room=100)) == 60, "what room is left is for either"
+    one_by_one = [job for room in range(21, 29) for job, _ in claim(state, now=3000.0, room=room)]
+    assert sorted(one_by_one) == [1, 1, 2, 2, 2, 2, 2, 2], "a share of one in four also where one goes at a time"
+    assert len(claim(state, now=3000.0, room=100)) == 52, "what room is left is for either"
 
 
 def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
@@ -232,6 +234,48 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
     state.settle(1, [Result("gcm", *place, 1, bad) for place in [*list(held)[2:], *claim(state, room=3)]], 1000.0)
     assert state.snapshot().counters == {"attempts": 5, "failures": 100, "canonicals": 0, "notregistered": 0}
     assert set(claim(state)) == {(2, 0)}
+
+
+def test_a_message_that_was_found_sound_is_never_stopped():
+    """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    [first] = claim(state, room=1)
+    state.settle(1, [Result("gcm", *first, 1, DELIVERED)], 1000.0)
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in claim(state, room=10)], 1000.0)
+    assert state.snapshot().counters["failures"] == 10 and len(claim(state)) == 39
+
+
+def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(20)])])
+    bad, back = Outcome(Verdict.REJECTED, "bad", condemns=True), Outcome(Verdict.RETURNED)
+    places = list(claim(state))
+    for place in places[:3]:  # one at a time, as at a low rate
+        state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    state.settle(1, [Result("gcm", *place, 1, back) for place in places[3:]], 1000.0)
+    assert state.snapshot().counters == {"attempts": 3, "failures": 20, "canonicals": 0, "notregistered": 0}
+    assert state.snapshot().pending == 0
+
+
+def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
+    state = new_state()
+    state.accept([new_job(1, ["poison"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["good"], now=1001.0)])
+    assert list(claim(state, now=1002.05)) == [(2, 0)], "the probe is the other token"
+
+
+def test_a_newer_credential_ends_a_pause_for_the_old_one():
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["b"])])
+    assert state.claim(1, next(batches), 10, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
+    assert state.claim(1, next(batches), 10, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
 
 
 def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
@@ -253,9 +297,9 @@ def test_a_connection_without_an_answer_does_not_end_a_pause():
     state.accept([new_job(1, ["a", "b"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
-    [probe] = claim(state, now=1002.0)
+    [probe] = claim(state, now=1002.2)
     silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
-    state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.0)
+    state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.2)
     assert claim(state, now=1003.0) == {} and len(claim(state, now=1004.5)) == 1
 
 

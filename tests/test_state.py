@@ -70,7 +70,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         Outcome(Verdict.UNREGISTERED, "NotRegistered"),
         Outcome(Verdict.REJECTED, "no"),
     ]
-    slices, _ = client.claim(1, 1, 5000, ["gcm"], now, 1.0)
+    slices, _ = client.claim(1, 1, 5000, {"gcm": 0.0}, now, 1.0)
     results = [Result("gcm", s.job, t.n, 1, ends[t.n % 4]) for s in slices for t in s.tokens]
     assert len(results) == 1000
     settlers = [context.Process(target=_settle_share, args=(address, list(results), seed)) for seed in range(4)]
@@ -115,7 +115,7 @@ def test_a_waiting_claim_ends_when_something_comes(process):
     address, _ = process
     found = []
     waiting = threading.Thread(
-        target=lambda: found.extend(Client(address, KEY, 30.0).claim(1, 1, 10, ["gcm"], time.time(), 20.0)[0])
+        target=lambda: found.extend(Client(address, KEY, 30.0).claim(1, 1, 10, {"gcm": 0.0}, time.time(), 20.0)[0])
     )
     waiting.start()
     Client(address, KEY).accept([new_job(1, ["a"], time.time())])
@@ -125,7 +125,9 @@ def test_a_waiting_claim_ends_when_something_comes(process):
 
 def test_a_waiting_claim_ends_with_its_generation(process):
     address, _ = process
-    waiting = threading.Thread(target=lambda: Client(address, KEY, 30.0).claim(1, 1, 10, ["gcm"], time.time(), 20.0))
+    waiting = threading.Thread(
+        target=lambda: Client(address, KEY, 30.0).claim(1, 1, 10, {"gcm": 0.0}, time.time(), 20.0)
+    )
     waiting.start()
     Client(address, KEY).begin(2)
     waiting.join(10)
@@ -140,7 +142,7 @@ def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, co
     eventually(lambda: feeder._claiming.locked())  # a claim is waiting in the state process
     feeder.hold()
     client.accept([new_job(1, ["a"], time.time())])
-    assert [s.job for s in client.claim(2, 1, 10, ["gcm"], time.time(), 0.5)[0]] == [1]
+    assert [s.job for s in client.claim(2, 1, 10, {"gcm": 0.0}, time.time(), 0.5)[0]] == [1]
 
 
 # ------------------------------------------------------------------------------------------------------- the file
