@@ -136,6 +136,8 @@ def bounded(ask: Callable[[], Any]) -> Any:
         result, error = done.get(timeout=2 * FETCH_TIMEOUT)
     except Empty:
         raise CredentialError("no answer in time") from None
+    if error and not isinstance(error, CredentialError):
+        raise CredentialError(f"fetching failed: {type(error).__name__}")  # its text may quote an answer
     if error:
         raise error
     return result

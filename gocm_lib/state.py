@@ -189,24 +189,25 @@ class State:
             for result in results:
                 self._judge_upstream(result, now)
             with self._transaction():
-                for result in results:
-                    self._settle(generation, result, now, counts, ends)
-                self._try_messages(results, counts)
+                settled = [r for r in results if self._settle(generation, r, now, counts, ends)]
+                self._try_messages(settled, counts)
                 self.report.count(counts)
             self.changed.notify_all()
         self._log_ends(ends)
 
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
-    ) -> None:
+    ) -> bool:
+        """Settle one token; whether it was in the generation's hands."""
         outcome, job, n = result.outcome, result.job, result.n
         if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
-            if self.spool.remove(generation, job, n, result.attempt):
-                counts["attempts"] += result.attempt == 1
-            return
+            if not self.spool.remove(generation, job, n, result.attempt):
+                return False
+            counts["attempts"] += result.attempt == 1
+            return True
         held = self.spool.holds(generation, job, n, result.attempt)
         if held is None:
-            return
+            return False
         token, accepted_at, expires_at = held
         step = next_step(outcome, result.attempt, expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
@@ -215,11 +216,11 @@ class State:
             paused = self.pauses.get(result.upstream)
             again = max(now, paused.until) + 0.1 + min((now - accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(generation, job, n, result.attempt - 1, again)
-            return
+            return True
         counts["attempts"] += result.attempt == 1
         if step.action is Action.RETRY:
             self.spool.retry(generation, job, n, result.attempt, step.due_at)
-            return
+            return True
         if step.action is Action.BURY:
             self.spool.bury(generation, job, n, result.attempt, result.attempt, step.reason, now)
         else:
@@ -227,12 +228,13 @@ class State:
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
             self.report.add_canonical(token, outcome.canonical)
-            return
+            return True
         counts["failures"] += 1
         ends.append((step.reason, token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts["notregistered"] += 1
             self.report.add_notregistered(token)
+        return True
 
     def _try_messages(self, results: Sequence[Result], counts: Counter[str]) -> None:
         """Stop the jobs whose first answers all found the message itself bad; close those that are done.

@@ -236,6 +236,16 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
     assert set(claim(state)) == {(2, 0)}
 
 
+def test_a_settle_repeated_is_no_second_answer():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    results = [Result("gcm", *place, 1, bad) for place in claim(state, room=2)]
+    for _ in range(3):
+        state.settle(1, results, 1000.0)
+    assert state.snapshot().counters["failures"] == 2 and len(claim(state)) == 48
+
+
 def test_a_message_that_was_found_sound_is_never_stopped():
     """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
     state = new_state()
