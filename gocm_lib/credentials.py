@@ -84,7 +84,7 @@ def from_command(command: str) -> Callable[[float], Token]:
             raise CredentialError(f"--token-command ended with exit code {code}")
         if printed.startswith(b"{"):
             return _from_json(printed, now, "--token-command")
-        return Token(_sound(printed.decode("latin-1"), "--token-command"), now, now + COMMAND_LIFE)
+        return _token(printed.decode("latin-1"), COMMAND_LIFE, now, "--token-command")
 
     return fetch
 
@@ -172,15 +172,16 @@ def _from_json(body: bytes, now: float, source: str) -> Token:
         value, life = answer["access_token"], float(answer["expires_in"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         value, life = None, 0.0
+    return _token(value, life, now, source)
+
+
+def _token(value: Any, life: float, now: float, source: str) -> Token:
+    """A Token of what a source gave. CredentialError when it cannot stand in a header, or its life is not sensible."""
     if not 1.0 <= life <= LONGEST_LIFE:  # NaN is not, either
         raise CredentialError(f"{source} gave no access_token with a sensible expires_in")
-    return Token(_sound(value, source), now, now + life)
-
-
-def _sound(value: Any, source: str) -> str:
     try:
         if isinstance(value, str) and value:
-            return options.secret(value)
+            return Token(options.secret(value), now, now + life)
     except ValueError:
         pass
     raise CredentialError(f"{source} gave no token")
@@ -220,10 +221,10 @@ def from_file(path: str) -> tuple[Callable[[float], Token], str]:
             # this one well-known word.
             reason = CLOCK if "invalid_grant" in str(error) else type(error).__name__
             raise CredentialError(f"no access token for --credentials: {reason}") from None
-        expires_at = now + COMMAND_LIFE
+        life = COMMAND_LIFE
         if credentials.expiry is not None:
-            expires_at = credentials.expiry.replace(tzinfo=datetime.UTC).timestamp()
-        return Token(_sound(credentials.token, "google-auth"), now, expires_at)
+            life = credentials.expiry.replace(tzinfo=datetime.UTC).timestamp() - now
+        return _token(credentials.token, life, now, "google-auth")
 
     return fetch, project or ""
 

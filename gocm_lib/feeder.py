@@ -87,8 +87,13 @@ class Feeder:
             return
         self._troubled = False
         self._credentials.note(pauses)
+        ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
+        if any(part.upstream not in ready for part in slices):
+            # A batch that is given again, for its answer was lost, and meanwhile its credential has run out: not taken
+            # as received, it is given until there is one.
+            time.sleep(REST)
+            return
         if slices:
             self._batch += 1
-        ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
         for item in pack(part._replace(authorization=ready[part.upstream].text) for part in slices):
             queue.put(item)

@@ -69,7 +69,8 @@ class Intake:
                     tokens += len(batch[-1].job.tokens)
             except Empty:
                 pass
-            self._commit([waiting for waiting in batch if not waiting.given_up])
+            if still_waiting := [waiting for waiting in batch if not waiting.given_up]:
+                self._commit(still_waiting)
 
     def _commit(self, batch: list[_Waiting]) -> None:
         problem = None

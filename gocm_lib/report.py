@@ -9,8 +9,6 @@ import sqlite3
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gocm_lib.outcome import Pause
-
 SCHEMA = """
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL, canonical TEXT NOT NULL);
@@ -36,8 +34,6 @@ class Snapshot(NamedTuple):
 
     counters: dict[str, int]
     pending: int
-    dead: int
-    pauses: dict[str, Pause]
 
 
 class RunReport:

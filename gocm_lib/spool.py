@@ -3,13 +3,16 @@
 Owns the tables `job`, `token` and `dead`. The unit of truth is the token: a job of 1,000 tokens of which one failed
 has one row left. A token is in exactly one place:
 
-        accept              claim               settle: delivered, unregistered, rejected
-      ---------> READY ------------> CLAIMED ------------------------------------------> gone
-                  ^  ^                |  |  release (its generation ended)
-                  |  +----------------+  +--------------> READY
-                  |   settle: deferred (due later)
-                  |                   +-- settle: out of attempts, too old --> DEAD (in `dead`, kept)
-                  +--
+        accept             claim               settle: delivered, unregistered, rejected
+      ---------> READY -------------> CLAIMED -------------------------------------------> gone
+                 ^ | |                | | |
+                 | | |                | | +-- settle: out of attempts, too old ----------> DEAD (in `dead`, kept)
+                 +-|-|----------------+ |
+                 | | |   settle: deferred (due later), or given back unsent
+                 +-|-|------------------+
+                   | |   release: its generation ended
+                   | +--- claim: its job has expired ------------------------------------> DEAD
+                   +----- reject_ready: the job's message was found bad -----------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
 claimed it may say what became of it. A job's row stays while it has tokens, and with `finished` set while it has dead
@@ -252,9 +255,6 @@ class Spool:
     def pending(self) -> int:
         """How many jobs are unfinished: counted, so it cannot drift."""
         return self.db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0").fetchone()[0]
-
-    def dead(self) -> int:
-        return self.db.execute("SELECT count(*) FROM dead").fetchone()[0]
 
     def last_job(self) -> int:
         """The highest job id there is, 0 when there is none."""

@@ -304,7 +304,7 @@ class State:
 
     def snapshot(self) -> Snapshot:
         with self.changed:
-            return Snapshot(self.report.counters(), self.spool.pending(), self.spool.dead(), dict(self.pauses))
+            return Snapshot(self.report.counters(), self.spool.pending())
 
     def page(self, which: str, after: int, limit: int) -> list[tuple]:
         """Entries of the list `canonical` or `notregistered` numbered above `after`."""

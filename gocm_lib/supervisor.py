@@ -267,8 +267,9 @@ class Supervisor:
             if happened is self.wakeup:
                 self.wakeup.recv(4096)
             elif happened is watched[happened].control:
+                starting = not watched[happened].ready
                 watched[happened].hear()
-                self.failed_starts = 0 if watched[happened].ready else self.failed_starts
+                self.failed_starts = 0 if starting and watched[happened].ready else self.failed_starts
         for each in [each for each in self.children if not each.process.is_alive()]:
             self._on_death(each)
         now = time.monotonic()

@@ -91,12 +91,20 @@ def keep_sending(server, tokens, accepted):
             client = server.http()
 
 
+def four_clients(server, messages, accepted):
+    """Four threads that each send so many messages."""
+    clients = []
+    for k in range(4):
+        tokens = [f"{k}-{n}" for n in range(messages)]
+        clients.append(threading.Thread(target=keep_sending, args=(server, tokens, accepted)))
+        clients[-1].start()
+    return clients
+
+
 def test_the_state_process_is_killed(start, sandbox):
     server = start()
-    accepted, clients = [], []
-    for k in range(4):
-        clients.append(threading.Thread(target=keep_sending, args=(server, [f"{k}-{n}" for n in range(150)], accepted)))
-        clients[-1].start()
+    accepted = []
+    clients = four_clients(server, 150, accepted)
     for kills in range(1, 4):
         eventually(lambda wanted=100 * kills: len(accepted) > wanted)
         [pid] = eventually(lambda: server.children("state"))
@@ -126,10 +134,8 @@ def test_the_front_is_killed_and_its_children_leave(start, sandbox):
 def test_everything_is_killed_at_once(start, sandbox):
     sandbox.mode(latency=0.3)
     server = start()
-    accepted, clients = [], []
-    for k in range(4):
-        clients.append(threading.Thread(target=keep_sending, args=(server, [f"{k}-{n}" for n in range(400)], accepted)))
-        clients[-1].start()
+    accepted = []
+    clients = four_clients(server, 400, accepted)
     eventually(lambda: len(accepted) > 300)
     server.kill_group()
     for client in clients:
