@@ -1,20 +1,25 @@
 """The spool's file: made, locked, checked and opened.
 
 Promises that one GoCM at a time has it, and that a file which is damaged, foreign or from another version is refused
-and left as it is: starting empty instead would lose what had been accepted.
+and left as it is: starting empty instead would lose what had been accepted. Knows how much room there is for it, and
+keeps some in reserve: a disk that others fill up must not keep us from noting what was sent.
 """
 
 import fcntl
 import os
 import sqlite3
 import struct
+import sys
 from pathlib import Path
 
 from gocm_lib import report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
+
+
+RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
 
 
 class SpoolError(Exception):
@@ -94,7 +99,8 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 1000")
         db.execute("PRAGMA journal_size_limit = 67108864")
-        db.execute("PRAGMA busy_timeout = 5000")
+        # Somebody who looks into the spool may lock it for a moment. Longer, and our callers are told to come again.
+        db.execute("PRAGMA busy_timeout = 1000")
         db.execute("BEGIN IMMEDIATE")
         db.execute("COMMIT")
     except sqlite3.OperationalError as error:
@@ -125,3 +131,52 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
     except sqlite3.Error as error:
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     return _connect(path), held
+
+
+def guard(path: str) -> None:
+    """From now on nobody in this process but SQLite may open the spool's files. Closing any descriptor of a file drops
+    the locks that this process holds on it (POSIX), SQLite's too: the next program that looks into the spool would
+    then delete the log under us, and what was accepted with it. (sqlite.org/howtocorrupt.html, section 2.2)
+    """
+    files = {os.path.abspath(path + suffix) for suffix in ("", "-wal", "-shm")}
+
+    def refuse(event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], str) and os.path.abspath(arguments[0]) in files:
+            raise RuntimeError(f"{arguments[0]} may be opened by SQLite only")
+
+    sys.addaudithook(refuse)
+
+
+class Room:
+    """The room that a spool has on its disk, and our reserve of it. For `:memory:` there is always enough."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = "" if path == ":memory:" else os.path.dirname(os.path.abspath(path))
+        self._reserve = path + ".reserve"
+
+    def free(self) -> int:
+        """Bytes that are free on the disk."""
+        if not self._directory:
+            return sys.maxsize
+        disk = os.statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize
+
+    def keep_reserve(self, least: int) -> None:
+        """Take the reserve, unless we have it or less than `least` bytes would be left."""
+        if not self._directory or os.path.exists(self._reserve) or self.free() < least + RESERVE:
+            return
+        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE)
+        except OSError:
+            os.unlink(self._reserve)
+        finally:
+            os.close(descriptor)
+
+    def use_reserve(self) -> bool:
+        """Give the reserve's room to the spool; whether there was one."""
+        try:
+            os.unlink(self._reserve)
+        except OSError:
+            return False
+        return True

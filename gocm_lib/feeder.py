@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
 
 from gocm_lib import log
+from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.job import Slice
-from gocm_lib.state import Client, StateUnavailable
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
 NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential

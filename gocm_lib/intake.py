@@ -9,8 +9,9 @@ import time
 from queue import Empty, SimpleQueue
 
 from gocm_lib import log
+from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Job
-from gocm_lib.state import Client, StateUnavailable
+from gocm_lib.limits import Refused
 
 LARGEST_BATCH = 512  # messages, and
 BATCH_TOKENS = 20_000  # tokens in a commit, unless one message has more
@@ -25,11 +26,12 @@ def next_id(last: int, now: float) -> int:
 
 
 class _Waiting:
-    __slots__ = ("job", "problem", "given_up", "done")
+    __slots__ = ("job", "problem", "refused", "given_up", "done")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.problem: str | None = None
+        self.refused: Refused | None = None
         self.given_up = False
         self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
         self.done.acquire()
@@ -49,8 +51,10 @@ class Intake:
             self._last_id = next_id(self._last_id, time.time())
             return self._last_id
 
-    def submit(self, job: Job) -> None:
-        """Return when the job is on disk. Raises StateUnavailable when that could not be done in time."""
+    def submit(self, job: Job) -> Refused | None:
+        """Return None when the job is on disk, or why there is no room for it. Raises StateUnavailable when it could
+        not be brought there in time.
+        """
         waiting = _Waiting(job)
         self._queue.put(waiting)
         if not waiting.done.acquire(timeout=PATIENCE + len(job.tokens) / TOKENS_A_SECOND):
@@ -58,6 +62,7 @@ class Intake:
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
             raise StateUnavailable(waiting.problem)
+        return waiting.refused
 
     def _run(self) -> None:
         while True:
@@ -73,12 +78,12 @@ class Intake:
                 self._commit(still_waiting)
 
     def _commit(self, batch: list[_Waiting]) -> None:
-        problem = None
+        problem, refused = None, {}
         try:
-            self._client.accept([waiting.job for waiting in batch])
+            refused = self._client.accept([waiting.job for waiting in batch])
         except StateUnavailable as error:
             problem = str(error)
             log.logger.warning("%d messages refused: %s", len(batch), problem)
         for waiting in batch:
-            waiting.problem = problem
+            waiting.problem, waiting.refused = problem, refused.get(waiting.job.id)
             waiting.done.release()

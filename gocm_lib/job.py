@@ -13,8 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
 MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
-MAX_TOKENS = 100_000  # in one call
-MAX_FIELDS = MAX_TOKENS + 16
+OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
 MAX_DEPTH = 32  # of nested arrays and objects: the parser recurses, and a thread's stack is finite
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
@@ -65,13 +64,16 @@ class Claimed(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """The claimed tokens of one job that travel together to a sender, and the credential to send them with."""
+    """The claimed tokens of one job that travel together to a sender, how many senders have died with them in the air,
+    and the credential to send them with.
+    """
 
     job: int
     upstream: str
     target: str
     message: str
     tokens: Sequence[Claimed]
+    deaths: int = 0
     authorization: str = ""
 
 
@@ -189,10 +191,10 @@ def _known(name: str) -> str:
     return name
 
 
-def _form_fields(body: bytes) -> dict[str, Any]:
+def _form_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
     """The fields of application/x-www-form-urlencoded, as JSON would have given them."""
-    if body.count(b"&") >= MAX_FIELDS:
-        raise BadRequest(f"more than {MAX_FIELDS} fields", status=413)
+    if body.count(b"&") >= max_tokens + OTHER_FIELDS:
+        raise BadRequest(f"more than {max_tokens + OTHER_FIELDS} fields", status=413)
     found: dict[str, Any] = {}
     for pair in body.split(b"&"):
         if not pair:
@@ -213,7 +215,7 @@ def _form_fields(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _json_fields(body: bytes) -> dict[str, Any]:
+def _json_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
     try:
         source = body.decode()
     except UnicodeDecodeError:
@@ -226,7 +228,7 @@ def _json_fields(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _check_target(found: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...]]:
     """What the message goes to: the kind of target, and the tokens, ids, topic or condition."""
     given = [name for name in TARGETS if name in found]
     if len(given) > 1:
@@ -237,17 +239,17 @@ def _check_target(found: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         raise BadRequest("a topic is a name of letters, digits and -_.~%, without /topics/ before it", "topic")
     if name in ("topic", "condition") or (name == "fid" and isinstance(values, str)):
         values = [values]
-    return TARGETS[name], _check_tokens(values, name)
+    return TARGETS[name], _check_tokens(values, name, max_tokens)
 
 
-def _check_tokens(tokens: Any, field: str) -> tuple[str, ...]:
+def _check_tokens(tokens: Any, field: str, max_tokens: int) -> tuple[str, ...]:
     what = "token" if field == "tokens" else field
     if not tokens:
         raise BadRequest("no tokens: give at least one device token", field)
     if not isinstance(tokens, list):
         raise BadRequest(f"{field} must be a list of texts", field)
-    if len(tokens) > MAX_TOKENS:
-        raise BadRequest(f"more than {MAX_TOKENS} of them: send them in several calls", field, 413)
+    if len(tokens) > max_tokens:
+        raise BadRequest(f"more than {max_tokens} of them: send them in several calls", field, 413)
     for place, token in enumerate(tokens):
         if not isinstance(token, str):
             raise BadRequest(f"{what} number {place + 1} is not a text", field)
@@ -289,18 +291,18 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
 READERS = {"application/x-www-form-urlencoded": _form_fields, "application/json": _json_fields}
 
 
-def parse(content_type: str, body: bytes) -> Draft:
-    """What a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many)."""
+def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
+    """What a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many tokens)."""
     reader = READERS.get(content_type.partition(";")[0].strip().lower())
     if reader is None:
         raise BadRequest("Content-Type must be " + " or ".join(READERS), "Content-Type", 415)
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
-    found = reader(body)
+    found = reader(body, max_tokens)
     upstream, template = found.get("upstream", ""), found.get("message")
     if not isinstance(upstream, str):
         raise BadRequest("upstream must be a text", "upstream")
-    target, tokens = _check_target(found)
+    target, tokens = _check_target(found, max_tokens)
     if not (template is None or isinstance(template, dict)):
         raise BadRequest("message must be a JSON object", "message")
     return Draft(upstream, target, tokens, _check_payload(found), _check_options(found), template)

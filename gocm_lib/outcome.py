@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 LONGEST_RETRY_AFTER = 3600.0  # seconds; an upstream that asks for a day would otherwise outlive most messages
+FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
 RATE_LIMIT_WAIT = 60.0  # seconds to wait after a 429 that does not say: what Google's quota page asks for
 
 

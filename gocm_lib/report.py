@@ -1,23 +1,27 @@
 """The run report: counters, and the tokens an application must replace or delete. The only SQL for them.
 
 Owns the tables `counter`, `canonical` and `notregistered`. Each entry of the two lists has a number that only grows,
-so a reader can say "I have everything up to N" and nothing that came meanwhile is lost. The caller owns the
-transaction: a count changes together with the token's row that it counts, or not at all.
+so a reader can say "I have everything up to N" and nothing that came meanwhile is lost. A token is in a list once. A
+list that nobody reads grows to `longest` entries; what is dropped then is counted, and will be reported again when the
+token is sent to again. The caller owns the transaction: a count changes together with the token's row that it counts,
+or not at all.
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 SCHEMA = """
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL, canonical TEXT NOT NULL);
-CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL);
+CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
+CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE);
 """
 
 # attempts: tokens that were tried, each once however often it was retried, as the Go server counted its calls.
 # failures: tokens that came to an end other than being delivered.
-COUNTERS = ("attempts", "failures", "canonicals", "notregistered")
+# dropped: entries that a full list had no room for.
+COUNTERS = ("attempts", "failures", "canonicals", "notregistered", "dropped")
 
 PAGES = {
     "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -37,8 +41,13 @@ class Snapshot(NamedTuple):
 
 
 class RunReport:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, longest: int) -> None:
         self.db = db
+        self.longest = longest
+        # As with the spool's tally: counted once, and put back by who rolls a transaction back.
+        self.lengths: Counter[str] = Counter()
+        for which in PAGES:
+            [[self.lengths[which]]] = db.execute(f"SELECT count(*) FROM {which}")
 
     def count(self, changes: Mapping[str, int]) -> None:
         """Add to counters; names not in COUNTERS are a mistake of ours."""
@@ -54,10 +63,22 @@ class RunReport:
         return dict.fromkeys(COUNTERS, 0) | dict(self.db.execute("SELECT name, value FROM counter"))
 
     def add_canonical(self, original: str, canonical: str) -> None:
-        self.db.execute("INSERT INTO canonical (original, canonical) VALUES (?, ?)", (original, canonical))
+        """Report that a token was replaced; a newer replacement takes the place of an older one."""
+        gone = self.db.execute("DELETE FROM canonical WHERE original = ? AND canonical <> ?", (original, canonical))
+        self.lengths["canonical"] -= gone.rowcount
+        self._add("canonical", "(original, canonical) VALUES (?, ?)", (original, canonical))
 
     def add_notregistered(self, token: str) -> None:
-        self.db.execute("INSERT INTO notregistered (token) VALUES (?)", (token,))
+        """Report that a token is dead."""
+        self._add("notregistered", "(token) VALUES (?)", (token,))
+
+    def _add(self, which: str, entry: str, values: tuple[str, ...]) -> None:
+        added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
+        if added.rowcount and self.lengths[which] >= self.longest:
+            self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
+            self.count({"dropped": 1})
+        else:
+            self.lengths[which] += added.rowcount
 
     def page(self, which: str, after: int, limit: int) -> list[tuple]:
         """Up to `limit` entries of a list numbered above `after`: (number, token) or (number, original, canonical)."""
@@ -65,4 +86,4 @@ class RunReport:
 
     def forget(self, which: str, upto: int) -> None:
         """Delete a list's entries up to number `upto`. Repeating it changes nothing."""
-        self.db.execute(FORGET[which], (upto,))
+        self.lengths[which] -= self.db.execute(FORGET[which], (upto,)).rowcount

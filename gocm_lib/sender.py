@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import Array
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
@@ -23,10 +24,11 @@ from queue import Empty, SimpleQueue
 
 from gocm_lib import child, log
 from gocm_lib import upstream as upstreams
+from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Slice
-from gocm_lib.outcome import BLAMES_UPSTREAM, Outcome, Result, Verdict
+from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, Outcome, Result, Verdict
+from gocm_lib.poison import BlackBox, Quarantine
 from gocm_lib.settings import Exit, Settings, SettingsError
-from gocm_lib.state import FIRST_ANSWERS, Client, StateUnavailable
 from gocm_lib.upstream import DialError, Upstream
 from gocm_lib.wire import Channel, Response, WireError
 
@@ -49,6 +51,7 @@ class Flight:
     request: bytes
     deadline: float = 0.0
     repeated: bool = False
+    noted: int = 0  # its place in the black box
 
 
 @dataclass(eq=False, slots=True)
@@ -79,11 +82,15 @@ class Lane:
 class Loop:
     """The event loop. `push` and `finish` may be called from any thread, everything else happens in `run`."""
 
-    def __init__(self, lanes: dict[str, Upstream], connections: int, timeout: float, settled: SimpleQueue) -> None:
+    def __init__(
+        self, lanes: dict[str, Upstream], connections: int, timeout: float, settled: SimpleQueue, box: BlackBox
+    ) -> None:
         self.lanes = {name: Lane(upstream) for name, upstream in lanes.items()}
         self.connections = connections
         self.timeout = timeout
         self.settled = settled
+        self.box = box
+        self.quarantine = Quarantine()
         self.flights: dict[Channel, tuple[Lane, Flight]] = {}  # in the order they took off, so of their deadlines
         self.wants = threading.Event()  # set while there is room for more from the queue
         self.wants.set()
@@ -143,6 +150,9 @@ class Loop:
                     self._on_ready(key.data, events)
             now = time.monotonic()
             self._expire(now)
+            if self.quarantine:
+                for lane, flight in self.quarantine.admit(len(self.flights)):
+                    lane.waiting.appendleft(flight)
             for lane in self.lanes.values():
                 self._pump(lane, now)
             self._ask_for_more()
@@ -178,7 +188,10 @@ class Loop:
             self._settle(claimed, lane.refused)
             return
         flights = [Flight(part, request) for part, request in lane.upstream.requests(claimed)]
-        if claimed.job in lane.trials:
+        if claimed.deaths:
+            for flight in flights:
+                self.quarantine.hold(flight.part, (lane, flight))
+        elif claimed.job in lane.trials:
             lane.trials[claimed.job].held += flights
         elif len(flights) > FIRST_FLIGHTS and claimed.job not in lane.trusted:
             lane.waiting.extend(flights[:FIRST_FLIGHTS])
@@ -223,6 +236,7 @@ class Loop:
         """Settle all that waits in a lane with an outcome that blames the upstream: none of it was sent."""
         lane.refused, lane.refused_until = outcome, time.monotonic() + REFUSED
         waiting = [*lane.repeats, *lane.waiting]
+        waiting += [flight for _, flight in self.quarantine.give_up(lane.upstream.dialect.NAME)]
         lane.repeats.clear()
         lane.waiting.clear()
         for trial in lane.trials.values():
@@ -235,7 +249,8 @@ class Loop:
         """Bring waiting requests and connections together; dial when there are too few."""
         if self._finishing:
             return
-        while lane.waiting and lane.idle:
+        grounded = self.quarantine.grounds_others
+        while lane.waiting and lane.idle and not (grounded and not lane.waiting[0].part.deaths):
             self._take_off(lane, lane.idle.popitem()[0], lane.waiting.popleft(), now)
         if now < lane.dial_after:
             return
@@ -247,6 +262,7 @@ class Loop:
 
     def _take_off(self, lane: Lane, channel: Channel, flight: Flight, now: float) -> None:
         flight.deadline = now + self.timeout
+        flight.noted = self.box.take_off(flight.part)
         self.flights[channel] = lane, flight
         try:
             channel.begin(flight.request)
@@ -272,6 +288,7 @@ class Loop:
     def _on_response(self, channel: Channel, response: Response) -> None:
         lane, flight = self.flights.pop(channel)
         outcomes = lane.upstream.outcomes(flight.part, response, time.time())
+        self.box.land(flight.noted)
         self._land(lane, flight, *outcomes)
         if outcomes[0].verdict in BLAMES_UPSTREAM:
             self._give_back(lane, outcomes[0])
@@ -287,6 +304,7 @@ class Loop:
             self._drop(lane, channel)
             return
         lane, flight = self.flights.pop(channel)
+        self.box.land(flight.noted)
         self._drop(lane, channel)
         if error.silent and channel.exchanges > 1 and not flight.repeated:
             # Kept alive, then closed without a word just as we wrote: an idle time-out at the other end, and the
@@ -322,12 +340,14 @@ class Loop:
             self._try(lane, flight.part.job, outcomes[0])
 
     def _settle(self, part: Slice, *outcomes: Outcome) -> None:
+        if part.deaths:
+            self.quarantine.land(part)
         for place, token in enumerate(part.tokens):
             outcome = outcomes[place if len(outcomes) > 1 else 0]
             self.settled.put(Result(part.upstream, part.job, token.n, token.attempt, outcome))
 
     def _ask_for_more(self) -> None:
-        load = len(self.flights) + sum(len(lane.waiting) for lane in self.lanes.values())
+        load = len(self.flights) + len(self.quarantine) + sum(len(lane.waiting) for lane in self.lanes.values())
         if load < self.connections * 5 // 4 and not self.wants.is_set():
             self.wants.set()
 
@@ -364,8 +384,20 @@ def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
                 time.sleep(0.1)
 
 
+def box_size(settings: Settings) -> int:
+    """Cells for the black box of a sender with these settings."""
+    return 3 * settings.connections * len(upstreams.DIALECTS)
+
+
 def main(
-    settings: Settings, name: str, generation: int, queue: Queue, address: str, authkey: bytes, control: Connection
+    settings: Settings,
+    name: str,
+    generation: int,
+    queue: Queue,
+    box: "Array[int]",
+    address: str,
+    authkey: bytes,
+    control: Connection,
 ) -> None:
     """The sender process `name` of a generation. Tells `control` that it is ready, or why it cannot start; finishes
     what is in flight when told to there.
@@ -376,7 +408,7 @@ def main(
     except SettingsError as error:
         child.refuse(control, Exit.SENDER, str(error))
     settled: SimpleQueue = SimpleQueue()
-    loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled)
+    loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box))
     settler = threading.Thread(target=_settle, args=(settled, Client(address, authkey), generation), name="settler")
     settler.start()
     running = threading.Thread(target=loop.run, name="loop")

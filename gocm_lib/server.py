@@ -25,16 +25,15 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from gocm_lib import job, log, pages
+from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.intake import Intake
 from gocm_lib.job import BadRequest
 from gocm_lib.request import Reader, Request
 from gocm_lib.settings import Settings
-from gocm_lib.state import Client, StateUnavailable
 from gocm_lib.upstream import DIALECTS
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
-RETRY_AFTER = {"Retry-After": "1"}
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -54,9 +53,9 @@ def refusal(problem: BadRequest) -> Response:
     return Response(problem.status, pages.error(problem), headers={"Allow": problem.allow} if problem.allow else {})
 
 
-def unavailable(reason: str) -> Response:
-    """503: nothing was taken; Retry-After says when to come again."""
-    return Response(503, pages.error(BadRequest(reason)), headers=RETRY_AFTER)
+def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:
+    """503 or 507: nothing was taken; come again after so many seconds."""
+    return Response(status, pages.error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
 
 
 class Service:
@@ -77,7 +76,8 @@ class Service:
             return unavailable("stopping: send it again in a moment")
         if request.query:
             raise BadRequest("nothing is read from the query string: put it into the body")
-        draft = job.parse(request.headers.get("content-type", ""), request.body)
+        most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
+        draft = job.parse(request.headers.get("content-type", ""), request.body, most)
         name = draft.upstream or self.upstreams[0]
         if name not in self.upstreams:
             raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
@@ -89,7 +89,8 @@ class Service:
             now=time.time(),
             max_age=self.settings.max_age,
         )
-        self.intake.submit(accepted)
+        if refused := self.intake.submit(accepted):
+            return unavailable(refused.reason, refused.status, refused.retry_after)
         return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
 
     def report(self, request: Request) -> Response:

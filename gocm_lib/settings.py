@@ -32,6 +32,7 @@ class Exit(enum.IntEnum):
     ADDRESS = 69, "the address or port cannot be listened on"
     CRASHING = 70, "our own processes die again and again"
     SPOOL_UNWRITABLE = 73, "the spool or log file cannot be created or written"
+    SPOOL_FAILED = 74, "writing the spool failed (the disk is broken); the next start goes on from what is on it"
     SPOOL_IN_USE = 75, "another GoCM runs on this spool"
     CONFIG = 78, "an option's value is wrong, or a needed one is missing"
 
@@ -200,6 +201,23 @@ class Settings:
     max_age: float = option(
         86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed", metavar="S"
     )
+    max_pending: int = option(
+        1000000, number(1, 10**9), "tokens that may wait to be sent; more are refused with 503", metavar="N"
+    )
+    max_spool: int = option(
+        4 * 1024**3, number(1 << 20, 1 << 50), "bytes the spool may hold; at that, 507", metavar="BYTES"
+    )
+    min_free_disk: int = option(
+        64 * 1024**2, number(0, 1 << 50), "bytes to leave free on the spool's disk; with less, 507", metavar="BYTES"
+    )
+    dead_age: float = option(
+        604800.0, seconds(1, 10**9), "seconds for which tokens that were set aside as failed are kept", metavar="S"
+    )
+    max_dead: int = option(100000, number(0, 10**9), "of those, how many; the oldest go first", metavar="N")
+    max_report: int = option(
+        1000000, number(1, 10**9), "entries that each of the two token lists may have; more are dropped", metavar="N"
+    )
+    max_tokens: int = option(100000, number(1, 10**6), "tokens in a call", metavar="N")
     max_body: int = option(4 * 1024 * 1024, number(1024, 1 << 30), "bytes a request's body may have", metavar="BYTES")
     max_connections: int = option(512, number(1, 100000), "client connections served at once", metavar="N")
     head_timeout: float = option(

@@ -14,9 +14,13 @@ has one row left. A token is in exactly one place:
                    | +--- claim: its job has expired ------------------------------------> DEAD
                    +----- reject_ready: the job's message was found bad -----------------> gone
 
+    CLAIMED --- accuse: its sender died a third time with it in the air -----------------> DEAD
+    DEAD ------ prune: too old, or too many of them -------------------------------------> gone
+
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
-claimed it may say what became of it. A job's row stays while it has tokens, and with `finished` set while it has dead
-ones (they need its message to be sent again).
+claimed it may say what became of it. `deaths` counts the senders that died with it in the air since it last came to
+ground. A job's row stays while it has tokens, and with `finished` set while it has dead ones (they need its message to
+be sent again).
 
 Every method may be repeated safely. The caller owns the transaction and the lock.
 """
@@ -26,6 +30,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from gocm_lib.job import Claimed, Job, Slice
+from gocm_lib.poison import FATAL, Aloft
 
 SCHEMA = """
 CREATE TABLE job (
@@ -48,6 +53,7 @@ CREATE TABLE token (
     batch INTEGER NOT NULL DEFAULT 0,
     due_at REAL NOT NULL,
     upstream TEXT NOT NULL,
+    deaths INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
 CREATE INDEX token_fresh ON token (upstream, due_at) WHERE generation = 0 AND attempts = 0;
@@ -62,9 +68,13 @@ CREATE TABLE dead (
     died_at REAL NOT NULL,
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
+CREATE INDEX dead_age ON dead (died_at);
 """
 
-_COLUMNS = "token.job, token.n, token.token, token.attempts, job.upstream, job.target, job.message, job.expires_at"
+_COLUMNS = (
+    "token.job, token.n, token.token, token.attempts, job.upstream, job.target, job.message, job.expires_at,"
+    " token.deaths"
+)
 
 _READY = """
 SELECT {columns} FROM token INDEXED BY {index} JOIN job ON job.id = token.job
@@ -83,17 +93,18 @@ SELECT {_COLUMNS} FROM token INDEXED BY token_claimed JOIN job ON job.id = token
 WHERE token.generation > 0 AND token.generation = ? AND token.batch = ?
 ORDER BY token.job, token.n
 """
+PRUNED = 1000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
 RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
 
 
 def _slices(rows: Iterable[tuple]) -> list[Slice]:
-    """Rows of the queries above, in their order, those of one job together."""
+    """Rows of the queries above, in their order, those of one job and suspicion together."""
     slices: list[Slice] = []
     tokens: list[Claimed] = []
-    for job, n, token, attempts, upstream, target, message, _expires_at in rows:
-        if not slices or slices[-1].job != job:
+    for job, n, token, attempts, upstream, target, message, _expires_at, deaths in rows:
+        if not slices or slices[-1].job != job or slices[-1].deaths != deaths:
             tokens = []
-            slices.append(Slice(job, upstream, target, message, tokens))
+            slices.append(Slice(job, upstream, target, message, tokens, deaths))
         tokens.append(Claimed(n, token, attempts + 1))
     return slices
 
@@ -101,15 +112,19 @@ def _slices(rows: Iterable[tuple]) -> list[Slice]:
 class Spool:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
-        self.in_hand: Counter[int] = Counter()
         self.retry_credit: defaultdict[str, float] = defaultdict(float)
-        self.recount()
-
-    def recount(self) -> None:
-        """Count afresh what each generation has in hand. For the feeder's pace only; no promise rests on it."""
-        self.in_hand = Counter(
-            dict(self.db.execute("SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation"))
+        # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
+        # transaction back puts back the copy of before.
+        [[jobs]] = db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0")
+        [[tokens]], [[dead]] = db.execute("SELECT count(*) FROM token"), db.execute("SELECT count(*) FROM dead")
+        self.tally: Counter[str] = Counter(jobs=jobs, tokens=tokens, dead=dead)
+        self.in_hand: Counter[int] = Counter(
+            dict(db.execute("SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation"))
         )
+
+    def knows(self, job: int) -> bool:
+        """Whether a job has been accepted and is not finished."""
+        return self.db.execute("SELECT 1 FROM job WHERE id = ?", (job,)).fetchone() is not None
 
     def accept(self, job: Job) -> None:
         """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
@@ -122,6 +137,8 @@ class Spool:
                 "INSERT INTO token (job, n, token, due_at, upstream) VALUES (?, ?, ?, ?, ?)",
                 [(job.id, n, token, job.accepted_at, job.upstream) for n, token in enumerate(job.tokens)],
             )
+            self.tally["jobs"] += 1
+            self.tally["tokens"] += len(job.tokens)
 
     def claim(
         self, generation: int, batch: int, upstream: str, limit: int, now: float
@@ -187,12 +204,13 @@ class Spool:
             (job, n, generation, attempt - 1),
         )
         self.in_hand[generation] -= gone.rowcount
+        self.tally["tokens"] -= gone.rowcount
         return gone.rowcount == 1
 
     def retry(self, generation: int, job: int, n: int, attempts: int, due_at: float) -> None:
         """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
         self.db.execute(
-            "UPDATE token SET generation = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
+            "UPDATE token SET generation = 0, deaths = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
             (attempts, due_at, job, n),
         )
         self.in_hand[generation] -= 1
@@ -201,10 +219,10 @@ class Spool:
         """Set a token that is in a generation's hands (0: a ready one) for `attempt` aside as failed after so many
         attempts: it is kept, but not sent again by itself.
         """
-        self.db.execute(
+        self.tally["dead"] += self.db.execute(
             "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
             (attempts, reason, now, job, n),
-        )
+        ).rowcount
         self.remove(generation, job, n, attempt)
 
     def finish(self, jobs: Iterable[int]) -> list[int]:
@@ -217,10 +235,51 @@ class Spool:
                 left.append(job)
                 continue
             if self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
-                self.db.execute("UPDATE job SET finished = 1 WHERE id = ?", (job,))
+                closed = self.db.execute("UPDATE job SET finished = 1 WHERE id = ? AND finished = 0", (job,))
             else:
-                self.db.execute("DELETE FROM job WHERE id = ?", (job,))
+                closed = self.db.execute("DELETE FROM job WHERE id = ? AND finished = 0", (job,))
+            self.tally["jobs"] -= closed.rowcount
         return left
+
+    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[str], int]:
+        """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
+        which it is one too many are buried, or with `spare` left as they are: the tokens buried, and how many were
+        spared.
+        """
+        doomed: list[tuple[int, int, str, int]] = []
+        for job, low, high in flights:
+            rows = self.db.execute(
+                "SELECT n, token, attempts, deaths FROM token WHERE job = ? AND n BETWEEN ? AND ? AND generation = ?",
+                (job, low, high, generation),
+            ).fetchall()
+            doomed += [(job, n, token, attempts) for n, token, attempts, deaths in rows if deaths + 1 >= FATAL]
+            self.db.executemany(
+                "UPDATE token SET deaths = deaths + 1 WHERE job = ? AND n = ?",
+                [(job, n) for n, _, _, deaths in rows if deaths + 1 < FATAL],
+            )
+        if spare:
+            return [], len(doomed)
+        for job, n, _, attempts in doomed:
+            self.bury(generation, job, n, attempts + 1, attempts, f"its sender died {FATAL} times", now)
+        self.finish({job for job, *_ in doomed})
+        return [token for _, _, token, _ in doomed], 0
+
+    def prune(self, before: float, most: int) -> int:
+        """Forget the dead that died before a time, and the oldest if there are more than `most`, up to PRUNED of them,
+        with the jobs that nothing needs any more; how many were forgotten only because there are too many.
+        """
+        excess = min(self.tally["dead"] - most, PRUNED)
+        too_many, limit = (float("inf"), excess) if excess > 0 else (before, PRUNED)
+        rows = self.db.execute(
+            "SELECT job, n, died_at FROM dead WHERE died_at < ? ORDER BY died_at LIMIT ?", (too_many, limit)
+        ).fetchall()
+        self.db.executemany("DELETE FROM dead WHERE job = ? AND n = ?", [row[:2] for row in rows])
+        self.tally["dead"] -= len(rows)
+        self.db.executemany(
+            "DELETE FROM job WHERE id = ? AND finished = 1 AND NOT EXISTS (SELECT 1 FROM dead WHERE job = id)",
+            [(job,) for job in {row[0] for row in rows}],
+        )
+        return sum(row[2] >= before for row in rows)
 
     def find_sound(self, job: int) -> None:
         """Remember that the upstream has said something of a token of this job, so that its message is not bad."""
@@ -230,12 +289,22 @@ class Spool:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
         where, arguments = ("generation > 0", ()) if generation is None else ("generation = ?", (generation,))
         released = self.db.execute(f"UPDATE token SET generation = 0 WHERE {where}", arguments).rowcount
-        self.recount()
+        if generation is None:
+            self.in_hand.clear()
+        else:
+            del self.in_hand[generation]
         return released
 
-    def clamp(self, latest: float) -> None:
-        """Bring due times later than `latest` back to it: the clock was set back while we were away."""
-        self.db.execute("UPDATE token SET due_at = ? WHERE generation = 0 AND due_at > ?", (latest, latest))
+    def clamp(self, upstream: str, now: float, latest: float) -> None:
+        """Bring back due times that only a clock set back can explain: fresh tokens are due by `now`, others by
+        `latest`.
+        """
+        for index, attempts, due_at in (("token_fresh", "=", now), ("token_retry", ">", latest)):
+            self.db.execute(
+                f"UPDATE token INDEXED BY {index} SET due_at = ?"
+                f" WHERE generation = 0 AND attempts {attempts} 0 AND upstream = ? AND due_at > ?",
+                (due_at, upstream, due_at),
+            )
 
     def next_due(self, upstream: str) -> float | None:
         """When the upstream's next ready token is due; None when there is none."""
@@ -247,14 +316,12 @@ class Spool:
         """Drop those tokens of a job that nobody has in hand, its message being bad, unless it was found sound before;
         how many there were.
         """
-        return self.db.execute(
+        gone = self.db.execute(
             "DELETE FROM token WHERE job = ? AND generation = 0 AND (SELECT sound FROM job WHERE id = ?) = 0",
             (job, job),
         ).rowcount
-
-    def pending(self) -> int:
-        """How many jobs are unfinished: counted, so it cannot drift."""
-        return self.db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0").fetchone()[0]
+        self.tally["tokens"] -= gone
+        return gone
 
     def last_job(self) -> int:
         """The highest job id there is, 0 when there is none."""

@@ -1,34 +1,34 @@
-"""State: spool and run report in one transaction; the Manager that serves it, and the client that calls it.
+"""State: spool and run report in one transaction, and the Manager that serves it.
 
 The state process owns the only SQLite connection. Its verbs are whole steps in a message's life, each one transaction,
 so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 
 * What `accept` has returned for is on disk: WAL with synchronous=FULL, so the commit is fsynced before it returns.
 * Every verb may be repeated: a caller whose answer was lost, because this process died, calls again.
-* No call through a Client takes longer than its limit: it ends in StateUnavailable instead.
 """
 
 import multiprocessing.connection
 import multiprocessing.managers
 import os
 import random
-import socket
 import sqlite3
-import struct
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gocm_lib import child, log
-from gocm_lib.database import SpoolError, open_spool
+from gocm_lib.client import VERBS
+from gocm_lib.database import Room, SpoolError, guard, open_spool
 from gocm_lib.job import Job, Slice, format_id
+from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
+    FIRST_ANSWERS,
     LONGEST_RETRY_AFTER,
     Action,
     Outcome,
@@ -45,20 +45,31 @@ from gocm_lib.outcome import (
     start_pace,
     until_credit,
 )
+from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
 
-LIMIT = 1.5  # seconds for a call, and
-TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
-FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
+PAGE_COUNTS = ("PRAGMA page_size", "PRAGMA page_count", "PRAGMA freelist_count")
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 
-VERBS = ("accept", "begin", "claim", "settle", "release", "snapshot", "page", "forget")
+HOUSEKEEPING = 1.0  # seconds between two looks at what has grown too old
+CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 
 
 # ---------------------------------------------------------------------------------------------------------- the verbs
+
+
+class Keeping(NamedTuple):
+    """How much is kept, and how long: the limits of what is pending, seconds and number for the dead, entries for a
+    report's list.
+    """
+
+    limits: Limits
+    dead_age: float
+    max_dead: int
+    max_report: int
 
 
 class State:
@@ -67,16 +78,26 @@ class State:
     def __init__(
         self,
         db: sqlite3.Connection,
+        room: Room,
         policy: Policy,
+        keeping: Keeping,
         paces: Mapping[str, Pace],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.db = db
+        self.room = room
         self.policy = policy
+        self.keeping = keeping
         self.paces = dict(paces)
         self.draw = draw
         self.spool = Spool(db)
-        self.report = RunReport(db)
+        self.report = RunReport(db, keeping.max_report)
+        self.drain = Drain(0.0, 0.0)
+        self.refusing = 0  # the status with which messages are refused at present, 0 when they are not
+        self.latest = 0.0  # the latest time that anybody told us
+        self.tidied = 0.0  # when we last kept house
+        self.deaths: deque[float] = deque(maxlen=FATAL)  # when senders died, but for those that a lone suspect ended
+        self.accused: defaultdict[int, dict[str, int]] = defaultdict(dict)  # by generation and sender: tokens buried
         self.generation = 0  # the newest; older ones claim nothing more
         self.batches: dict[int, int] = {}  # the last batch each generation was given
         self.pauses: dict[str, Pause] = {}
@@ -87,6 +108,7 @@ class State:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        before = self.spool.tally.copy(), self.spool.in_hand.copy(), self.report.lengths.copy()
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -94,16 +116,45 @@ class State:
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            self.spool.recount()
+            self.spool.tally, self.spool.in_hand, self.report.lengths = before
             raise
 
-    def accept(self, jobs: Sequence[Job]) -> None:
-        """Keep jobs: when this returns they are on disk, all of them."""
+    def accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+        """Keep jobs: when this returns they are on disk, all but those it returns, by their ids."""
         with self.changed:
-            with self._transaction():
-                for job in jobs:
-                    self.spool.accept(job)
+            try:
+                with self._transaction():
+                    refused = self._accept(jobs)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                    raise
+                refused = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
+            self._note_refusals(len(jobs), refused)
             self.changed.notify_all()
+        return refused
+
+    def _accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+        refused: dict[int, Refused] = {}
+        rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
+        [[page]], [[pages]], [[unused]] = map(self.db.execute, PAGE_COUNTS)
+        used, free = page * (pages - unused), self.room.free()
+        for job in jobs:
+            usage = Usage(self.spool.tally["tokens"], used, free)
+            no = refuse(len(job.tokens), usage, self.keeping.limits, rate)
+            if no is None or self.spool.knows(job.id):
+                self.spool.accept(job)
+            else:
+                refused[job.id] = no
+        return refused
+
+    def _note_refusals(self, asked: int, refused: Mapping[int, Refused]) -> None:
+        """Say in the log when messages begin to be refused, and when no more."""
+        status = next(iter(refused.values())).status if refused else 0
+        if status and status != self.refusing:
+            log.logger.warning("messages are refused: %s", next(iter(refused.values())).reason)
+        elif self.refusing and not refused:
+            log.logger.warning("messages are taken again")
+        self.refusing = status
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
@@ -123,6 +174,7 @@ class State:
         """
         started = time.monotonic()
         with self.changed:
+            self._keep_house(now)
             known = dict(self.pauses)
             while True:
                 waited = time.monotonic() - started
@@ -140,6 +192,23 @@ class State:
                 if slices or waited >= wait or self.pauses != known:
                     return slices, dict(self.pauses)
                 self.changed.wait(max(0.001, idle))
+
+    def _keep_house(self, now: float) -> None:
+        """Forget what is too old or too much among the dead; see to the reserve; notice a clock that was set back."""
+        if now < self.latest - CLOCK_STEP:
+            log.logger.warning("the clock was set back by %.0f s", self.latest - now)
+            self._clamp(now)
+            self.tidied = now - HOUSEKEEPING
+        self.latest = now
+        if now < self.tidied + HOUSEKEEPING:
+            return
+        self.tidied = now
+        self.room.keep_reserve(self.keeping.limits.free_disk)
+        if self.spool.tally["dead"]:
+            with self._transaction():
+                dropped = self.spool.prune(now - self.keeping.dead_age, self.keeping.max_dead)
+            if dropped:
+                log.logger.warning("%d failed tokens are forgotten: there are more than --max-dead", dropped)
 
     def _end_pause(self, upstream: str, since: float, now: float) -> None:
         """Let a paused upstream be probed at once if its credential is newer than that, or the clock went back."""
@@ -188,10 +257,12 @@ class State:
             ends: list[tuple[str, str]] = []
             for result in results:
                 self._judge_upstream(result, now)
+            tokens = self.spool.tally["tokens"]
             with self._transaction():
                 settled = [r for r in results if self._settle(generation, r, now, counts, ends)]
                 self._try_messages(settled, counts)
                 self.report.count(counts)
+            self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
             self.changed.notify_all()
         self._log_ends(ends)
 
@@ -294,17 +365,38 @@ class State:
             example = next(token for why, token in ends if why == reason)
             log.logger.info("not delivered: %s: %d tokens, one is %s", reason, count, log.token(example))
 
+    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
+        """Hold the death of a sender of this generation against what it had in the air (module poison); how many
+        tokens were buried for it. A sender dies once, however often this is told.
+        """
+        with self.changed:
+            known = self.accused[generation]
+            if sender in known:
+                return known[sender]
+            alone = len(flights) == 1
+            with self._transaction():
+                spare = not alone or unrest(self.deaths, now)
+                buried, spared = self.spool.accuse(generation, flights, spare, now)
+                self.report.count({"failures": len(buried)})
+            if not (alone and (buried or spared)):
+                self.deaths.append(now)
+            known[sender] = len(buried)
+        self._log_ends([("its senders died", token) for token in buried])
+        return len(buried)
+
     def release(self, generation: int | None) -> int:
         """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
         with self.changed:
             with self._transaction():
                 released = self.spool.release(generation)
+            if generation is not None:
+                self.accused.pop(generation, None)
             self.changed.notify_all()
             return released
 
     def snapshot(self) -> Snapshot:
         with self.changed:
-            return Snapshot(self.report.counters(), self.spool.pending())
+            return Snapshot(self.report.counters(), self.spool.tally["jobs"])
 
     def page(self, which: str, after: int, limit: int) -> list[tuple]:
         """Entries of the list `canonical` or `notregistered` numbered above `after`."""
@@ -323,102 +415,19 @@ class State:
 
     def clamp(self, now: float) -> None:
         """Bring back due times that no rule could have set: the clock has been set back."""
+        with self.changed:
+            self._clamp(now)
+
+    def _clamp(self, now: float) -> None:
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
-        with self.changed, self._transaction():
-            self.spool.clamp(latest)
+        with self._transaction():
+            for upstream in self.paces:
+                self.spool.clamp(upstream, now, latest)
 
     def close(self) -> None:
         """Close the database between two transactions; nothing can be called any more."""
         self.changed.acquire()
         self.db.close()
-
-
-# --------------------------------------------------------------------------------------------------------- the client
-
-
-class StateUnavailable(Exception):
-    """The state process did not answer within the limit. Whether it did what was asked is not known."""
-
-
-class Client:
-    """Calls State's verbs in the state process, each within a time limit. Threads may share one; they take turns.
-
-    It speaks to multiprocessing's Manager, but over a socket with kernel time limits: the Manager's own proxies wait
-    for ever for a process that is stopped, in the middle of an answer as in the greeting.
-    """
-
-    def __init__(self, address: str, authkey: bytes, limit: float = LIMIT) -> None:
-        self.address = address
-        self.authkey = authkey
-        self.limit = limit
-        self._turn = threading.Lock()
-        self._connection: Connection | None = None
-        self._ident = ""
-
-    def __getattr__(self, verb: str) -> Callable[..., Any]:
-        if verb not in VERBS:
-            raise AttributeError(verb)
-        return lambda *arguments: self._call(verb, arguments)
-
-    def _call(self, verb: str, arguments: tuple) -> Any:
-        deadline = time.monotonic() + self.limit
-        if not self._turn.acquire(timeout=TURN):
-            raise StateUnavailable("another call is waiting for the state process")
-        try:
-            while True:
-                try:
-                    if self._connection is None:
-                        self._dial()
-                    self._connection.send((self._ident, verb, arguments, {}))
-                    kind, answer = self._connection.recv()
-                    break
-                except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
-                    self.close()
-                    # It died, or is being replaced: every verb may be repeated, so ask again while there is time.
-                    if isinstance(error, BlockingIOError) or time.monotonic() + 0.05 > deadline:
-                        raise StateUnavailable(f"the state process does not answer ({type(error).__name__})") from None
-                    time.sleep(0.02)
-        finally:
-            self._turn.release()
-        if isinstance(answer, sqlite3.OperationalError):
-            raise StateUnavailable(str(answer))
-        if kind != "#RETURN":
-            raise RuntimeError(f"state process failed in {verb}: {answer}")
-        return answer
-
-    def _dial(self) -> None:
-        self._ident, _verbs = self._greet("create", "State", keep=False)
-        self._greet("accept_connection", threading.current_thread().name, keep=True)
-
-    def _greet(self, function: str, argument: str, *, keep: bool) -> Any:
-        """Call one of the Manager's own functions; keep the connection for verbs if it is to serve them."""
-        sock = socket.socket(socket.AF_UNIX)
-        limit = struct.pack("ll", int(self.limit), int(self.limit % 1 * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        try:
-            sock.connect(self.address)
-        except OSError:
-            sock.close()
-            raise
-        connection = Connection(sock.detach())
-        try:
-            multiprocessing.connection.answer_challenge(connection, self.authkey)
-            multiprocessing.connection.deliver_challenge(connection, self.authkey)
-            answer = multiprocessing.managers.dispatch(connection, None, function, (argument,))
-        except BaseException:
-            connection.close()
-            raise
-        if keep:
-            self._connection = connection
-        else:
-            connection.close()
-        return answer
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 # -------------------------------------------------------------------------------------------------------- the process
@@ -434,24 +443,34 @@ class _Manager(multiprocessing.managers.BaseManager):
 
 
 class _Edge:
-    """The verbs as the Manager's threads call them. A full disk is told to the caller, who may try again; after any
-    other failure nobody knows what the next commit would keep, so the process ends and the log decides at the restart.
+    """The verbs as the Manager's threads call them. A disk that stays full although the reserve was given, and a spool
+    that somebody else has locked, are told to the caller, who may try again. After any other failure nobody knows what
+    the next commit would keep, so the process ends, and the log decides at the next start.
     """
 
     def __init__(self, state: State) -> None:
         for verb in VERBS:
-            setattr(self, verb, self._guard(getattr(state, verb)))
+            setattr(self, verb, self._guard(getattr(state, verb), state.room))
 
     @staticmethod
-    def _guard(verb: Callable[..., Any]) -> Callable[..., Any]:
+    def _guard(verb: Callable[..., Any], room: Room) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             try:
-                return verb(*arguments)
+                try:
+                    return verb(*arguments)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not room.use_reserve():
+                        raise
+                    log.logger.warning("the disk is full: going on in the spool's reserve")
+                    return verb(*arguments)
             except Exception as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
                     raise
                 log.logger.exception("state failed in %s", verb.__name__)
-                os._exit(Exit.FAILED)
+                # An fsync that failed once must not be tried again: the kernel has dropped what it could not write,
+                # and would say that all is well. A whole new start reads what is really there.
+                os._exit(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
 
         return call
 
@@ -468,7 +487,11 @@ def main(settings: Settings, address: str, authkey: bytes, control: Connection) 
         child.refuse(control, error.code, str(error))
     unpaced = start_pace(UNPACED, time.time())
     paced = start_pace(settings.fcm_rate / 60, time.time()) if settings.fcm_rate else unpaced
-    state = State(db, policy, {"gcm": unpaced, "fcm": paced})
+    if settings.spool != ":memory:":
+        guard(settings.spool)
+    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk)
+    keeping = Keeping(limits, settings.dead_age, settings.max_dead, settings.max_report)
+    state = State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
     state.clamp(time.time())
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)

@@ -19,7 +19,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from gocm_lib import __version__, child, credentials, fcm, gcm, log, sandbox, sender, state
+from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.feeder import WAIT, Feeder
 from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
+from gocm_lib.poison import Aloft, BlackBox
 from gocm_lib.server import Server, Service
 from gocm_lib.settings import Exit, Settings, SettingsError
-from gocm_lib.state import Client, StateUnavailable
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 NEVER_READY = 5  # starts in a row that failed: the next would too
@@ -54,6 +55,11 @@ class Stop(Exception):
 def restart_delay(deaths: list[float], now: float) -> float:
     """Seconds to wait before replacing a child, after its like died at these times."""
     return RESTART_REST if sum(now - death < RESTART_WINDOW for death in deaths) > RESTARTS else 0.0
+
+
+def stands_still(moved_at: float, now: float) -> bool:
+    """Whether a sender that last showed progress at `moved_at` has lost its lease on what it has in hand."""
+    return now - moved_at > LEASE
 
 
 def how_it_ended(exitcode: int | None) -> str:
@@ -119,7 +125,9 @@ class Generation:
     number: int
     queue: Queue
     senders: list[Child] = field(default_factory=list)
+    boxes: dict[str, Sequence[int]] = field(default_factory=dict)  # the black box of each sender
     deadline: float | None = None
+    killed: bool = False  # by us, for not being done in time
 
 
 class Supervisor:
@@ -140,6 +148,7 @@ class Supervisor:
         self.generations: list[Generation] = []
         self.newest = 0  # the number of the last generation started
         self.ended: list[int] = []  # generations to be released still
+        self.accusations: list[tuple[int, str, list[Aloft]]] = []  # what dead senders had in the air, to be told still
         self.deaths: dict[str, list[float]] = {"state": [], "sender": [], "sandbox": []}
         self.failed_starts = 0
         self.due: list[tuple[float, Callable[[], None]]] = []  # starts that were put off
@@ -259,7 +268,7 @@ class Supervisor:
         """Wait for something to happen, for `patience` seconds at most, and deal with it."""
         now = time.monotonic()
         moments = [at for at, _ in self.due] + [g.deadline for g in self.generations if g.deadline is not None]
-        moments += [now + 0.2] if self.ended else []
+        moments += [now + 0.2] if self.ended or self.accusations else []
         moments.append(self.next_ask)
         watched: dict[Any, Child] = {each.process.sentinel: each for each in self.children}
         watched |= {each.control: each for each in self.children}
@@ -274,7 +283,7 @@ class Supervisor:
             self._on_death(each)
         now = time.monotonic()
         for overdue in [g for g in self.generations if g.deadline is not None and g.deadline <= now]:
-            overdue.deadline = float("inf")
+            overdue.deadline, overdue.killed = float("inf"), True
             for late in overdue.senders:
                 log.logger.warning(
                     "%s is not done in time, so killed; what it has in flight may arrive twice", late.name
@@ -295,7 +304,7 @@ class Supervisor:
         for each in [each for generation in self.generations for each in generation.senders if each.ready]:
             if we_stood_still:
                 each.moved_at = now
-            elif now - each.moved_at > LEASE:
+            elif stands_still(each.moved_at, now):
                 log.logger.error("%s has stood still for %.0f s and is killed", each.name, now - each.moved_at)
                 each.process.kill()
             each.tell("alive?")
@@ -325,8 +334,9 @@ class Supervisor:
         generation = Generation(self.newest, queue)
         for place in range(self.settings.senders):
             name = f"sender-{self.newest}.{place + 1}"
+            box = generation.boxes[name] = self.context.RawArray("q", sender.box_size(self.settings))
             generation.senders.append(
-                self._spawn("sender", name, sender.main, name, self.newest, queue, self.address, self.authkey)
+                self._spawn("sender", name, sender.main, name, self.newest, queue, box, self.address, self.authkey)
             )
         # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
         # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
@@ -342,6 +352,8 @@ class Supervisor:
     def _on_death(self, dead: Child) -> None:
         ended = dead.bury()
         self.children.remove(dead)
+        if dead.process.exitcode == Exit.SPOOL_FAILED:
+            raise Stop(Exit.SPOOL_FAILED, f"the spool {self.settings.spool} cannot be written any more; see the log")
         if dead.refusal and (not self.feeder or dead.refusal[0] in (Exit.SENDER, Exit.SPOOL_DAMAGED)):
             raise Stop(*dead.refusal)
         if not dead.ready:
@@ -361,6 +373,8 @@ class Supervisor:
     def _on_sender_death(self, dead: Child, ended: str) -> None:
         generation = next(g for g in self.generations if dead in g.senders)
         generation.senders.remove(dead)
+        if dead.process.exitcode and not generation.killed:
+            self.accusations.append((generation.number, dead.name, BlackBox.read(generation.boxes[dead.name])))
         if generation.deadline is None:
             log.logger.error("%s died (%s); a new generation of senders takes over", dead.name, ended)
             self._finish_generation(generation, self.settings.upstream_timeout + 5.0)
@@ -389,8 +403,12 @@ class Supervisor:
         self.due.append((now + restart_delay(self.deaths[kind], now), start))
 
     def _release_ended(self) -> None:
-        while self.ended:
+        while self.accusations or self.ended:
             try:
+                if self.accusations:
+                    self.client.accuse(*self.accusations[0], time.time())
+                    del self.accusations[0]
+                    continue
                 released = self.client.release(self.ended[0])
             except StateUnavailable:
                 return  # the next turn tries again
@@ -413,7 +431,7 @@ class Supervisor:
             generation.deadline = deadline
         while self.generations:
             self._turn(1.0)
-        while self.ended and time.monotonic() < deadline + self.client.limit:
+        while (self.ended or self.accusations) and time.monotonic() < deadline + self.client.limit:
             self._turn(1.0)
         for each in self.children:
             each.tell("finish")

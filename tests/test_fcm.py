@@ -18,7 +18,7 @@ REPLIES = Path(__file__).parent / "replies"
 
 
 def draft(**given):
-    return job.parse("application/json", json.dumps({"tokens": ["t"], "payload": {}, **given}).encode())
+    return job.parse("application/json", json.dumps({"tokens": ["t"], "payload": {}, **given}).encode(), 10)
 
 
 def message(**given):
@@ -68,7 +68,7 @@ def test_a_template_is_merged_under_the_target():
 
 
 def test_a_template_alone_needs_no_payload():
-    found = job.parse("application/json", b'{"tokens":["t"],"message":{"notification":{"title":"T"}}}')
+    found = job.parse("application/json", b'{"tokens":["t"],"message":{"notification":{"title":"T"}}}', 10)
     assert json.loads(fcm.message(found)) == {"message": {"notification": {"title": "T"}}}
 
 

@@ -158,7 +158,7 @@ def test_requests_cover_each_token_once_in_order(count):
 
 
 def draft(**given):
-    return job.parse("application/json", json.dumps({"payload": {"a": "b"}, **given}).encode())
+    return job.parse("application/json", json.dumps({"payload": {"a": "b"}, **given}).encode(), 10)
 
 
 def test_options_go_beside_the_data():

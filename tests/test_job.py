@@ -16,7 +16,7 @@ FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 
 
 def parse(content_type, body):
-    return job.parse(content_type, body)
+    return job.parse(content_type, body, 100_000)
 
 
 def life(draft):

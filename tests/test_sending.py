@@ -1,13 +1,11 @@
 """From the spool to the upstream: retries, failing upstreams, TLS, connections."""
 
-import json
 import socket
-import threading
 import time
 
 import pytest
 import trustme
-from conftest import Sandbox, eventually
+from conftest import Sandbox, answer, eventually
 
 # ------------------------------------------------------------------------------------------------ retries and verdicts
 
@@ -90,70 +88,6 @@ def test_an_upstream_that_is_down_pauses_and_burns_no_attempts(start, tmp_path):
 
 
 # ----------------------------------------------------------------------------------- upstreams that break the protocol
-
-
-class Upstream:
-    """A socket server that gives each connection to a function (sock, number of the connection)."""
-
-    def __init__(self, behave):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.connections = 0
-        self.requests = []
-        self.behave = behave
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def url(self):
-        return f"http://127.0.0.1:{self.listener.getsockname()[1]}/gcm/send"
-
-    def _run(self):
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            threading.Thread(target=self._serve, args=(sock, self.connections), daemon=True).start()
-
-    def _serve(self, sock, number):
-        with sock:
-            try:
-                self.behave(self, sock, number)
-            except OSError:
-                pass
-
-    def read(self, sock):
-        """The tokens of the next request on the connection; None at its end."""
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = sock.recv(65536)
-            if not piece:
-                return None
-            data += piece
-        head, _, body = data.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
-        while len(body) < length:
-            body += sock.recv(65536)
-        tokens = json.loads(body)["registration_ids"]
-        self.requests.append((head, tokens))
-        return tokens
-
-
-def answer(tokens, results=None):
-    body = json.dumps({"results": results if results is not None else [{"message_id": "1"}] * len(tokens)}).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-
-
-@pytest.fixture
-def upstream():
-    made = []
-
-    def make(behave):
-        made.append(Upstream(behave))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.listener.close()
 
 
 def test_a_kept_connection_that_went_stale_costs_no_attempt(start, upstream):

@@ -9,22 +9,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from gocm_lib import database
+from gocm_lib.database import Room
 from gocm_lib.job import Job
+from gocm_lib.limits import Limits
 from gocm_lib.outcome import DELIVERED, Outcome, Policy, Result, Verdict, start_pace
-from gocm_lib.state import State
+from gocm_lib.state import Keeping, State
 
 pytestmark = pytest.mark.short
 
 POLICY = Policy(10.0, 100.0, 3)
+KEEPING = Keeping(Limits(10**9, 1 << 50, 0), dead_age=1e9, max_dead=10**9, max_report=10**9)
 
 
 def paces(*upstreams):
     return {name: start_pace(1e6, 0.0) for name in upstreams}
 
 
-def new_state(path=":memory:", upstreams=("gcm",)):
+def new_state(path=":memory:", upstreams=("gcm",), keeping=KEEPING):
     db, _held = database.open_spool(str(path))
-    return State(db, POLICY, paces(*upstreams), draw=lambda: 0.5)
+    return State(db, Room(str(path)), POLICY, keeping, paces(*upstreams), draw=lambda: 0.5)
 
 
 def new_job(job_id, tokens, now=1000.0, life=10_000.0, upstream="gcm"):
@@ -52,7 +55,7 @@ class Model(RuleBasedStateMachine):
         self.waiting = {}  # (job, n) -> attempts, for READY
         self.held = {}  # (job, n) -> (generation, attempt)
         self.dead = set()
-        self.counters = dict.fromkeys(("attempts", "failures", "canonicals", "notregistered"), 0)
+        self.counters = dict.fromkeys(("attempts", "failures", "canonicals", "notregistered", "dropped"), 0)
         self.lists = {"canonical": [], "notregistered": []}
 
     @rule(count=st.integers(1, 4), twice=st.booleans())
@@ -70,7 +73,7 @@ class Model(RuleBasedStateMachine):
         taken = claim(self.state, generation, self.now, room, batch)
         if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
             if restarted:
-                self.state = State(self.state.db, POLICY, paces("gcm"), draw=lambda: 0.5)
+                self.state = State(self.state.db, self.state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
                 self.state.begin(self.generation)
             assert claim(self.state, generation, self.now, room, batch) == taken
         assert not (older and taken)
@@ -199,7 +202,13 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
     [probe] = claim(state, now=1007.2)
     state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1007.2)
     assert len(claim(state, now=1009.0)) == 2
-    assert state.snapshot().counters == {"attempts": 1, "failures": 0, "canonicals": 0, "notregistered": 0}
+    assert state.snapshot().counters == {
+        "attempts": 1,
+        "failures": 0,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
 
 
 def test_a_pause_of_one_upstream_does_not_hold_up_another():
@@ -231,7 +240,13 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
     state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
     assert state.snapshot().counters["failures"] == 2, "two may be chance"
     state.settle(1, [Result("gcm", *place, 1, bad) for place in [*list(held)[2:], *claim(state, room=3)]], 1000.0)
-    assert state.snapshot().counters == {"attempts": 5, "failures": 100, "canonicals": 0, "notregistered": 0}
+    assert state.snapshot().counters == {
+        "attempts": 5,
+        "failures": 100,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
     assert set(claim(state)) == {(2, 0)}
 
 
@@ -264,7 +279,13 @@ def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
     for place in places[:3]:  # one at a time, as at a low rate
         state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
     state.settle(1, [Result("gcm", *place, 1, back) for place in places[3:]], 1000.0)
-    assert state.snapshot().counters == {"attempts": 3, "failures": 20, "canonicals": 0, "notregistered": 0}
+    assert state.snapshot().counters == {
+        "attempts": 3,
+        "failures": 20,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
     assert state.snapshot().pending == 0
 
 
@@ -336,7 +357,8 @@ def test_all_is_there_after_a_crash(tmp_path):
     claim(state)
     state.settle(1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
     # No close: a second connection sees what a restart after SIGKILL would.
-    again = State(sqlite3.connect(tmp_path / "s.db", isolation_level=None), POLICY, paces("gcm"))
+    db = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    again = State(db, Room(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
     assert again.release(None) == 2
     assert set(claim(again)) == {(1, 0), (2, 0)}
     assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]

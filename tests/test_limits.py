@@ -1,0 +1,191 @@
+"""What is too much is refused at once, with the seconds after which to come again; what is held goes on."""
+
+import json
+import math
+import sqlite3
+import time
+
+import pytest
+from conftest import FORM, eventually, form
+from hypothesis import given
+from hypothesis import strategies as st
+from test_spool import KEEPING, claim, new_job, new_state
+
+from gocm_lib.limits import (
+    HALF_LIFE,
+    LATEST,
+    SOONEST,
+    Drain,
+    Limits,
+    Usage,
+    drain_rate,
+    drained,
+    refuse,
+    wait_for_room,
+)
+from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
+
+short = pytest.mark.short
+ENOUGH = 1 << 50
+
+# --------------------------------------------------------------------------------------------------------- the rules
+
+
+@short
+@given(*[st.integers(0, 100)] * 4, st.floats(0, 1000))
+def test_pending_tokens_never_pass_the_limit(tokens, pending, limit, free, rate):
+    refused = refuse(tokens, Usage(pending, 0, free), Limits(limit, ENOUGH, 50), rate)
+    assert (refused is None) == (pending + tokens <= limit and free >= 50)
+    if refused:
+        assert refused.status == (507 if free < 50 else 503) and SOONEST <= refused.retry_after <= LATEST
+
+
+@short
+@given(st.integers(0, 10**9), st.floats(0, 1e6))
+def test_the_wait_is_as_long_as_the_excess_needs(excess, rate):
+    wait = wait_for_room(excess, rate)
+    assert isinstance(wait, int) and SOONEST <= wait <= LATEST
+    if SOONEST < wait < LATEST:
+        assert (wait - 1) * rate < excess * 1.001 and wait * rate >= excess * 0.999
+
+
+@short
+@given(st.floats(1, 10_000))
+def test_the_drain_rate_is_that_of_a_steady_stream(rate):
+    drain = Drain(0.0, 0.0)
+    for tick in range(int(HALF_LIFE * 100)):
+        drain = drained(drain, rate / 10, tick / 10)
+    assert math.isclose(drain_rate(drain, HALF_LIFE * 10), rate, rel_tol=0.02)
+    assert drain_rate(drain, HALF_LIFE * 12) < rate / 3, "and it fades when nothing goes out any more"
+
+
+# --------------------------------------------------------------------------------------------------------- the state
+
+
+def limited(**limits):
+    return new_state(keeping=KEEPING._replace(limits=KEEPING.limits._replace(**limits)))
+
+
+@short
+def test_at_the_limit_messages_are_refused_one_by_one():
+    state = limited(pending=5)
+    jobs = [new_job(1, "abc"), new_job(2, "abc"), new_job(3, "de")]
+    refused = state.accept(jobs)
+    assert list(refused) == [2] and refused[2].status == 503
+    assert state.accept(jobs[:1]) == {}, "one that is in already is not refused when it is asked for again"
+    assert state.accept([new_job(4, "f")])[4].retry_after == LATEST, "nothing goes out"
+    for job, n in claim(state):
+        state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], 1000.0)
+    assert state.accept([new_job(5, "abcde", now=1001.0)]) == {}
+    assert state.accept([new_job(6, "f", now=1001.0)])[6].retry_after < 10, "half a token a second goes out"
+
+
+@short
+def test_a_spool_at_its_size_takes_nothing_and_drains():
+    state = limited(spool=200_000)
+    ids = iter(range(1, 1000))
+    while not (refused := state.accept([new_job(next(ids), ["x" * 4000] * 10)])):
+        pass
+    assert [(no.status, no.retry_after) for no in refused.values()] == [(507, LATEST)]
+    for job, n in claim(state, room=1000):
+        state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], 1000.0)
+    assert state.snapshot().pending == 0
+    assert state.accept([new_job(next(ids), ["x" * 4000] * 10)]) == {}, "the pages that became free are used again"
+
+
+@short
+def test_the_dead_are_kept_for_their_time_and_in_their_number():
+    state = new_state(keeping=KEEPING._replace(dead_age=100.0, max_dead=3))
+    gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
+    state.accept([new_job(1, "ab"), new_job(2, "c", now=1010.0)])
+    for place in claim(state, now=1010.0):
+        state.settle(1, [Result("gcm", *place, 1, gone)], 1000.0 + 10 * place[0])
+    claim(state, now=1050.0)
+    assert state.spool.tally["dead"] == 3
+    state.accept([new_job(3, "d", now=1060.0)])
+    for place in claim(state, now=1060.0):
+        state.settle(1, [Result("gcm", *place, 1, gone)], 1060.0)
+    claim(state, now=1070.0)
+    assert [row[0] for row in state.db.execute("SELECT token FROM dead ORDER BY died_at")] == ["b", "c", "d"]
+    claim(state, now=1115.0)
+    assert [row[0] for row in state.db.execute("SELECT token FROM dead ORDER BY died_at")] == ["c", "d"]
+    assert [row[0] for row in state.db.execute("SELECT id FROM job")] == [2, 3], "the message goes with its last token"
+    claim(state, now=1200.0)
+    assert state.db.execute("SELECT count(*) FROM job").fetchone() == (0,) and state.spool.tally["dead"] == 0
+
+
+@short
+def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
+    state = new_state(keeping=KEEPING._replace(max_report=2))
+    state.accept([new_job(1, "aabbccaa")])
+    for job, n in claim(state):
+        state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+    assert [entry[1] for entry in state.page("notregistered", 0, -1)] == ["a", "b"]
+    assert state.snapshot().counters["notregistered"] == 8 and state.snapshot().counters["dropped"] == 2
+    state.forget("notregistered", 99)
+    state.accept([new_job(2, "c")])
+    for job, n in claim(state):
+        state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+    assert [entry[1] for entry in state.page("notregistered", 0, -1)] == ["c"], "who reads it makes room"
+
+
+@short
+def test_the_newest_replacement_of_a_token_stands():
+    state = new_state()
+    for turn, new in enumerate(["x", "y", "y"], 1):
+        state.accept([new_job(turn, "a")])
+        for job, n in claim(state):
+            state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.DELIVERED, canonical=new))], 1000.0)
+    [(number, *entry)] = state.page("canonical", 0, -1)
+    assert entry == ["a", "y"] and number == 2, "with a number of its own, for readers that have seen the first"
+    assert state.snapshot().counters["dropped"] == 0 and state.report.lengths["canonical"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------ by HTTP
+
+
+def test_a_full_server_refuses_sends_on_and_takes_again(start, sandbox):
+    sandbox.mode(silent=True)
+    server = start("--max-pending", "10", "--upstream-timeout", "3")
+    client = server.http()
+    server.send([f"t{n}" for n in range(10)], client=client)
+    status, headers, body = client.ask("POST", "/gcm/send", form(["u"]), FORM)
+    assert status == 503 and int(headers["Retry-After"]) == LATEST and "--max-pending" in json.loads(body)["error"]
+    status, _, body = client.ask("POST", "/gcm/send", form(["u"] * 11), FORM)
+    assert status == 413 and json.loads(body)["field"] == "tokens", "what could never be taken is not put off"
+    assert client.ask("GET", "/gcm/report")[0] == 200
+    sandbox.mode(silent=False)
+    server.settled()
+    server.send(["u"], client=client)
+    assert server.settled()["attempts"] == 11
+    assert server.find("messages are refused: 10 tokens are pending") and server.find("messages are taken again")
+
+
+def test_tokens_in_a_call_are_limited(start):
+    server = start("--max-tokens", "3")
+    server.send(["a", "b", "c"])
+    status, _, body = server.http().ask("POST", "/gcm/send", form("abcd"), FORM)
+    assert status == 413 and "more than 3" in json.loads(body)["error"]
+
+
+def test_a_full_disk_refuses_before_it_is_full(start):
+    server = start("--min-free-disk", str(1 << 49))
+    status, headers, body = server.http().ask("POST", "/gcm/send", form(["a"]), FORM)
+    assert status == 507 and int(headers["Retry-After"]) >= 1 and "disk" in json.loads(body)["error"]
+
+
+def test_failed_tokens_are_forgotten_after_their_time(start, sandbox):
+    server = start("--dead-age", "1", "--max-attempts", "1")
+    server.send(["quota-a"])
+    assert server.settled()["failures"] == 1
+    began = time.monotonic()
+
+    def rows():
+        db = sqlite3.connect(server.spool)
+        try:
+            return [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("dead", "job")]
+        finally:
+            db.close()
+
+    eventually(lambda: rows() == [0, 0])
+    assert time.monotonic() - began < 10
