@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -29,11 +30,15 @@ def enter(name: str, level: str, logto: str) -> None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
 
 
-def raise_file_limit() -> None:
-    """Allow ourselves as many open files as we may: each connection is one, and the usual soft limit is 1,024."""
+def raise_file_limit() -> int:
+    """Allow ourselves and our children as many open files as we may: each connection is one, and the usual soft limit
+    is 1,024. How many that is for each process.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _leash(sentinel: int) -> None:

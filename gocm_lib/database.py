@@ -20,6 +20,7 @@ APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can 
 
 
 RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
+SHRUNK, WORTH_SHRINKING = 4 * 1024 * 1024, 8 * 1024 * 1024  # bytes
 
 
 class SpoolError(Exception):
@@ -98,11 +99,12 @@ def _connect(path: str) -> sqlite3.Connection:
         # FULL fsyncs the log at each commit. NORMAL does not, and loses acknowledged commits at a power cut.
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 1000")
-        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA journal_size_limit = 8388608")
+        db.execute("PRAGMA temp_store = MEMORY")
         # Somebody who looks into the spool may lock it for a moment. Longer, and our callers are told to come again.
         db.execute("PRAGMA busy_timeout = 1000")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("COMMIT")
+        # Written although nothing changes: better to find out now than with the first message that this cannot be done.
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except sqlite3.OperationalError as error:
         db.close()
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
@@ -124,16 +126,19 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         if os.path.exists(path):
             _inspect(path)
         held = _lock(path)
+        Room(path).use_reserve()  # a start on a full disk needs it; it is taken again when there is room
         if not os.path.exists(path):
             _create(path)
     except OSError as error:
         raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.Error as error:
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
-    return _connect(path), held
+    db = _connect(path)
+    _guard(path)
+    return db, held
 
 
-def guard(path: str) -> None:
+def _guard(path: str) -> None:
     """From now on nobody in this process but SQLite may open the spool's files. Closing any descriptor of a file drops
     the locks that this process holds on it (POSIX), SQLite's too: the next program that looks into the spool would
     then delete the log under us, and what was accepted with it. (sqlite.org/howtocorrupt.html, section 2.2)
@@ -147,6 +152,24 @@ def guard(path: str) -> None:
     sys.addaudithook(refuse)
 
 
+def usage(db: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the spool that hold something, and bytes in its file that are free to be used again."""
+    [[size]], [[pages]], [[unused]] = (
+        db.execute(f"PRAGMA {count}") for count in ("page_size", "page_count", "freelist_count")
+    )
+    return size * (pages - unused), size * unused
+
+
+def shrink(db: sqlite3.Connection) -> None:
+    """Give back to the disk what a backlog has left free in the spool's file, if that is much, and little to keep:
+    then it takes a moment. (SQLite could do it bit by bit, auto_vacuum, but that costs a fifth more for each message.)
+    """
+    used, unused = usage(db)
+    if used < SHRUNK and unused > WORTH_SHRINKING:
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 class Room:
     """The room that a spool has on its disk, and our reserve of it. For `:memory:` there is always enough."""
 
@@ -155,15 +178,15 @@ class Room:
         self._reserve = path + ".reserve"
 
     def free(self) -> int:
-        """Bytes that are free on the disk."""
+        """Bytes that are free on the disk beyond the reserve; below 0 while there is no room for that."""
         if not self._directory:
             return sys.maxsize
         disk = os.statvfs(self._directory)
-        return disk.f_bavail * disk.f_frsize
+        return disk.f_bavail * disk.f_frsize - (0 if os.path.exists(self._reserve) else RESERVE)
 
     def keep_reserve(self, least: int) -> None:
-        """Take the reserve, unless we have it or less than `least` bytes would be left."""
-        if not self._directory or os.path.exists(self._reserve) or self.free() < least + RESERVE:
+        """Take the reserve, unless we have it or less than `least` bytes would be left beyond it."""
+        if not self._directory or os.path.exists(self._reserve) or self.free() < least:
             return
         descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -363,7 +363,7 @@ def _take(queue: Queue, loop: Loop) -> None:
 
 def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
     """Settle in batches until None arrives; a state process that is away is waited for."""
-    last = False
+    last = troubled = False
     while not last:
         batch = [settled.get()]
         if batch[0] is not None:
@@ -378,9 +378,12 @@ def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
         while results:
             try:
                 client.settle(generation, results, time.time())
+                troubled = False
                 break
             except StateUnavailable as error:
-                log.logger.warning("%d outcomes wait to be settled: %s", len(results), error)
+                if not troubled:
+                    log.logger.warning("outcomes wait to be settled: %s", error)
+                troubled = True
                 time.sleep(0.1)
 
 

@@ -295,15 +295,19 @@ class Spool:
             del self.in_hand[generation]
         return released
 
-    def clamp(self, upstream: str, now: float, latest: float) -> None:
-        """Bring back due times that only a clock set back can explain: fresh tokens are due by `now`, others by
-        `latest`.
+    def set_back(self, upstream: str, by: float, now: float, latest: float) -> None:
+        """Bring forward what is due, after the clock was set back by so many seconds, or by more: fresh tokens and
+        those in somebody's hands to `now`, retries by as much, and to `now` those that were still after `latest`.
         """
-        for index, attempts, due_at in (("token_fresh", "=", now), ("token_retry", ">", latest)):
+        for index, which, due_at in (
+            ("token_fresh", "generation = 0 AND attempts = 0 AND due_at > :now", ":now"),
+            ("token_retry", "generation = 0 AND attempts > 0 AND :by > 0", "due_at - :by"),
+            ("token_retry", "generation = 0 AND attempts > 0 AND due_at > :latest", ":now"),
+            ("token_claimed", "generation > 0 AND due_at > :now", ":now"),
+        ):
             self.db.execute(
-                f"UPDATE token INDEXED BY {index} SET due_at = ?"
-                f" WHERE generation = 0 AND attempts {attempts} 0 AND upstream = ? AND due_at > ?",
-                (due_at, upstream, due_at),
+                f"UPDATE token INDEXED BY {index} SET due_at = {due_at} WHERE {which} AND upstream = :upstream",
+                {"upstream": upstream, "by": by, "now": now, "latest": latest},
             )
 
     def next_due(self, upstream: str) -> float | None:

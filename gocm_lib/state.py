@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
-from gocm_lib.database import Room, SpoolError, guard, open_spool
+from gocm_lib.database import Room, SpoolError, open_spool, shrink, usage
 from gocm_lib.job import Job, Slice, format_id
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
@@ -51,7 +51,6 @@ from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
-PAGE_COUNTS = ("PRAGMA page_size", "PRAGMA page_count", "PRAGMA freelist_count")
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 
 HOUSEKEEPING = 1.0  # seconds between two looks at what has grown too old
@@ -136,11 +135,11 @@ class State:
     def _accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
         refused: dict[int, Refused] = {}
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
-        [[page]], [[pages]], [[unused]] = map(self.db.execute, PAGE_COUNTS)
-        used, free = page * (pages - unused), self.room.free()
+        used, unused = usage(self.db)
+        free = self.room.free() + unused
         for job in jobs:
-            usage = Usage(self.spool.tally["tokens"], used, free)
-            no = refuse(len(job.tokens), usage, self.keeping.limits, rate)
+            now_used = Usage(self.spool.tally["tokens"], used, free)
+            no = refuse(len(job.tokens), now_used, self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
                 self.spool.accept(job)
             else:
@@ -196,13 +195,14 @@ class State:
     def _keep_house(self, now: float) -> None:
         """Forget what is too old or too much among the dead; see to the reserve; notice a clock that was set back."""
         if now < self.latest - CLOCK_STEP:
-            log.logger.warning("the clock was set back by %.0f s", self.latest - now)
-            self._clamp(now)
+            self._set_back(self.latest - now, now)
             self.tidied = now - HOUSEKEEPING
         self.latest = now
         if now < self.tidied + HOUSEKEEPING:
             return
         self.tidied = now
+        if not self.spool.tally["tokens"]:
+            shrink(self.db)
         self.room.keep_reserve(self.keeping.limits.free_disk)
         if self.spool.tally["dead"]:
             with self._transaction():
@@ -285,7 +285,7 @@ class State:
             # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
             # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
             paused = self.pauses.get(result.upstream)
-            again = max(now, paused.until) + 0.1 + min((now - accepted_at) / 8, 60.0) if paused else now
+            again = max(now, paused.until) + 0.1 + min(max(0.0, now - accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(generation, job, n, result.attempt - 1, again)
             return True
         counts["attempts"] += result.attempt == 1
@@ -413,16 +413,25 @@ class State:
         with self.changed:
             return self.spool.last_job()
 
-    def clamp(self, now: float) -> None:
-        """Bring back due times that no rule could have set: the clock has been set back."""
+    def start(self, now: float, first: bool) -> None:
+        """Bring due times in line with the clock, which may have been set back while we were away. If we are the first
+        state process of this run, make ready what the last run had in hand.
+        """
+        if first:
+            released = self.release(None)
+            if released:
+                log.logger.info("%d tokens that the last run had in hand are sent again", released)
         with self.changed:
-            self._clamp(now)
+            # Job ids are the microseconds at which they were minted, so the last one tells what the clock said then.
+            self._set_back(max(0.0, self.spool.last_job() / 1e6 - now), now)
 
-    def _clamp(self, now: float) -> None:
+    def _set_back(self, by: float, now: float) -> None:
+        if by > CLOCK_STEP:
+            log.logger.warning("the clock was set back by %.0f s", by)
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
         with self._transaction():
             for upstream in self.paces:
-                self.spool.clamp(upstream, now, latest)
+                self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
 
     def close(self) -> None:
         """Close the database between two transactions; nothing can be called any more."""
@@ -475,24 +484,28 @@ class _Edge:
         return call
 
 
-def main(settings: Settings, address: str, authkey: bytes, control: Connection) -> None:
-    """The state process. Tells `control` the highest job id on disk when it serves, or why it refuses; then waits
-    there for the word to finish.
-    """
-    child.enter("state", settings.log_level, settings.logto)
+def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
-    try:
-        db, _held = open_spool(settings.spool)
-    except SpoolError as error:
-        child.refuse(control, error.code, str(error))
-    unpaced = start_pace(UNPACED, time.time())
-    paced = start_pace(settings.fcm_rate / 60, time.time()) if settings.fcm_rate else unpaced
-    if settings.spool != ":memory:":
-        guard(settings.spool)
     limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk)
     keeping = Keeping(limits, settings.dead_age, settings.max_dead, settings.max_report)
-    state = State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
-    state.clamp(time.time())
+    unpaced = start_pace(UNPACED, now)
+    paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
+    return State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
+
+
+def main(settings: Settings, address: str, authkey: bytes, first: bool, control: Connection) -> None:
+    """The state process, the first of this run or one in place of another that died. Tells `control` the highest job
+    id on disk when it serves, or why it refuses; then waits there for the word to finish.
+    """
+    child.enter("state", settings.log_level, settings.logto)
+    try:
+        db, _held = open_spool(settings.spool)
+        state = _make(db, settings, time.time())
+        state.start(time.time(), first)
+    except SpoolError as error:
+        child.refuse(control, error.code, str(error))
+    except sqlite3.Error as error:
+        child.refuse(control, Exit.SPOOL_UNWRITABLE, f"cannot write the spool {settings.spool}: {error}")
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)
     _Manager.register("State", callable=lambda: edge, exposed=VERBS)

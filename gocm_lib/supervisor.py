@@ -36,11 +36,13 @@ from gocm_lib.intake import Intake
 from gocm_lib.poison import Aloft, BlackBox
 from gocm_lib.server import Server, Service
 from gocm_lib.settings import Exit, Settings, SettingsError
+from gocm_lib.upstream import DIALECTS
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
 ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
+FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 32, 12, 32  # open files but connections: here, for each sender, in one
 PREFETCH = 20_000  # tokens in the queue and the senders, at least: enough to keep them busy between two claims
 
 
@@ -55,6 +57,21 @@ class Stop(Exception):
 def restart_delay(deaths: list[float], now: float) -> float:
     """Seconds to wait before replacing a child, after its like died at these times."""
     return RESTART_REST if sum(now - death < RESTART_WINDOW for death in deaths) > RESTARTS else 0.0
+
+
+def fit_files(settings: Settings, files: int) -> Settings:
+    """The settings with no more connections than a process that may have so many open files can serve. Without that,
+    who comes late would take the place of what we need ourselves. Raises Stop when that leaves none.
+    """
+    clients = files - FRONT_FILES - FILES_PER_SENDER * settings.senders
+    upstream = (files - SENDER_FILES) // len(DIALECTS)
+    if min(clients, upstream) < 1:
+        raise Stop(Exit.CONFIG, f"{files} open files are too few for {settings.senders} senders: raise ulimit -n")
+    return replace(
+        settings,
+        max_connections=min(settings.max_connections, clients),
+        connections=min(settings.connections, upstream),
+    )
 
 
 def stands_still(moved_at: float, now: float) -> bool:
@@ -133,10 +150,15 @@ class Generation:
 class Supervisor:
     def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
         """`reread` gives the settings with keys and credentials as they are then (SIGHUP)."""
-        self.settings = settings
+        files = child.raise_file_limit()
+        self.settings = fit_files(settings, files)
+        if self.settings != settings:
+            log.logger.warning(
+                "%d files may be open: serving at most %d clients, %d upstream connections per sender; raise ulimit -n",
+                *(files, self.settings.max_connections, self.settings.connections),
+            )
         self.reread = reread
         self.context = get_context("forkserver")
-        child.raise_file_limit()
         sweep(tempfile.gettempdir())
         # Mode 0700: the state's socket is for us alone. multiprocessing puts its own sockets there too.
         self.directory = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
@@ -209,11 +231,10 @@ class Supervisor:
             self._await_ready()
         found, project = credentials.sources(self.settings)
         self.settings = replace(self.settings, fcm_project=project)
-        self._start_state()
+        self._start_state(first=True)
         self._start_generation()
         self._await_ready()
         child.watch_threads()
-        self._release_all()
         facts = {each.kind: each.fact for each in self.children}
         room = max(PREFETCH, 2 * settings.senders * settings.connections)
         self.credentials = Credentials(found)
@@ -228,13 +249,6 @@ class Supervisor:
             url = {gcm.NAME: self.settings.gcm_url, fcm.NAME: self.settings.fcm_url}[name]
             log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
         notify(f"READY=1\nSTATUS=listening on {host} port {port}")
-
-    def _release_all(self) -> None:
-        """Make ready what the last run had in hand; it may be much, so this may take as long as a start."""
-        try:
-            Client(self.address, self.authkey, START_LIMIT).release(None)
-        except StateUnavailable as error:
-            raise Stop(Exit.FAILED, f"the spool could not be made ready: {error}") from None
 
     def _start_forkserver(self) -> None:
         """Before the first thread, and deaf to SIGTERM: with it would die every child's only witness."""
@@ -325,8 +339,8 @@ class Supervisor:
             log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
         self._spawn("sandbox", "sandbox", sandbox.main, self.sandbox_listener)
 
-    def _start_state(self) -> None:
-        self._spawn("state", "state", state.main, self.address, self.authkey)
+    def _start_state(self, first: bool = False) -> None:
+        self._spawn("state", "state", state.main, self.address, self.authkey, first)
 
     def _start_generation(self) -> None:
         self.newest += 1

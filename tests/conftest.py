@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -41,10 +42,17 @@ def stand_still(pid):
     eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
-class Program:
-    """A GoCM command as a process in a group of its own; its log is read while it runs."""
+def memory(pids):
+    """MB that these processes have for themselves or share among each other (PSS)."""
+    rows = (row.split() for pid in pids for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(row[1]) for row in rows if row[0] == "Pss:") / 1024
 
-    def __init__(self, *words, environ=None):
+
+class Program:
+    """A GoCM command as a process in a group of its own; its log is read while it runs. `files` is its ulimit -n."""
+
+    def __init__(self, *words, environ=None, files=None):
+        limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "gocm.py"), *words],
             stdin=subprocess.DEVNULL,
@@ -53,6 +61,7 @@ class Program:
             text=True,
             cwd="/",
             start_new_session=True,
+            preexec_fn=limit,
             env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, **(environ or {})},
         )
         self.lines = []
@@ -87,6 +96,14 @@ class Program:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
+
+    def group(self):
+        """Process ids of all that belongs to it."""
+        found = {
+            int(stat.parts[2]): stat.read_text().rpartition(")")[2].split()
+            for stat in Path("/proc").glob("[0-9]*/stat")
+        }
+        return [pid for pid, words in found.items() if int(words[2]) == self.process.pid]
 
     def kill_group(self):
         with contextlib.suppress(ProcessLookupError):
@@ -137,10 +154,11 @@ class Sandbox(Program):
 class Server(Program):
     """A GoCM server on a free port, quick to retry."""
 
-    def __init__(self, spool, *words, environ=None):
+    def __init__(self, spool, *words, environ=None, files=None):
         super().__init__(
             *("--port", "0", "--spool", str(spool), "--log-level", "debug", "--retry-base", "0.05", *words),
             environ=environ,
+            files=files,
         )
         self.spool = str(spool)
         self.port = int(self.logged(r"front: gocm \S+ listens on \S+ port (\d+)"))
@@ -156,6 +174,11 @@ class Server(Program):
 
     def report(self):
         return self.http().json("GET", "/gcm/report")
+
+    def report_or_none(self):
+        """The report, or None where the server cannot say just now."""
+        status, _, answer = self.http().ask("GET", "/gcm/report")
+        return json.loads(answer) if status == 200 else None
 
     def settled(self):
         """The report once nothing is pending."""
@@ -229,8 +252,8 @@ def run(tmp_path):
     """A function that starts a server on the test's spool with the words given."""
     running = []
 
-    def start_server(*words, environ=None):
-        running.append(Server(tmp_path / "spool" / "gocm.db", *words, environ=environ))
+    def start_server(*words, **how):
+        running.append(Server(tmp_path / "spool" / "gocm.db", *words, **how))
         return running[-1]
 
     yield start_server
@@ -241,7 +264,7 @@ def run(tmp_path):
 @pytest.fixture
 def start(sandbox, run):
     """A function that starts a server sending legacy GCM to the test's sandbox, or to `url`."""
-    return lambda *words, url=None: run("--gcm-url", url or sandbox.url(), "--apikey", "k", *words)
+    return lambda *words, url=None, **how: run("--gcm-url", url or sandbox.url(), "--apikey", "k", *words, **how)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Processes die: an idle sender, a busy one, the state process, the front, all of them. Nothing accepted is lost."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -80,10 +83,12 @@ def test_a_large_job_survives_its_sender(start, sandbox):
     check_ledger(server, sandbox, tokens, twice=tokens)
 
 
-def keep_sending(server, tokens, accepted):
+def keep_sending(server, tokens, accepted, ended, every):
     """Post one-token messages until told otherwise; remember which were accepted."""
     client = server.http()
     for token in tokens:
+        if ended.wait(every):
+            return
         try:
             server.send([token], client=client)
             accepted.append(token)
@@ -91,14 +96,21 @@ def keep_sending(server, tokens, accepted):
             client = server.http()
 
 
-def four_clients(server, messages, accepted):
-    """Four threads that each send so many messages."""
+def four_clients(server, messages, accepted, ended=None, every=0.0):
+    """Four threads that each send so many messages, or until `ended` is set, with so many seconds between two."""
+    ended = ended or threading.Event()
     clients = []
     for k in range(4):
         tokens = [f"{k}-{n}" for n in range(messages)]
-        clients.append(threading.Thread(target=keep_sending, args=(server, tokens, accepted)))
+        clients.append(threading.Thread(target=keep_sending, args=(server, tokens, accepted, ended, every)))
         clients[-1].start()
     return clients
+
+
+def grows(accepted, by):
+    """Return when so many more messages were accepted."""
+    wanted = len(accepted) + by
+    eventually(lambda: len(accepted) >= wanted)
 
 
 def test_the_state_process_is_killed(start, sandbox):
@@ -116,6 +128,64 @@ def test_the_state_process_is_killed(start, sandbox):
     check_ledger(server, sandbox, accepted)
 
 
+@pytest.mark.slow
+def test_the_state_process_is_killed_ten_times(start, sandbox):
+    """So often that its restarts are slowed down: some messages are refused meanwhile, and none is lost."""
+    server = start()
+    accepted, ended = [], threading.Event()
+    clients = four_clients(server, 100_000, accepted, ended)
+    dead = []
+    for _ in range(10):
+        [pid] = eventually(lambda: [pid for pid in server.children("state") if pid not in dead])
+        grows(accepted, 50)
+        os.kill(pid, signal.SIGKILL)
+        dead.append(pid)
+    grows(accepted, 50)
+    ended.set()
+    for client in clients:
+        client.join()
+    check_promise(server, sandbox, accepted)
+    assert len(server.find("the state process died")) == 10
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills(start, sandbox):
+    """A random sender is killed every 200 ms for 20 s, while messages come and the upstream takes 200 ms for each."""
+    sandbox.mode(latency=0.2)
+    server = start("--senders", "3")
+    accepted, ended, chance = [], threading.Event(), random.Random(20)
+    clients = four_clients(server, 100_000, accepted, ended, every=0.02)
+    until, kills = time.monotonic() + 20, 0
+    while time.monotonic() < until:
+        if senders := server.children("sender.*"):
+            os.kill(chance.choice(senders), signal.SIGKILL)
+            kills += 1
+        ended.wait(0.2)
+    ended.set()
+    for client in clients:
+        client.join()
+    sandbox.mode(latency=0)
+    failures = check_promise(server, sandbox, accepted, limit=120)
+    assert kills >= 15 and len(accepted) > 1000
+    assert failures <= 2, "innocent tokens were buried for deaths that were none of theirs"
+    eventually(lambda: len(server.children("sender.*")) == 3)
+
+
+def check_promise(server, sandbox, accepted, limit=60):
+    """After deaths that a client cannot see through: each token that was accepted arrived, or is listed as failed; how
+    many failed.
+    """
+    report = eventually(lambda: (report := server.report_or_none()) and report["pending"] == 0 and report, limit)
+    received = sandbox.received()
+    assert received["requests"] > 0 and accepted, "a ledger that saw nothing proves nothing"
+    with contextlib.closing(sqlite3.connect(server.spool)) as db:
+        dead = {token for (token,) in db.execute("SELECT token FROM dead")}
+    missing = set(accepted) - set(received["delivered"]) - dead
+    assert not missing, f"{len(missing)} of {len(accepted)} are lost"
+    assert len(dead) == report["failures"] and report["canonicals"] == report["notregistered"] == 0
+    return report["failures"]
+
+
 def test_the_front_is_killed_and_its_children_leave(start, sandbox):
     sandbox.mode(latency=0.3)
     server = start()
@@ -125,8 +195,11 @@ def test_the_front_is_killed_and_its_children_leave(start, sandbox):
     children = server.children()
     assert len(children) >= 3
     server.process.kill()
+    server.process.wait()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), limit=3.0)
+    eventually(lambda: sandbox.received()["in_flight"] == 0)
     in_flight = arrived(sandbox)
+    assert server.group() == [] and arrived(sandbox) == in_flight, "nothing more arrives"
     sandbox.mode(latency=0)
     check_ledger(start(), sandbox, tokens, twice=in_flight)
 

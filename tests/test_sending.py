@@ -1,11 +1,13 @@
 """From the spool to the upstream: retries, failing upstreams, TLS, connections."""
 
+import datetime
+import gzip
 import socket
 import time
 
 import pytest
 import trustme
-from conftest import Sandbox, answer, eventually
+from conftest import Sandbox, answer, eventually, memory
 
 # ------------------------------------------------------------------------------------------------ retries and verdicts
 
@@ -124,6 +126,8 @@ def drip(up, sock, number):
         time.sleep(0.1)
 
 
+BOMB = gzip.compress(b"\0" * 300_000_000, 6)  # 300 MB from 300 KB
+
 MISBEHAVIOUR = {
     "drips": drip,
     "endless headers": lambda up, sock, number: (
@@ -149,6 +153,14 @@ MISBEHAVIOUR = {
         up.read(sock),
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n\x1f\x8b\x08"),
     ),
+    "gzip bomb": lambda up, sock, number: (
+        up.read(sock),
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB),
+    ),
+    "more than it said": lambda up, sock, number: (
+        up.read(sock),
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + b"x" * 100_000),
+    ),
     "no results": lambda up, sock, number: sock.sendall(answer(up.read(sock), [])),
     "only interim": lambda up, sock, number: (up.read(sock), sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 99)),
 }
@@ -158,9 +170,11 @@ MISBEHAVIOUR = {
 def test_a_broken_upstream_ends_in_a_failure_and_no_sender_dies(start, upstream, how):
     up = upstream(MISBEHAVIOUR[how])
     server = start("--senders", "1", "--max-attempts", "2", "--upstream-timeout", "1", url=up.url())
+    before = memory(server.group())
     server.send(["a", "b"])
     assert server.settled() == {"attempts": 2, "failures": 2, "pending": 0, "canonicals": 0, "notregistered": 0}
     assert not server.find("died")
+    assert memory(server.group()) < before + 20
 
 
 def test_redirects_are_not_followed(start, upstream, sandbox):
@@ -210,8 +224,8 @@ def tls(authority, tmp_path):
     """(sandbox over TLS with a certificate for the given name, the authority's file)"""
     made = []
 
-    def make(name):
-        certificate = authority.issue_cert(name)
+    def make(name, expires=None):
+        certificate = authority.issue_cert(name, not_after=expires)
         chain, key, ca = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
         chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
         certificate.private_key_pem.write_to_path(str(key))
@@ -252,6 +266,13 @@ def test_a_certificate_for_another_name_pauses(start, tls):
     server = start("--upstream-ca", ca, url=secure.url("https"))
     server.send(["a"])
     assert "127.0.0.1" in server.logged(r"upstream gcm is paused for 2 s: (TLS: .*); its messages")
+
+
+def test_an_expired_certificate_pauses(start, tls):
+    secure, ca = tls("127.0.0.1", datetime.datetime.now() - datetime.timedelta(days=2))
+    server = start("--upstream-ca", ca, url=secure.url("https"))
+    server.send(["a"])
+    assert "expired" in server.logged(r"upstream gcm is paused for 2 s: (TLS: .*); its messages")
 
 
 def test_plain_text_where_tls_was_expected_pauses(start, upstream):

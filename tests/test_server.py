@@ -3,11 +3,13 @@
 import json
 import select
 import socket
+import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from conftest import FORM, Http, eventually, form
+from conftest import FORM, Http, eventually, form, memory
 
 EMPTY_REPORT = b'{"attempts":0,"failures":0,"pending":0,"canonicals":0,"notregistered":0}'
 
@@ -375,6 +377,79 @@ def test_connections_over_the_cap_are_turned_away_and_the_rest_served(start):
             return False
 
     eventually(served)
+
+
+def threads(server):
+    return len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+
+
+@pytest.mark.slow
+def test_thousands_of_resets_and_silent_clients(start, sandbox):
+    """Each costs a thread at most, and for a bounded time; those who have something to say are served all along."""
+    server = start("--max-connections", "200", "--head-timeout", "1", "--idle-timeout", "1")
+    server.send(["warm"])
+    before, memory_before = threads(server), memory(server.group())
+    for n in range(5000):
+        rude = socket.create_connection(("127.0.0.1", server.port))
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        if n % 2:
+            rude.send(b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\ntok")
+        rude.close()
+    silent = []
+    for _ in range(2000):
+        silent.append(socket.create_connection(("127.0.0.1", server.port)))
+        assert threads(server) <= before + 200
+    eventually(lambda: accepted(server, "after"))
+    for each in silent:
+        each.close()
+    eventually(lambda: threads(server) <= before + 10)
+    assert memory(server.group()) < memory_before + 20
+    assert not server.find("Traceback") and server.settled()["attempts"] == 2
+    assert set(sandbox.received()["delivered"]) == {"warm", "after"}
+
+
+def test_a_client_that_does_not_read_is_let_go(start):
+    server = start("--head-timeout", "1", "--idle-timeout", "1")
+    before = threads(server)
+    for part in range(3):  # 9 MB: more than the sockets' buffers hold
+        server.send([f"gone-{part}-{n}-{'x' * 3000}" for n in range(1000)])
+    server.settled()
+    deaf = socket.create_connection(("127.0.0.1", server.port))
+    deaf.sendall(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    eventually(lambda: threads(server) <= before + 1)  # the queue has one, too, from its first message
+    assert deaf.recv(12) == b"HTTP/1.1 200", "it was being answered"
+    assert server.http().ask("GET", "/gcm/report")[0] == 200
+
+
+def accepted(server, token):
+    """Whether a message was taken, of a client that may be turned away."""
+    try:
+        return server.http().ask("POST", "/gcm/send", form([token]), FORM)[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_half_closed_client_gets_its_answer(raw):
+    raw.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n")
+    raw.sock.shutdown(socket.SHUT_WR)
+    assert raw.rest().startswith(b"HTTP/1.1 200 ")
+
+
+def test_half_a_request_and_a_half_close_end_at_once(raw):
+    began = time.monotonic()
+    raw.send(post()[:-3])
+    raw.sock.shutdown(socket.SHUT_WR)
+    assert b"200 OK" not in raw.rest() and time.monotonic() - began < 5
+
+
+def test_ten_megabytes_of_separators(start):
+    server = start("--max-body", str(20_000_000))
+    before = memory(server.group())
+    began = time.monotonic()
+    status, _, body = server.http().ask("POST", "/gcm/send", b"&" * 10_000_000, FORM)
+    assert status == 413 and "fields" in json.loads(body)["error"]
+    assert time.monotonic() - began < 5
+    assert memory(server.group()) < before + 60, "the body itself, and not what splitting it would make"
 
 
 def test_a_reader_who_goes_away_loses_nothing(server):

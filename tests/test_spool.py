@@ -344,11 +344,36 @@ def test_a_claim_that_comes_late_takes_nothing():
     assert set(claim(state, batch=1003)) == {(3, 0)}
 
 
-def test_a_clock_set_back_does_not_delay_for_ever():
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("since", [0.0, DAY / 2], ids=["just now", "half a day after the last message"])
+def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     state = new_state()
-    state.accept([new_job(1, ["a"], now=1e6, life=1e9)])
-    state.clamp(1000.0)
-    assert list(claim(state, now=1000.0 + 3600 + 110)) == [(1, 0)]
+    minted = int(1e6 * 10 * DAY)
+    state.accept([new_job(minted + n, ["a"], now=10 * DAY, life=1e9) for n in range(4)])
+    now = 10 * DAY + since
+    later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
+    for place in list(claim(state, now=now))[:2]:
+        state.settle(1, [Result("gcm", *place, 1, later)], now)
+    state.release(1)
+    if restarted:
+        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+        state.begin(2)
+        state.start(now - DAY, first=True)
+    generation = 2 if restarted else 1
+    at_once = {job - minted for job, _ in claim(state, generation, now=now - DAY)}
+    assert at_once >= {2, 3}, "fresh ones are due at once"
+    soon = {job - minted for job, _ in claim(state, generation, now=now - DAY + 40)}
+    assert at_once | soon == {0, 1, 2, 3}, "and the others soon"
+
+
+def test_a_clock_set_forward_sends_what_has_not_expired():
+    state = new_state()
+    state.accept([new_job(1, ["a"], life=2 * DAY), new_job(2, ["b"], life=DAY)])
+    assert list(claim(state, now=1000.0 + DAY)) == [(1, 0)]
+    assert state.snapshot().counters["failures"] == 1
 
 
 def test_all_is_there_after_a_crash(tmp_path):

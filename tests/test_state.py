@@ -47,7 +47,7 @@ def process(context, tmp_path):
     address = str(tmp_path / "socket")
     child = context.Process(
         target=state.main,
-        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, theirs),
+        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, True, theirs),
     )
     child.start()
     theirs.close()
