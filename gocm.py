@@ -19,10 +19,10 @@ Try it, with no Google account (`gocm.py --sandbox` pretends one):
     curl localhost:5601/gcm/report
 
 To read the code, take gocm_lib in the order of its imports: settings, log, child; job, outcome, gcm, fcm: what a
-message is and what becomes of it, pure; credentials, wire, upstream: how one reaches Google; limits, poison: what is
-too much, and which message makes senders die; spool, report, database, client, state: what is on disk and who may
-change it; sender; intake, feeder; request, pages, server: the HTTP front; pretend, sandbox: Google played by ourselves;
-supervisor: who starts and watches whom; cli.
+message is and what becomes of it, pure; credentials, wire, upstream: how one reaches Google; limits, poison, traffic:
+what is too much, which message makes senders die, how fast an upstream may be sent to; spool, report, database, client,
+state: what is on disk and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; pretend,
+sandbox: Google played by ourselves; supervisor: who starts and watches whom; cli.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

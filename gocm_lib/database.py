@@ -152,6 +152,11 @@ def _guard(path: str) -> None:
     sys.addaudithook(refuse)
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether a statement failed because the disk is full."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
 def usage(db: sqlite3.Connection) -> tuple[int, int]:
     """Bytes of the spool that hold something, and bytes in its file that are free to be used again."""
     [[size]], [[pages]], [[unused]] = (

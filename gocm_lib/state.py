@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
-from gocm_lib.database import Room, SpoolError, open_spool, shrink, usage
-from gocm_lib.job import Job, Slice, format_id
+from gocm_lib.database import Room, SpoolError, is_full, open_spool, shrink, usage
+from gocm_lib.job import Job, Slice
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
@@ -37,23 +37,19 @@ from gocm_lib.outcome import (
     Policy,
     Result,
     Verdict,
-    advance,
     next_step,
-    pause,
-    slow_down,
-    spend,
     start_pace,
-    until_credit,
 )
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Spool
+from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
-PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 
 HOUSEKEEPING = 1.0  # seconds between two looks at what has grown too old
+REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 
 
@@ -87,22 +83,20 @@ class State:
         self.room = room
         self.policy = policy
         self.keeping = keeping
-        self.paces = dict(paces)
         self.draw = draw
+        self.traffic = Traffic(paces)
         self.spool = Spool(db)
         self.report = RunReport(db, keeping.max_report)
         self.drain = Drain(0.0, 0.0)
-        self.refusing = 0  # the status with which messages are refused at present, 0 when they are not
+        self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
         self.tidied = 0.0  # when we last kept house
         self.deaths: deque[float] = deque(maxlen=FATAL)  # when senders died, but for those that a lone suspect ended
         self.accused: defaultdict[int, dict[str, int]] = defaultdict(dict)  # by generation and sender: tokens buried
         self.generation = 0  # the newest; older ones claim nothing more
         self.batches: dict[int, int] = {}  # the last batch each generation was given
-        self.pauses: dict[str, Pause] = {}
-        self.condemned: dict[
-            int, tuple[str, int]
-        ] = {}  # jobs whose first answers found the message bad: why, how often
+        # Jobs whose first answers found the message bad: why, and how often.
+        self.condemned: dict[int, tuple[str, int]] = {}
         self.changed = threading.Condition(threading.Lock())
 
     @contextmanager
@@ -125,10 +119,11 @@ class State:
                 with self._transaction():
                     refused = self._accept(jobs)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                if not is_full(error):
                     raise
                 refused = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
-            self._note_refusals(len(jobs), refused)
+            if refused:
+                self._note_refusal(next(iter(refused.values())), jobs[0].accepted_at)
             self.changed.notify_all()
         return refused
 
@@ -138,22 +133,18 @@ class State:
         used, unused = usage(self.db)
         free = self.room.free() + unused
         for job in jobs:
-            now_used = Usage(self.spool.tally["tokens"], used, free)
-            no = refuse(len(job.tokens), now_used, self.keeping.limits, rate)
+            so_far = Usage(self.spool.tally["tokens"], used, free)
+            no = refuse(len(job.tokens), so_far, self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
                 self.spool.accept(job)
             else:
                 refused[job.id] = no
         return refused
 
-    def _note_refusals(self, asked: int, refused: Mapping[int, Refused]) -> None:
-        """Say in the log when messages begin to be refused, and when no more."""
-        status = next(iter(refused.values())).status if refused else 0
-        if status and status != self.refusing:
-            log.logger.warning("messages are refused: %s", next(iter(refused.values())).reason)
-        elif self.refusing and not refused:
-            log.logger.warning("messages are taken again")
-        self.refusing = status
+    def _note_refusal(self, refused: Refused, now: float) -> None:
+        if not 0 <= now - self.refused_at < REFUSALS_NOTED:
+            self.refused_at = now
+            log.logger.warning("messages are refused: %s", refused.reason)
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
@@ -174,7 +165,7 @@ class State:
         started = time.monotonic()
         with self.changed:
             self._keep_house(now)
-            known = dict(self.pauses)
+            known = dict(self.traffic.pauses)
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
@@ -184,12 +175,12 @@ class State:
                 slices: list[Slice] = []
                 idle = wait - waited
                 for upstream, since in ready.items():
-                    self._end_pause(upstream, since, now + waited)
+                    self.traffic.end_pause(upstream, since, now + waited)
                     found, rest = self._claim(generation, batch, room, upstream, now + waited)
                     slices += found
                     idle = min(idle, rest)
-                if slices or waited >= wait or self.pauses != known:
-                    return slices, dict(self.pauses)
+                if slices or waited >= wait or self.traffic.pauses != known:
+                    return slices, dict(self.traffic.pauses)
                 self.changed.wait(max(0.001, idle))
 
     def _keep_house(self, now: float) -> None:
@@ -201,6 +192,13 @@ class State:
         if now < self.tidied + HOUSEKEEPING:
             return
         self.tidied = now
+        try:
+            self._tidy(now)
+        except sqlite3.OperationalError as error:
+            if not is_full(error):
+                raise  # else: what cannot be tidied now can be later, and must not keep anybody from sending
+
+    def _tidy(self, now: float) -> None:
         if not self.spool.tally["tokens"]:
             shrink(self.db)
         self.room.keep_reserve(self.keeping.limits.free_disk)
@@ -209,14 +207,6 @@ class State:
                 dropped = self.spool.prune(now - self.keeping.dead_age, self.keeping.max_dead)
             if dropped:
                 log.logger.warning("%d failed tokens are forgotten: there are more than --max-dead", dropped)
-
-    def _end_pause(self, upstream: str, since: float, now: float) -> None:
-        """Let a paused upstream be probed at once if its credential is newer than that, or the clock went back."""
-        paused = self.pauses.get(upstream)
-        if paused and not paused.probing and paused.began < since and paused.reason.startswith("HTTP 401"):
-            self.pauses[upstream] = paused._replace(until=now)
-        elif paused and paused.until > now + max(paused.delay, PROBE_WAIT):
-            self.pauses[upstream] = paused._replace(began=now, until=now)
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:
@@ -228,25 +218,19 @@ class State:
         free = room - self.spool.in_hand[generation]
         if free <= 0:
             return [], 60.0
-        paused = self.pauses.get(upstream)
-        if paused and now < paused.until:
-            return [], paused.until - now
+        allowed, rest = self.traffic.allow(upstream, now)
+        if not allowed:
+            return [], rest
         due = self.spool.next_due(upstream)
         if due is None or due > now:
             return [], 60.0 if due is None else due - now
-        pace = self.paces[upstream] = advance(self.paces[upstream], now)
-        if pace.credit < 1:
-            return [], until_credit(pace)
         with self._transaction():
-            limit = 1 if paused else min(free, int(pace.credit))
-            slices, expired = self.spool.claim(generation, batch, upstream, limit, now)
+            slices, expired = self.spool.claim(generation, batch, upstream, min(free, allowed), now)
             self.report.count({"failures": len(expired)})
         taken = sum(len(part.tokens) for part in slices)
-        self.paces[upstream] = spend(pace, taken)
+        self.traffic.sent(upstream, taken, now)
         if taken:
             self.batches[generation] = batch
-            if paused:
-                self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probing=True)
         self._log_ends([("too old", token) for token in expired])
         return slices, 0.0
 
@@ -256,7 +240,7 @@ class State:
             counts: Counter[str] = Counter()
             ends: list[tuple[str, str]] = []
             for result in results:
-                self._judge_upstream(result, now)
+                self.traffic.judge(result, now)
             tokens = self.spool.tally["tokens"]
             with self._transaction():
                 settled = [r for r in results if self._settle(generation, r, now, counts, ends)]
@@ -284,7 +268,7 @@ class State:
         if step.action is Action.RETURN:
             # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
             # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
-            paused = self.pauses.get(result.upstream)
+            paused = self.traffic.pauses.get(result.upstream)
             again = max(now, paused.until) + 0.1 + min(max(0.0, now - accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(generation, job, n, result.attempt - 1, again)
             return True
@@ -328,36 +312,6 @@ class State:
             self.spool.find_sound(job)
         for job in {result.job for result in results}.difference(left):
             self.condemned.pop(job, None)
-
-    def _judge_upstream(self, result: Result, now: float) -> None:
-        if result.outcome.slows:
-            pace = self.paces[result.upstream]
-            self.paces[result.upstream] = slower = slow_down(advance(pace, now), now)
-            if slower.slowed_at != pace.slowed_at:
-                log.logger.warning(
-                    "upstream %s says %s: slowing down to %.0f/s", result.upstream, result.outcome.reason, slower.rate
-                )
-        known = self.pauses.get(result.upstream)
-        if result.outcome.verdict in BLAMES_UPSTREAM:
-            paused = pause(known, result.outcome, now)
-            if paused != known:
-                log.logger.warning(
-                    "upstream %s is paused for %.0f s: %s; its messages are kept (job %s)",
-                    result.upstream,
-                    paused.delay,
-                    paused.reason,
-                    format_id(result.job),
-                )
-            self.pauses[result.upstream] = paused
-        elif known and (result.outcome.verdict is Verdict.RETURNED or (now < known.until and not known.probing)):
-            pass  # of a request from before the pause: the probe will tell
-        elif known and not result.outcome.answered:
-            # Connected, and no answer: that proves nothing. The pause goes on, and then another token is tried.
-            self.pauses[result.upstream] = known._replace(until=now + known.delay, probing=False)
-        elif known:
-            del self.pauses[result.upstream]
-            self.paces[result.upstream] = start_pace(self.paces[result.upstream].limit, now)
-            log.logger.warning("upstream %s answers again", result.upstream)
 
     @staticmethod
     def _log_ends(ends: list[tuple[str, str]]) -> None:
@@ -430,7 +384,7 @@ class State:
             log.logger.warning("the clock was set back by %.0f s", by)
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
         with self._transaction():
-            for upstream in self.paces:
+            for upstream in self.traffic.paces:
                 self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
 
     def close(self) -> None:
@@ -468,7 +422,7 @@ class _Edge:
                 try:
                     return verb(*arguments)
                 except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL or not room.use_reserve():
+                    if not (is_full(error) and room.use_reserve()):
                         raise
                     log.logger.warning("the disk is full: going on in the spool's reserve")
                     return verb(*arguments)

@@ -13,8 +13,8 @@ from gocm_lib import pretend, server, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
-    "settings log child job outcome gcm fcm credentials wire upstream limits poison spool report database client state "
-    "sender intake feeder request pages server pretend sandbox supervisor cli".split()
+    "settings log child job outcome gcm fcm credentials wire upstream limits poison traffic spool report database "
+    "client state sender intake feeder request pages server pretend sandbox supervisor cli".split()
 )
 PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages"}
 EDGE = {

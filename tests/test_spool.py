@@ -38,7 +38,7 @@ batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    slices, _ = state.claim(generation, batch or next(batches), room, dict.fromkeys(state.paces, 0.0), now, 0.0)
+    slices, _ = state.claim(generation, batch or next(batches), room, dict.fromkeys(state.traffic.paces, 0.0), now, 0.0)
     return {(s.job, t.n): t for s in slices for t in s.tokens}
 
 
@@ -103,7 +103,7 @@ class Model(RuleBasedStateMachine):
         generation, attempt = self.held.get(place, (self.generation, 1))
         results = [Result("gcm", *place, attempt, outcome)] * (1 + twice)
         self.state.settle(generation + by, results, self.now)
-        self.state.pauses.clear()
+        self.state.traffic.pauses.clear()
         if by or place not in self.held:
             return
         del self.held[place]
