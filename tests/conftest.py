@@ -99,11 +99,11 @@ class Program:
 
     def group(self):
         """Process ids of all that belongs to it."""
-        found = {
-            int(stat.parts[2]): stat.read_text().rpartition(")")[2].split()
-            for stat in Path("/proc").glob("[0-9]*/stat")
-        }
-        return [pid for pid, words in found.items() if int(words[2]) == self.process.pid]
+        found = []
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                found += [pid] if os.getpgid(pid) == self.process.pid else []
+        return found
 
     def kill_group(self):
         with contextlib.suppress(ProcessLookupError):

@@ -50,6 +50,16 @@ def test_suspects_fly_in_small_company_and_each_gets_its_turn(suspects, steps, o
 
 
 @short
+def test_a_hundred_suspects_fly_thirty_two_at_a_time():
+    quarantine = Quarantine()
+    for job in range(100):
+        quarantine.hold(part(job, 1), job)
+    assert quarantine.admit(500) == list(range(COMPANY)) and quarantine.admit(500) == []
+    quarantine.land(part(5, 1))
+    assert quarantine.admit(500) == [COMPANY] and not quarantine.grounds_others
+
+
+@short
 def test_an_upstream_s_suspects_can_be_given_up():
     quarantine = Quarantine()
     for job, name in enumerate(["gcm", "fcm", "gcm"]):

@@ -167,20 +167,39 @@ def test_a_batch_given_again_waits_for_a_credential_that_has_run_out(process, co
 # ------------------------------------------------------------------------------------------------------- the file
 
 
-def refused(path):
-    before = path.read_bytes()
-    with pytest.raises(database.SpoolError) as caught:
-        database.open_spool(str(path))
-    assert path.read_bytes() == before, "it must be left as it was"
-    assert str(path) in str(caught.value)
-    return caught.value.code
+# In processes of their own: one that has opened a spool may not touch its files any more.
 
 
-def made(path):
-    db, held = database.open_spool(str(path))
+def elsewhere(function, path):
+    """What the function makes of the path in another process."""
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        return pool.apply(function, (str(path),))
+
+
+def _open(path):
+    """Why a spool cannot be opened, and the exit code for that; ("", 0) when it can."""
+    try:
+        db, held = database.open_spool(path)
+    except database.SpoolError as error:
+        return str(error), error.code
     db.close()
     os.close(held)
-    return path
+    return "", 0
+
+
+def _fill(path):
+    state = new_state(path)
+    state.accept([new_job(n, ["x" * 500] * 5) for n in range(1, 200)])
+    state.close()
+
+
+def refused(path):
+    """The exit code with which a spool is refused, and left as it was."""
+    before = path.read_bytes()
+    reason, code = elsewhere(_open, path)
+    assert path.read_bytes() == before, "it must be left as it was"
+    assert str(path) in reason
+    return code
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all", b"SQLite format 3\0", b"\0" * 5000])
@@ -197,7 +216,8 @@ def test_another_program_s_database_is_refused(tmp_path):
 
 
 def test_a_newer_spool_is_refused(tmp_path):
-    path = made(tmp_path / "s.db")
+    path = tmp_path / "s.db"
+    assert elsewhere(_open, path) == ("", 0)
     raw = bytearray(path.read_bytes())
     raw[60:64] = struct.pack(">I", database.SCHEMA_VERSION + 1)
     path.write_bytes(raw)
@@ -206,25 +226,12 @@ def test_a_newer_spool_is_refused(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten"])
 def test_a_damaged_spool_is_refused(tmp_path, damage):
-    one = new_state(tmp_path / "s.db")
-    one.accept([new_job(n, ["x" * 500] * 5) for n in range(1, 200)])
-    one.close()
     path = tmp_path / "s.db"
+    elsewhere(_fill, path)
     raw = path.read_bytes()
     middle = len(raw) // 2 // 4096 * 4096
     path.write_bytes(raw[:middle] if damage == "truncated" else raw[:middle] + b"\xaa" * 8192 + raw[middle + 8192 :])
-    # One process may not open it twice (the lock is the first's still), another may.
-    context = multiprocessing.get_context("forkserver")
-    os.unlink(str(path) + ".lock")
-    with context.Pool(1) as pool:
-        assert pool.apply(_open, (str(path),)) == Exit.SPOOL_DAMAGED
-
-
-def _open(path):
-    try:
-        database.open_spool(path)
-    except database.SpoolError as error:
-        return error.code
+    assert refused(path) == Exit.SPOOL_DAMAGED
 
 
 def test_a_spool_that_cannot_be_written_is_refused():
@@ -235,16 +242,14 @@ def test_a_spool_that_cannot_be_written_is_refused():
 
 def test_a_spool_in_use_is_refused(tmp_path):
     db, held = database.open_spool(str(tmp_path / "s.db"))
-    with pytest.raises(database.SpoolError) as caught:
-        database.open_spool(str(tmp_path / "s.db"))
-    assert caught.value.code == Exit.SPOOL_IN_USE
+    assert elsewhere(_open, tmp_path / "s.db")[1] == Exit.SPOOL_IN_USE
     db.close()
     os.close(held)
 
 
 def test_a_creation_that_was_cut_short_is_begun_again(tmp_path):
     (tmp_path / "s.db.new").write_bytes(b"half")
-    made(tmp_path / "s.db")
+    assert elsewhere(_open, tmp_path / "s.db") == ("", 0)
     assert not (tmp_path / "s.db.new").exists()
 
 
