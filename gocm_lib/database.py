@@ -19,6 +19,8 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
+START_PATIENCE, PATIENCE = 30_000, 1000  # milliseconds to wait for a lock that another program holds on the spool
+LOG = 8 * 1024 * 1024  # bytes to which SQLite's log is cut when it is begun anew; it is twice what it needs mostly
 RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
 SHRUNK, WORTH_SHRINKING = 4 * 1024 * 1024, 8 * 1024 * 1024  # bytes
 
@@ -92,6 +94,8 @@ def _connect(path: str) -> sqlite3.Connection:
         if path == ":memory:":
             _lay_out(db)
             return db
+        # Patient while we start: somebody who looks into the spool may have locked it for a moment.
+        db.execute(f"PRAGMA busy_timeout = {START_PATIENCE}")
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("quick_check found damage")
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
@@ -99,12 +103,12 @@ def _connect(path: str) -> sqlite3.Connection:
         # FULL fsyncs the log at each commit. NORMAL does not, and loses acknowledged commits at a power cut.
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 1000")
-        db.execute("PRAGMA journal_size_limit = 8388608")
+        db.execute(f"PRAGMA journal_size_limit = {LOG}")
         db.execute("PRAGMA temp_store = MEMORY")
-        # Somebody who looks into the spool may lock it for a moment. Longer, and our callers are told to come again.
-        db.execute("PRAGMA busy_timeout = 1000")
         # Written although nothing changes: better to find out now than with the first message that this cannot be done.
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the log may hold all the room that is left
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
     except sqlite3.OperationalError as error:
         db.close()
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
@@ -181,6 +185,7 @@ class Room:
     def __init__(self, path: str) -> None:
         self._directory = "" if path == ":memory:" else os.path.dirname(os.path.abspath(path))
         self._reserve = path + ".reserve"
+        self._log = path + "-wal"
 
     def free(self) -> int:
         """Bytes that are free on the disk beyond the reserve; below 0 while there is no room for that."""
@@ -200,6 +205,13 @@ class Room:
             os.unlink(self._reserve)
         finally:
             os.close(descriptor)
+
+    def overlong_log(self) -> int:
+        """By how many bytes SQLite's log is longer than it should be: it grows while somebody reads in the spool."""
+        try:
+            return max(0, os.stat(self._log).st_size - LOG) if self._directory else 0
+        except FileNotFoundError:
+            return 0
 
     def use_reserve(self) -> bool:
         """Give the reserve's room to the spool; whether there was one."""

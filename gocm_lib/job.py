@@ -77,6 +77,11 @@ class Slice(NamedTuple):
     authorization: str = ""
 
 
+def disk_size(job: Job) -> int:
+    """About how many bytes a job takes on the disk: its message, and for each token a row and its place in an index."""
+    return len(job.message) + sum(map(len, job.tokens)) + 150 * (len(job.tokens) + 1)
+
+
 def format_id(job_id: int) -> str:
     """A job id as users see it: 16 hexadecimal digits, in the order of acceptance."""
     return f"{job_id:016x}"

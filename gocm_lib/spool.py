@@ -93,7 +93,8 @@ SELECT {_COLUMNS} FROM token INDEXED BY token_claimed JOIN job ON job.id = token
 WHERE token.generation > 0 AND token.generation = ? AND token.batch = ?
 ORDER BY token.job, token.n
 """
-PRUNED = 1000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
+POISONED = f"its sender died {FATAL} times"  # why a token is dead
+PRUNED = 5000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
 RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
 
 
@@ -241,28 +242,37 @@ class Spool:
             self.tally["jobs"] -= closed.rowcount
         return left
 
-    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[str], int]:
+    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[str], int, int]:
         """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
-        which it is one too many are buried, or with `spare` left as they are: the tokens buried, and how many were
-        spared.
+        which it is one too many are buried, or with `spare` left as they are. When it is not the first of a job, it is
+        the message: all of the job is buried. The tokens buried; how many were spared; how many of the buried ones
+        had been in the air for the first time.
         """
-        doomed: list[tuple[int, int, str, int]] = []
+        doomed: list[tuple[int, int, str, int, bool]] = []
         for job, low, high in flights:
             rows = self.db.execute(
                 "SELECT n, token, attempts, deaths FROM token WHERE job = ? AND n BETWEEN ? AND ? AND generation = ?",
                 (job, low, high, generation),
             ).fetchall()
-            doomed += [(job, n, token, attempts) for n, token, attempts, deaths in rows if deaths + 1 >= FATAL]
+            doomed += [(job, n, token, tries, True) for n, token, tries, deaths in rows if deaths + 1 >= FATAL]
             self.db.executemany(
                 "UPDATE token SET deaths = deaths + 1 WHERE job = ? AND n = ?",
                 [(job, n) for n, _, _, deaths in rows if deaths + 1 < FATAL],
             )
         if spare:
-            return [], len(doomed)
-        for job, n, _, attempts in doomed:
-            self.bury(generation, job, n, attempts + 1, attempts, f"its sender died {FATAL} times", now)
-        self.finish({job for job, *_ in doomed})
-        return [token for _, _, token, _ in doomed], 0
+            return [], len(doomed), 0
+        for job in {row[0] for row in doomed}:
+            if self.db.execute("SELECT 1 FROM dead WHERE job = ? AND reason = ?", (job, POISONED)).fetchone():
+                known = {row[1] for row in doomed if row[0] == job}
+                rows = self.db.execute(
+                    "SELECT n, token, attempts FROM token WHERE job = ? AND generation IN (0, ?)", (job, generation)
+                ).fetchall()
+                doomed += [(job, n, token, tries, False) for n, token, tries in rows if n not in known]
+        for job, n, _, tries, _ in doomed:
+            [[holder]] = self.db.execute("SELECT generation FROM token WHERE job = ? AND n = ?", (job, n))
+            self.bury(holder, job, n, tries + 1, tries, POISONED, now)
+        self.finish({row[0] for row in doomed})
+        return [row[2] for row in doomed], 0, sum(aloft and tries == 0 for _, _, _, tries, aloft in doomed)
 
     def prune(self, before: float, most: int) -> int:
         """Forget the dead that died before a time, and the oldest if there are more than `most`, up to PRUNED of them,
@@ -326,6 +336,15 @@ class Spool:
         ).rowcount
         self.tally["tokens"] -= gone
         return gone
+
+    def last_accepted(self) -> float:
+        """When the last job was accepted, as the clock said then; 0 when there is none."""
+        row = self.db.execute("SELECT accepted_at FROM job ORDER BY id DESC LIMIT 1").fetchone()
+        return row[0] if row else 0.0
+
+    def accepted_by(self, now: float) -> None:
+        """Let no job be accepted later than now."""
+        self.db.execute("UPDATE job SET accepted_at = ? WHERE accepted_at > ?", (now, now))
 
     def last_job(self) -> int:
         """The highest job id there is, 0 when there is none."""

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
 from gocm_lib.database import Room, SpoolError, is_full, open_spool, shrink, usage
-from gocm_lib.job import Job, Slice
+from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
@@ -101,7 +101,7 @@ class State:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        before = self.spool.tally.copy(), self.spool.in_hand.copy(), self.report.lengths.copy()
+        before = self.spool.tally.copy(), self.spool.in_hand.copy(), self.report.lengths.copy(), self.condemned.copy()
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -109,7 +109,7 @@ class State:
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            self.spool.tally, self.spool.in_hand, self.report.lengths = before
+            self.spool.tally, self.spool.in_hand, self.report.lengths, self.condemned = before
             raise
 
     def accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
@@ -121,6 +121,7 @@ class State:
             except sqlite3.OperationalError as error:
                 if not is_full(error):
                     raise
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # it may be the log that fills it
                 refused = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
             if refused:
                 self._note_refusal(next(iter(refused.values())), jobs[0].accepted_at)
@@ -131,12 +132,14 @@ class State:
         refused: dict[int, Refused] = {}
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
         used, unused = usage(self.db)
+        used += self.room.overlong_log()
         free = self.room.free() + unused
         for job in jobs:
             so_far = Usage(self.spool.tally["tokens"], used, free)
             no = refuse(len(job.tokens), so_far, self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
                 self.spool.accept(job)
+                used, free = used + disk_size(job), free - disk_size(job)
             else:
                 refused[job.id] = no
         return refused
@@ -206,7 +209,7 @@ class State:
             with self._transaction():
                 dropped = self.spool.prune(now - self.keeping.dead_age, self.keeping.max_dead)
             if dropped:
-                log.logger.warning("%d failed tokens are forgotten: there are more than --max-dead", dropped)
+                log.logger.info("%d failed tokens are forgotten: there are more than --max-dead", dropped)
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:
@@ -330,8 +333,8 @@ class State:
             alone = len(flights) == 1
             with self._transaction():
                 spare = not alone or unrest(self.deaths, now)
-                buried, spared = self.spool.accuse(generation, flights, spare, now)
-                self.report.count({"failures": len(buried)})
+                buried, spared, untried = self.spool.accuse(generation, flights, spare, now)
+                self.report.count({"failures": len(buried), "attempts": untried})
             if not (alone and (buried or spared)):
                 self.deaths.append(now)
             known[sender] = len(buried)
@@ -341,12 +344,24 @@ class State:
     def release(self, generation: int | None) -> int:
         """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
         with self.changed:
+            if generation is not None:
+                # A claim of that generation that comes now was given up long ago by who asked for it.
+                self.generation = max(self.generation, generation + 1)
+                self.accused.pop(generation, None)
             with self._transaction():
                 released = self.spool.release(generation)
-            if generation is not None:
-                self.accused.pop(generation, None)
             self.changed.notify_all()
             return released
+
+    def checkpoint(self) -> None:
+        """Write the log into the spool's file, as far as nobody reads in it, so that it can begin anew."""
+        with self.changed:
+            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def use_reserve(self) -> None:
+        """Go on in the reserve, if it is there."""
+        if self.room.use_reserve():
+            log.logger.warning("the disk is full: going on in the spool's reserve")
 
     def snapshot(self) -> Snapshot:
         with self.changed:
@@ -376,14 +391,15 @@ class State:
             if released:
                 log.logger.info("%d tokens that the last run had in hand are sent again", released)
         with self.changed:
-            # Job ids are the microseconds at which they were minted, so the last one tells what the clock said then.
-            self._set_back(max(0.0, self.spool.last_job() / 1e6 - now), now)
+            self._set_back(max(0.0, self.spool.last_accepted() - now), now)
 
     def _set_back(self, by: float, now: float) -> None:
         if by > CLOCK_STEP:
             log.logger.warning("the clock was set back by %.0f s", by)
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
         with self._transaction():
+            if by > CLOCK_STEP:
+                self.spool.accepted_by(now)  # so that the next start does not take it for set back again
             for upstream in self.traffic.paces:
                 self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
 
@@ -406,36 +422,39 @@ class _Manager(multiprocessing.managers.BaseManager):
 
 
 class _Edge:
-    """The verbs as the Manager's threads call them. A disk that stays full although the reserve was given, and a spool
-    that somebody else has locked, are told to the caller, who may try again. After any other failure nobody knows what
-    the next commit would keep, so the process ends, and the log decides at the next start.
+    """The verbs as the Manager's threads call them. On a full disk SQLite's log is begun anew, which may be all it
+    takes, then the reserve is used. A disk that stays full, and a spool that somebody else has locked, are told to the
+    caller, who may try again. After any other failure nobody knows what the next commit would keep, so the process
+    ends, and the log decides at the next start.
     """
 
     def __init__(self, state: State) -> None:
         for verb in VERBS:
-            setattr(self, verb, self._guard(getattr(state, verb), state.room))
+            setattr(self, verb, self._guard(getattr(state, verb), state))
 
     @staticmethod
-    def _guard(verb: Callable[..., Any], room: Room) -> Callable[..., Any]:
+    def _guard(verb: Callable[..., Any], state: State) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            try:
+            remedies = [state.checkpoint, state.use_reserve]
+            while True:
                 try:
                     return verb(*arguments)
-                except sqlite3.OperationalError as error:
-                    if not (is_full(error) and room.use_reserve()):
+                except Exception as error:
+                    if isinstance(error, sqlite3.Error) and is_full(error) and remedies:
+                        remedies.pop(0)()
+                    elif getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
                         raise
-                    log.logger.warning("the disk is full: going on in the spool's reserve")
-                    return verb(*arguments)
-            except Exception as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
-                    raise
-                log.logger.exception("state failed in %s", verb.__name__)
-                # An fsync that failed once must not be tried again: the kernel has dropped what it could not write,
-                # and would say that all is well. A whole new start reads what is really there.
-                os._exit(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
+                    else:
+                        _give_up(verb.__name__, error)
 
         return call
+
+
+def _give_up(verb: str, error: Exception) -> NoReturn:
+    log.logger.error("state failed in %s", verb, exc_info=error)
+    # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
+    # that all is well. A whole new start reads what is really there.
+    os._exit(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
 
 
 def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:

@@ -102,6 +102,7 @@ class Child:
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=True)
         self.process.start()
+        self.handle = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
         theirs.close()
         log.logger.debug("%s is process %d", name, self.process.pid)
 
@@ -128,10 +129,17 @@ class Child:
             pass  # it has ended; its sentinel tells
 
     def bury(self) -> str:
-        """Reap it; its end in words. Hanging up also ends a child that only seems dead, its forkserver being killed."""
+        """Reap it; its end in words. A child may only seem dead, its forkserver being killed: then it is ended now, or
+        it might keep the spool's lock.
+        """
         self.hear()
         self.process.join()
         self.control.close()
+        if self.handle is not None:
+            with contextlib.suppress(OSError):  # it has ended, as nearly always
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+                wait([self.handle], 1.0)
+            os.close(self.handle)
         return how_it_ended(self.process.exitcode)
 
 
@@ -225,13 +233,14 @@ class Supervisor:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
         settings = self.settings
         self.server = self._bind("--port", Server, settings.host, settings.port)
-        self._start_forkserver()
+        self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
+        self._ensure_forkserver()
         if settings.sandbox:
             self._start_sandbox()
             self._await_ready()
         found, project = credentials.sources(self.settings)
         self.settings = replace(self.settings, fcm_project=project)
-        self._start_state(first=True)
+        self._start_state()
         self._start_generation()
         self._await_ready()
         child.watch_threads()
@@ -250,9 +259,11 @@ class Supervisor:
             log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
         notify(f"READY=1\nSTATUS=listening on {host} port {port}")
 
-    def _start_forkserver(self) -> None:
-        """Before the first thread, and deaf to SIGTERM: with it would die every child's only witness."""
-        self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
+    @staticmethod
+    def _ensure_forkserver() -> None:
+        """Have it run, and deaf to SIGTERM: with it would die every child's only witness. The first time before the
+        first thread; later it is there, unless somebody has killed it.
+        """
         # Blocked, not ignored: it inherits the mask, and a SIGTERM to us meanwhile is kept for us. The resource
         # tracker goes first, because its start unblocks.
         resource_tracker.ensure_running()
@@ -326,6 +337,7 @@ class Supervisor:
     # ----------------------------------------------------------------------------------------------- starting children
 
     def _spawn(self, kind: str, name: str, target: Callable[..., None], *arguments: object) -> Child:
+        self._ensure_forkserver()
         self.children.append(Child(self.context, kind, name, target, self.settings, *arguments))
         return self.children[-1]
 
@@ -339,7 +351,9 @@ class Supervisor:
             log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
         self._spawn("sandbox", "sandbox", sandbox.main, self.sandbox_listener)
 
-    def _start_state(self, first: bool = False) -> None:
+    def _start_state(self) -> None:
+        # Until there is a feeder this run has claimed nothing: what is claimed is the last run's, to be released.
+        first = self.feeder is None
         self._spawn("state", "state", state.main, self.address, self.authkey, first)
 
     def _start_generation(self) -> None:

@@ -352,6 +352,42 @@ def test_another_program_locks_the_spool(start, sandbox):
     assert server.children("state") == [pid], "it was told to come again, and did not die of it"
 
 
+@pytest.mark.slow
+def test_another_program_reads_on_and_on(start, sandbox, machine):
+    """Meanwhile SQLite's log cannot begin anew, and grows until the disk is full; when it is done, all goes on."""
+    machine.set("disk", 24 * MB)
+    server = start("--min-free-disk", "0", environ=machine.environ)
+    server.send(["a"])
+    other = sqlite3.connect(server.spool, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM job").fetchone()
+    accepted, status, _ = fill(server.http(), "t")
+    assert status == 507 and (machine.disk / "gocm.db-wal").stat().st_size > 10 * MB
+    other.close()
+    server.settled()
+    assert set(accepted) <= set(sandbox.received()["delivered"])
+    eventually(lambda: post(server.http(), ["b"])[0] == 200)
+    server.settled()
+    assert server.terminate() == 0
+
+
+def test_another_program_locks_the_spool_while_the_state_process_starts(start, sandbox):
+    server = start()
+    server.send(["a"])
+    server.settled()
+    other = sqlite3.connect(server.spool, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    [pid] = server.children("state")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: server.children("state") not in ([], [pid]))
+    for token in "bcd":
+        assert post(server.http(), [token])[0] == 503
+    other.execute("ROLLBACK")
+    eventually(lambda: post(server.http(), ["e"])[0] == 200)
+    server.settled()
+    assert len(server.find("the state process died")) == 1
+
+
 @pytest.mark.short
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 def test_nobody_but_sqlite_opens_the_spool_in_its_process(tmp_path, suffix):

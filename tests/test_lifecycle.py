@@ -128,6 +128,75 @@ def test_the_state_process_is_killed(start, sandbox):
     check_ledger(server, sandbox, accepted)
 
 
+def test_the_state_process_is_killed_while_it_starts(start, sandbox, tmp_path):
+    """What the last run had in hand is made ready by the next state process, then."""
+    sandbox.mode(silent=True)
+    server = start()
+    server.send(["a", "b"])
+    eventually(lambda: arrived(sandbox))
+    os.kill(server.children("sender.*")[0], signal.SIGKILL)
+    server.logged("sender-2.2 is process")
+    os.kill(server.children("sender-2.*")[0], signal.SIGKILL)  # now they are in the hands of no first generation
+    eventually(lambda: 3 in generations(server))
+    server.kill_group()
+    sandbox.mode(silent=False)
+    again = Program(*server.process.args[2:])
+    try:
+        os.kill(int(again.logged(r"state is process (\d+)")), signal.SIGKILL)
+        again.logged("listens on")
+        eventually(lambda: generations(server) == set())
+    finally:
+        again.kill_group()
+    assert set(sandbox.received()["delivered"]) == {"a", "b"}
+
+
+def generations(server):
+    """Which generations hold tokens in the spool, 0 for none."""
+    with contextlib.closing(sqlite3.connect(server.spool)) as db:
+        return {generation for (generation,) in db.execute("SELECT generation FROM token")}
+
+
+def forkserver_of(server):
+    """The process that the children are forked from: it is ours, and they have its command line."""
+    found = (Path(f"/proc/{pid}") for pid in server.group())
+    parent = str(server.process.pid)
+    ours = [path for path in found if path.joinpath("stat").read_text().rpartition(")")[2].split()[1] == parent]
+    [pid] = [int(path.name) for path in ours if "forkserver" in path.joinpath("cmdline").read_text()]
+    return pid
+
+
+def test_the_forkserver_is_killed_and_the_next_is_deaf_too(start, sandbox):
+    server = start("--senders", "1")
+    forkserver = forkserver_of(server)
+    before = server.children()
+    os.kill(forkserver, signal.SIGKILL)
+    eventually(lambda: len(server.children()) == 2 and not set(server.children()) & set(before))
+    sandbox.mode(latency=2.0)
+    tokens = [f"t{n}" for n in range(8)]
+    eventually(lambda: server.http().ask("GET", "/gcm/report")[0] == 200)
+    for token in tokens:
+        server.send([token])
+    eventually(lambda: sandbox.received()["in_flight"] == 8)
+    os.killpg(server.process.pid, signal.SIGTERM)
+    assert server.wait() == 0
+    check_ledger(start(), sandbox, tokens)
+
+
+def test_a_state_process_that_stands_still_without_its_forkserver_keeps_no_lock(start, sandbox):
+    server = start("--senders", "1")
+    [state] = server.children("state")
+    forkserver = forkserver_of(server)
+    stand_still(state)
+    os.kill(forkserver, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{state}").exists())
+    eventually(lambda: accepts(server, "a"))
+    server.settled()
+
+
+def accepts(server, token):
+    return server.http().ask("POST", "/gcm/send", f"tokens={token}&payload={{}}", FORM)[0] == 200
+
+
 @pytest.mark.slow
 def test_the_state_process_is_killed_ten_times(start, sandbox):
     """So often that its restarts are slowed down: some messages are refused meanwhile, and none is lost."""

@@ -200,6 +200,29 @@ def test_two_poisonous_tokens_do_not_shield_each_other():
 
 
 @short
+def test_a_message_with_two_poisonous_tokens_is_buried_whole():
+    """Else each of its thousands of tokens would cost a sender, or three."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(1000)]), new_job(2, ["innocent"])])
+    now, generation, buried = 1000.0, 0, []
+    while len(buried) < 2:
+        generation, now = generation + 1, now + 20.0
+        take(state, generation)
+        waiting = sorted(deaths(state))
+        if count := die(state, generation, [Aloft(1, waiting[0][1], waiting[0][1])], now):
+            buried.append(count)
+    assert buried == [1, 999] and generation == 2 * FATAL
+    assert list(deaths(state)) == [(2, 0)] and state.snapshot().pending == 1
+    assert state.snapshot().counters == {
+        "attempts": 2,
+        "failures": 1000,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
+
+
+@short
 def test_delivered_before_the_death_was_told():
     state = new_state()
     state.accept([new_job(1, ["a", "b"])])
@@ -243,7 +266,7 @@ def test_a_message_that_kills_its_sender_is_buried_after_three_deaths(start, ups
     for token in [*innocent[:100], "poison", *innocent[100:]]:
         server.send([token])
     report = server.settled()
-    assert report == {"attempts": 200, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 0}
+    assert report == {"attempts": 201, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 0}
     assert seen.count("poison") == FATAL
     assert set(seen) == {"poison", *innocent}
     assert server.logged("not delivered: its senders died: 1 tokens")

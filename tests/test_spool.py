@@ -12,7 +12,7 @@ from gocm_lib import database
 from gocm_lib.database import Room
 from gocm_lib.job import Job
 from gocm_lib.limits import Limits
-from gocm_lib.outcome import DELIVERED, Outcome, Policy, Result, Verdict, start_pace
+from gocm_lib.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Policy, Result, Verdict, start_pace
 from gocm_lib.state import Keeping, State
 
 pytestmark = pytest.mark.short
@@ -344,6 +344,44 @@ def test_a_claim_that_comes_late_takes_nothing():
     assert set(claim(state, batch=1003)) == {(3, 0)}
 
 
+def test_a_release_ends_the_claims_of_its_generation():
+    """One may still come: of a feeder that gave up waiting for this process while it stood still."""
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    claim(state)
+    assert state.release(1) == 1
+    assert claim(state, 1) == {} and list(claim(state, 2)) == [(1, 0)]
+
+
+def test_a_failed_commit_is_no_answer():
+    """It is settled again, and what was heard once counts once."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    [place] = claim(state, room=1)
+    state.db.execute("CREATE TEMP TRIGGER full AFTER DELETE ON main.token BEGIN SELECT raise(ABORT, 'no'); END")
+    for _ in range(FIRST_ANSWERS):
+        with pytest.raises(sqlite3.IntegrityError):
+            state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    state.db.execute("DROP TRIGGER full")
+    state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    assert state.snapshot().counters["failures"] == 1 and state.spool.tally["tokens"] == 49
+
+
+def test_a_clock_that_was_set_back_is_told_once():
+    state = new_state()
+    state.accept([new_job(1, ["a"], now=10 * DAY, life=1e9)])
+    state.start(9 * DAY, first=True)
+    later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
+    state.settle(1, [Result("gcm", *place, 1, later) for place in claim(state, now=9 * DAY)], 9 * DAY)
+    due = state.spool.next_due("gcm")
+    assert due >= 9 * DAY + 30
+    for _ in range(3):
+        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"))
+        state.start(9 * DAY + 1, first=True)
+        assert state.spool.next_due("gcm") == due, "at the next starts it is due as it was told"
+
+
 DAY = 86400.0
 
 
@@ -360,12 +398,11 @@ def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     state.release(1)
     if restarted:
         state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
-        state.begin(2)
         state.start(now - DAY, first=True)
-    generation = 2 if restarted else 1
-    at_once = {job - minted for job, _ in claim(state, generation, now=now - DAY)}
+    state.begin(2)
+    at_once = {job - minted for job, _ in claim(state, 2, now=now - DAY)}
     assert at_once >= {2, 3}, "fresh ones are due at once"
-    soon = {job - minted for job, _ in claim(state, generation, now=now - DAY + 40)}
+    soon = {job - minted for job, _ in claim(state, 2, now=now - DAY + 40)}
     assert at_once | soon == {0, 1, 2, 3}, "and the others soon"
 
 
