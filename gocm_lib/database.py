@@ -106,7 +106,7 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute(f"PRAGMA journal_size_limit = {LOG}")
         db.execute("PRAGMA temp_store = MEMORY")
         # Written although nothing changes: better to find out now than with the first message that this cannot be done.
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # the log may hold all the room that is left
+        checkpoint(db)  # the log may hold all the room that is left
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
     except sqlite3.OperationalError as error:
@@ -167,6 +167,15 @@ def usage(db: sqlite3.Connection) -> tuple[int, int]:
         db.execute(f"PRAGMA {count}") for count in ("page_size", "page_count", "freelist_count")
     )
     return size * (pages - unused), size * unused
+
+
+def checkpoint(db: sqlite3.Connection) -> None:
+    """Write the log into the spool's file, as far as nobody reads in it and there is room, so that it begins anew."""
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.OperationalError as error:
+        if not is_full(error):
+            raise
 
 
 def shrink(db: sqlite3.Connection) -> None:

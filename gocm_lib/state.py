@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
-from gocm_lib.database import Room, SpoolError, is_full, open_spool, shrink, usage
+from gocm_lib.database import Room, SpoolError, checkpoint, is_full, open_spool, shrink, usage
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
@@ -121,7 +121,7 @@ class State:
             except sqlite3.OperationalError as error:
                 if not is_full(error):
                     raise
-                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # it may be the log that fills it
+                checkpoint(self.db)  # it may be the log that fills it
                 refused = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
             if refused:
                 self._note_refusal(next(iter(refused.values())), jobs[0].accepted_at)
@@ -354,9 +354,9 @@ class State:
             return released
 
     def checkpoint(self) -> None:
-        """Write the log into the spool's file, as far as nobody reads in it, so that it can begin anew."""
+        """Let SQLite's log begin anew, if nobody reads in it."""
         with self.changed:
-            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            checkpoint(self.db)
 
     def use_reserve(self) -> None:
         """Go on in the reserve, if it is there."""
