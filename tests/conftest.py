@@ -48,6 +48,9 @@ def memory(pids):
     return sum(int(row[1]) for row in rows if row[0] == "Pss:") / 1024
 
 
+STARTED = []  # every Program, so that none outlives the tests, however they end
+
+
 class Program:
     """A GoCM command as a process in a group of its own; its log is read while it runs. `files` is its ulimit -n."""
 
@@ -64,6 +67,7 @@ class Program:
             preexec_fn=limit,
             env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, **(environ or {})},
         )
+        STARTED.append(self)
         self.lines = []
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
@@ -290,6 +294,11 @@ def upstream():
     yield make
     for each in made:
         each.listener.close()
+
+
+def pytest_sessionfinish():
+    for program in STARTED:
+        program.kill_group()
 
 
 def pytest_configure(config):
