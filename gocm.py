@@ -22,7 +22,7 @@ To read the code, take gocm_lib in the order of its imports: settings, log, chil
 message is and what becomes of it, pure; credentials, wire, upstream: how one reaches Google; limits, poison, traffic:
 what is too much, which message makes senders die, how fast an upstream may be sent to; spool, report, database, client,
 state: what is on disk and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; pretend,
-sandbox: Google played by ourselves; supervisor: who starts and watches whom; cli.
+sandbox: Google played by ourselves; supervisor: who starts and watches whom; bench: what it costs; cli.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

@@ -5,17 +5,21 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gocm_lib import log, sandbox, settings
-from gocm_lib.settings import Exit, SandboxSettings, Settings, SettingsError
+from gocm_lib import bench, log, sandbox, settings
+from gocm_lib.settings import BenchSettings, Exit, SandboxSettings, Settings, SettingsError
 from gocm_lib.supervisor import Stop, Supervisor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `gocm` (serve) or `gocm sandbox`; the exit code is one of settings.Exit. Problems are one line on stderr."""
+    """Run `gocm` (serve), `gocm sandbox` or `gocm bench`; the exit code is one of settings.Exit. Problems are one line
+    on stderr.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["sandbox"]:
             _sandbox(words[1:])
+        if words[:1] == ["bench"]:
+            return bench.command(settings.parse(BenchSettings, words[1:], {}, "gocm bench"))
         return _serve(words)
     except (SettingsError, Stop) as problem:
         if problem.code != Exit.OK:

@@ -6,6 +6,7 @@ many requests share one fsync, and a lone request waits for nobody, because no t
 
 import threading
 import time
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
 from gocm_lib import log
@@ -14,7 +15,7 @@ from gocm_lib.job import Job
 from gocm_lib.limits import Refused
 
 LARGEST_BATCH = 512  # messages, and
-BATCH_TOKENS = 20_000  # tokens in a commit, unless one message has more
+BATCH_TOKENS = 20_000  # tokens in a commit, unless one request has more
 PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
 TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
 LIMIT = 30.0  # seconds for a commit; who waits for it has been answered long before
@@ -26,12 +27,13 @@ def next_id(last: int, now: float) -> int:
 
 
 class _Waiting:
-    __slots__ = ("job", "problem", "refused", "given_up", "done")
+    __slots__ = ("jobs", "tokens", "problem", "refused", "given_up", "done")
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self.tokens = sum(len(job.tokens) for job in jobs)
         self.problem: str | None = None
-        self.refused: Refused | None = None
+        self.refused: dict[int, Refused] = {}
         self.given_up = False
         self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
         self.done.acquire()
@@ -51,13 +53,13 @@ class Intake:
             self._last_id = next_id(self._last_id, time.time())
             return self._last_id
 
-    def submit(self, job: Job) -> Refused | None:
-        """Return None when the job is on disk, or why there is no room for it. Raises StateUnavailable when it could
-        not be brought there in time.
+    def submit(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+        """Return when the jobs are on disk, in one commit; those for which there is no room are returned, by their ids.
+        Raises StateUnavailable when they could not be brought there in time.
         """
-        waiting = _Waiting(job)
+        waiting = _Waiting(jobs)
         self._queue.put(waiting)
-        if not waiting.done.acquire(timeout=PATIENCE + len(job.tokens) / TOKENS_A_SECOND):
+        if not waiting.done.acquire(timeout=PATIENCE + (waiting.tokens + len(jobs)) / TOKENS_A_SECOND):
             waiting.given_up = True
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
@@ -67,11 +69,11 @@ class Intake:
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
-            tokens = len(batch[0].job.tokens)
+            jobs, tokens = len(batch[0].jobs), batch[0].tokens
             try:
-                while len(batch) < LARGEST_BATCH and tokens < BATCH_TOKENS:
+                while jobs < LARGEST_BATCH and tokens < BATCH_TOKENS:
                     batch.append(self._queue.get_nowait())
-                    tokens += len(batch[-1].job.tokens)
+                    jobs, tokens = jobs + len(batch[-1].jobs), tokens + batch[-1].tokens
             except Empty:
                 pass
             if still_waiting := [waiting for waiting in batch if not waiting.given_up]:
@@ -80,10 +82,12 @@ class Intake:
     def _commit(self, batch: list[_Waiting]) -> None:
         problem, refused = None, {}
         try:
-            refused = self._client.accept([waiting.job for waiting in batch])
+            refused = self._client.accept([job for waiting in batch for job in waiting.jobs])
         except StateUnavailable as error:
             problem = str(error)
-            log.logger.warning("%d messages refused: %s", len(batch), problem)
+            log.logger.warning("%d messages refused: %s", sum(len(waiting.jobs) for waiting in batch), problem)
         for waiting in batch:
-            waiting.problem, waiting.refused = problem, refused.get(waiting.job.id)
+            waiting.problem = problem
+            if refused:
+                waiting.refused = {job.id: refused[job.id] for job in waiting.jobs if job.id in refused}
             waiting.done.release()

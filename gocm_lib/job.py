@@ -294,16 +294,41 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
 
 
 READERS = {"application/x-www-form-urlencoded": _form_fields, "application/json": _json_fields}
+LINES = "application/x-ndjson"  # many messages in one body, each a line of JSON
+
+
+def media_type(content_type: str) -> str:
+    """A Content-Type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
     """What a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many tokens)."""
-    reader = READERS.get(content_type.partition(";")[0].strip().lower())
+    reader = READERS.get(media_type(content_type))
     if reader is None:
-        raise BadRequest("Content-Type must be " + " or ".join(READERS), "Content-Type", 415)
+        raise BadRequest("Content-Type must be " + " or ".join([*READERS, LINES]), "Content-Type", 415)
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
-    found = reader(body, max_tokens)
+    return _draft(reader(body, max_tokens), max_tokens)
+
+
+def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
+    """What each line of application/x-ndjson asks for, or why it cannot be taken; for so many tokens in all."""
+    if b"\0" in body:
+        raise BadRequest("the body has a NUL byte")
+    lines = body.removesuffix(b"\n").split(b"\n")
+    drafts: list[Draft | BadRequest] = []
+    left = max_tokens
+    for line in lines:
+        try:
+            drafts.append(_draft(_json_fields(line, left), left))
+            left -= len(drafts[-1].tokens)
+        except BadRequest as problem:
+            drafts.append(problem)
+    return drafts
+
+
+def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
     upstream, template = found.get("upstream", ""), found.get("message")
     if not isinstance(upstream, str):
         raise BadRequest("upstream must be a text", "upstream")

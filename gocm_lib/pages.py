@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from gocm_lib.job import BadRequest
+from gocm_lib.job import BadRequest, Job, format_id
+from gocm_lib.limits import Refused
 from gocm_lib.report import Snapshot
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
@@ -43,3 +44,15 @@ def notregistered(entries: Sequence[tuple]) -> bytes:
 def error(problem: BadRequest) -> bytes:
     """A refusal in one line: what is wrong, and with which field ("" when with no field)."""
     return json.dumps({"error": problem.error, "field": problem.field}).encode() + b"\n"
+
+
+def line(what: Job | BadRequest | Refused) -> bytes:
+    """What became of one message of many, in one line."""
+    match what:
+        case Job():
+            told: dict[str, object] = {"status": 200, "job": format_id(what.id)}
+        case BadRequest():
+            told = {"status": what.status, "error": what.error, "field": what.field}
+        case Refused():
+            told = {"status": what.status, "error": what.reason, "retry_after": what.retry_after}
+    return json.dumps(told).encode() + b"\n"

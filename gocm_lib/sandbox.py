@@ -7,6 +7,7 @@ One thread, one event loop, so that it keeps up with thousands of requests a sec
     POST /v1/projects/PROJECT/messages:send     as FCM v1
     POST /token, GET /computeMetadata/v1/...    as Google's token endpoint and metadata server
     GET  /sandbox/received                      the ledger: {"requests", "peak", "arrived": {token: times}, ...}
+    GET  /sandbox/counts                        the same without the tokens, only how many
     POST /sandbox/mode                          {"latency": 0.2, "status": 503, "retry_after": 5, ...}
     POST /sandbox/reset                         empty the ledger, back to normal
 """
@@ -78,6 +79,8 @@ class Sandbox:
         what = (request.method, request.path)
         if what == ("GET", "/sandbox/received"):
             return Answer(200, self.ledger.as_json())
+        if what == ("GET", "/sandbox/counts"):
+            return Answer(200, self.ledger.counts())
         if what == ("POST", "/sandbox/reset"):
             self.pretender.ledger, self.pretender.mode = Ledger(), Mode(self.normal)
             return Answer(200, b"ok\n", "text/plain")
@@ -88,7 +91,7 @@ class Sandbox:
                 told = {"error": str(problem), "field": getattr(problem, "field", "")}
                 return Answer(400, json.dumps(told).encode() + b"\n")
             return Answer(200, b"ok\n", "text/plain")
-        return Answer(404, b"known are /sandbox/received, /sandbox/mode and /sandbox/reset\n", "text/plain")
+        return Answer(404, b"known are /sandbox/received, /counts, /mode and /reset\n", "text/plain")
 
     # ---------------------------------------------------------------------------------------------- the event loop
 

@@ -27,7 +27,8 @@ from urllib.parse import parse_qsl
 from gocm_lib import job, log, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.intake import Intake
-from gocm_lib.job import BadRequest
+from gocm_lib.job import BadRequest, Draft, Job
+from gocm_lib.limits import Refused
 from gocm_lib.request import Reader, Request
 from gocm_lib.settings import Settings
 from gocm_lib.upstream import DIALECTS
@@ -77,11 +78,20 @@ class Service:
         if request.query:
             raise BadRequest("nothing is read from the query string: put it into the body")
         most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
-        draft = job.parse(request.headers.get("content-type", ""), request.body, most)
+        content_type = request.headers.get("content-type", "")
+        if job.media_type(content_type) == job.LINES:
+            return self._send_lines(job.parse_lines(request.body, most))
+        accepted = self._accept(job.parse(content_type, request.body, most))
+        if refused := self.intake.submit([accepted]).get(accepted.id):
+            return unavailable(refused.reason, refused.status, refused.retry_after)
+        return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
+
+    def _accept(self, draft: Draft) -> Job:
+        """The job that a draft becomes, if it can be sent."""
         name = draft.upstream or self.upstreams[0]
         if name not in self.upstreams:
             raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
-        accepted = job.accept(
+        return job.accept(
             draft,
             job_id=self.intake.mint(),
             upstream=name,
@@ -89,9 +99,25 @@ class Service:
             now=time.time(),
             max_age=self.settings.max_age,
         )
-        if refused := self.intake.submit(accepted):
-            return unavailable(refused.reason, refused.status, refused.retry_after)
-        return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
+
+    def _send_lines(self, drafts: Sequence[Draft | BadRequest]) -> Response:
+        """Keep all good ones of many messages, in one commit; the answer says of each what became of it. Its status is
+        200 when at least one was kept, else that of the first.
+        """
+        lines: list[Job | BadRequest | Refused] = []
+        for draft in drafts:
+            try:
+                lines.append(draft if isinstance(draft, BadRequest) else self._accept(draft))
+            except BadRequest as problem:
+                lines.append(problem)
+        jobs = [line for line in lines if isinstance(line, Job)]
+        refused = self.intake.submit(jobs) if jobs else {}
+        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in lines]
+        kept = any(isinstance(line, Job) for line in lines)
+        status = 200 if kept else lines[0].status
+        waits = [line.retry_after for line in lines if isinstance(line, Refused)]
+        headers = {"Retry-After": str(max(waits))} if waits else {}
+        return Response(status, b"".join(map(pages.line, lines)), job.LINES, headers)
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""

@@ -248,7 +248,22 @@ class SandboxSettings:
     tls_key: str = option("", readable_file, "PEM private key of --tls-cert", metavar="FILE")
 
 
-AnySettings = TypeVar("AnySettings", Settings, SandboxSettings)
+@dataclass(frozen=True)
+class BenchSettings:
+    """The options of `gocm bench`."""
+
+    scenarios: str = option("", text, "which to run, with commas between; default all", metavar="NAMES")
+    messages: int = option(
+        0, number(0, 10**7), "tokens to send in each scenario; 0: as many as make a good figure", metavar="N"
+    )
+    senders: int = option(2, number(1, 64), "sender processes of the server", metavar="N")
+    latency: float = option(0.2, seconds(0, 60), "seconds that the pretend upstream takes to answer", metavar="S")
+    plain: bool = option(False, flag, "the upstream speaks http, not https")
+    directory: str = option("", text, "where to put the spool: on the disk that is to be measured", metavar="DIR")
+    json: bool = option(False, flag, "print JSON instead of a table")
+
+
+AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings)
 
 
 def option_flag(row: Field) -> str:

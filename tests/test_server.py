@@ -126,6 +126,45 @@ def test_json_and_options_arrive_as_given(server, sandbox):
     assert sandbox.received()["last"] == expected
 
 
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+def test_many_messages_in_one_body(server, sandbox):
+    """Each line is a message of its own; a bad one does not lose the good ones."""
+    lines = [
+        {"tokens": ["a", "gone-b"], "payload": {"n": 1}},
+        {"tokens": [], "payload": {}},
+        {"tokens": ["c"], "payload": {"n": 3}, "priority": "high"},
+        {"tokens": ["d"], "payload": {}, "upstream": "nowhere"},
+    ]
+    body = "\n".join([*map(json.dumps, lines), "garbage", json.dumps({"tokens": ["e"], "payload": {"n": 6}}), ""])
+    status, headers, answer = server.http().ask("POST", "/gcm/send", body, LINES)
+    assert (status, headers["Content-Type"]) == (200, "application/x-ndjson")
+    told = [json.loads(line) for line in answer.splitlines()]
+    assert [line["status"] for line in told] == [200, 400, 200, 400, 400, 200]
+    assert [line.get("field") for line in told] == [None, "tokens", None, "upstream", "", None]
+    assert len({line["job"] for line in told if "job" in line}) == 3
+    assert server.settled() == {"attempts": 4, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 1}
+    assert set(sandbox.received()["delivered"]) == {"a", "c", "e"}
+
+
+def test_a_body_of_bad_lines_is_bad(shared):
+    status, _, answer = shared.http().ask("POST", "/gcm/send", "{}\n[]", LINES)
+    assert status == 400 and len(answer.splitlines()) == 2
+    assert shared.http().ask("POST", "/gcm/send", "", LINES)[0] == 400
+
+
+def test_lines_beyond_the_limits_are_refused_and_the_others_kept(start, sandbox):
+    sandbox.mode(silent=True)
+    server = start("--max-pending", "3", "--max-tokens", "10")
+    line = json.dumps({"tokens": ["a", "b"], "payload": {}})
+    status, headers, answer = server.http().ask("POST", "/gcm/send", f"{line}\n{line}\n", LINES)
+    told = [json.loads(line) for line in answer.splitlines()]
+    assert status == 200 and [line["status"] for line in told] == [200, 413]  # of 3 tokens 1 was left
+    status, headers, answer = server.http().ask("POST", "/gcm/send", line, LINES)
+    assert status == 503 and int(headers["Retry-After"]) == json.loads(answer)["retry_after"]
+
+
 def test_more_than_a_thousand_tokens_are_split_not_dropped(server, sandbox):
     server.send([f"t{n}" for n in range(2500)])
     assert server.settled()["attempts"] == 2500

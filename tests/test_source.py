@@ -9,12 +9,12 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT, Http, Program, eventually
 
-from gocm_lib import pretend, server, settings
+from gocm_lib import bench, pretend, server, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
     "settings log child job outcome gcm fcm credentials wire upstream limits poison traffic spool report database "
-    "client state sender intake feeder request pages server pretend sandbox supervisor cli".split()
+    "client state sender intake feeder request pages server pretend sandbox supervisor bench cli".split()
 )
 PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages"}
 EDGE = {
@@ -89,7 +89,14 @@ def table(heading):
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.strip().split("\n")]
 
 
-@pytest.mark.parametrize("heading, kind", [("## Options", settings.Settings), ("## Sandbox", settings.SandboxSettings)])
+@pytest.mark.parametrize(
+    "heading, kind",
+    [
+        ("## Options", settings.Settings),
+        ("## Sandbox", settings.SandboxSettings),
+        ("## How fast is it here?", settings.BenchSettings),
+    ],
+)
 def test_the_option_tables_are_the_code_s(heading, kind):
     part = README[README.index(f"\n{heading}\n") :]
     rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*) \|$", part[: part.index("\n## ", 5)], re.MULTILINE)
@@ -101,6 +108,12 @@ def test_the_option_tables_are_the_code_s(heading, kind):
         )
         for row in fields(kind)
     ]
+
+
+def test_the_table_of_scenarios_is_the_code_s():
+    part = README[README.index("\n## How fast is it here?\n") :]
+    rows = re.findall(r"^\| `([a-z]+)` \| (.*) \|$", part[: part.index("\n## ", 5)], re.MULTILINE)
+    assert rows == [(name, scenario.meaning) for name, scenario in bench.SCENARIOS.items()]
 
 
 def test_the_route_table_is_the_code_s():

@@ -1,0 +1,43 @@
+"""`gocm bench`: its output has its shape and its counts are right. Times are not looked at."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gocm_lib.bench import SCENARIOS
+
+
+def bench(*words):
+    return subprocess.run([sys.executable, str(ROOT / "gocm.py"), "bench", *words], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_scenario_has_its_figures():
+    ended = bench("--json", "--messages", "1000", "--latency", "0.01")
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads(ended.stdout)
+    assert list(results) == list(SCENARIOS)
+    floor = results.pop("floor")
+    assert floor["cpu_us"]["total"] > 0 and floor["delivered_per_s"] > 0
+    for name, result in results.items():
+        assert result["refused"] == {} and result["delivered_per_s"] > 0, name
+        assert result["accept_ms"]["p50"] <= result["accept_ms"]["p90"] <= result["accept_ms"]["p99"]
+        assert set(result["cpu_us"]) == {"front", "state", "senders", "total"}
+        assert 0 < result["cpu_us"]["total"] <= sum(result["cpu_us"].values()) and result["pss_mb"] > 10
+    assert results["single"]["accept_ms_at_half_rate"]["p99"] > 0
+
+
+def test_the_table_has_a_line_for_each_scenario():
+    ended = bench("--scenarios", "multicast", "--messages", "2000", "--plain", "--latency", "0")
+    assert ended.returncode == 0, ended.stderr
+    titles, figures = ended.stdout.splitlines()
+    assert titles.split()[0] == "scenario" and figures.split()[0] == "multicast"
+
+
+def test_an_unknown_scenario_is_one_line():
+    ended = bench("--scenarios", "singel")
+    assert ended.returncode == 78
+    assert ended.stderr.startswith("gocm: --scenarios singel is not known; there are single, connect,")
