@@ -472,6 +472,7 @@ def command(settings: BenchSettings) -> int:
         if name not in SCENARIOS:
             raise SettingsError(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}")
     results: dict[str, Any] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # so that what we started is stopped then, too
     directory = Path(tempfile.mkdtemp(prefix="gocm-bench-", dir=settings.directory or None))
     sandbox = None
     try:

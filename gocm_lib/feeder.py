@@ -17,6 +17,7 @@ REST = 0.25  # seconds after a claim that failed: a full disk fails at once, aga
 NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
 WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
 LARGEST_PART = 1000  # tokens: what a sender gets of one job at once, a whole multicast
+LINGER = 0.01  # seconds after a small claim: under load the next then has what came meanwhile, in one transaction
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
 
 
@@ -97,3 +98,5 @@ class Feeder:
             self._batch += 1
         for item in pack(part._replace(authorization=ready[part.upstream].text) for part in slices):
             queue.put(item)
+        if 0 < sum(len(part.tokens) for part in slices) < PACK:
+            time.sleep(LINGER)

