@@ -161,6 +161,11 @@ def is_full(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
+def is_passing(error: sqlite3.Error) -> bool:
+    """Whether a statement failed because of what passes: a full disk, or another program's lock on the spool."""
+    return is_full(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def usage(db: sqlite3.Connection) -> tuple[int, int]:
     """Bytes of the spool that hold something, and bytes in its file that are free to be used again."""
     [[size]], [[pages]], [[unused]] = (

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
-from gocm_lib.database import Room, SpoolError, checkpoint, is_full, open_spool, shrink, usage
+from gocm_lib.database import Room, SpoolError, checkpoint, is_full, is_passing, open_spool, shrink, usage
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
@@ -198,7 +198,7 @@ class State:
         try:
             self._tidy(now)
         except sqlite3.OperationalError as error:
-            if not is_full(error):
+            if not is_passing(error):
                 raise  # else: what cannot be tidied now can be later, and must not keep anybody from sending
 
     def _tidy(self, now: float) -> None:
@@ -442,7 +442,7 @@ class _Edge:
                 except Exception as error:
                     if isinstance(error, sqlite3.Error) and is_full(error) and remedies:
                         remedies.pop(0)()
-                    elif getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+                    elif isinstance(error, sqlite3.Error) and is_passing(error):
                         raise
                     else:
                         _give_up(verb.__name__, error)

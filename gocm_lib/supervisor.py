@@ -102,7 +102,10 @@ class Child:
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=True)
         self.process.start()
-        self.handle = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else None
+        try:
+            self.handle: int | None = os.pidfd_open(self.process.pid)
+        except (AttributeError, OSError):  # not on this system; or it has ended already
+            self.handle = None
         theirs.close()
         log.logger.debug("%s is process %d", name, self.process.pid)
 

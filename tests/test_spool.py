@@ -344,6 +344,19 @@ def test_a_claim_that_comes_late_takes_nothing():
     assert set(claim(state, batch=1003)) == {(3, 0)}
 
 
+def test_what_cannot_be_tidied_keeps_nobody_from_sending(tmp_path):
+    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(dead_age=1.0))
+    state.db.execute("PRAGMA busy_timeout = 0")
+    state.accept([new_job(1, ["a"], life=1.0)])
+    assert claim(state, now=1002.0) == {} and state.spool.tally["dead"] == 1
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert claim(state, now=1010.0) == {}
+    other.execute("ROLLBACK")
+    claim(state, now=1020.0)
+    assert state.spool.tally["dead"] == 0
+
+
 def test_a_release_ends_the_claims_of_its_generation():
     """One may still come: of a feeder that gave up waiting for this process while it stood still."""
     state = new_state()
