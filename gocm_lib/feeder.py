@@ -1,11 +1,12 @@
 """Feeder: due tokens -> the queue of the current generation. The only way onto a queue.
 
-The disk is the buffer: the queue and the senders together hold at most `room` tokens, the rest waits in the spool.
+The disk is the buffer: the queue and the senders together hold at most so many tokens of each upstream as `rooms` says,
+the rest waits in the spool.
 """
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.queues import Queue
 
 from gocm_lib import log
@@ -38,10 +39,10 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
 
 
 class Feeder:
-    def __init__(self, client: Client, credentials: Credentials, room: int) -> None:
+    def __init__(self, client: Client, credentials: Credentials, rooms: Mapping[str, int]) -> None:
         self._client = client
         self._credentials = credentials
-        self._room = room
+        self._rooms = rooms
         self._current: tuple[int, Queue] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
@@ -79,7 +80,7 @@ class Feeder:
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
             since = {upstream: header.since for upstream, header in ready.items()}
-            slices, pauses = self._client.claim(generation, self._batch, self._room, since, time.time(), wait)
+            slices, pauses = self._client.claim(generation, self._batch, self._rooms, since, time.time(), wait)
         except StateUnavailable as error:
             if not self._troubled:
                 log.logger.warning("nothing can be sent for now: %s", error)

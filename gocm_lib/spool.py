@@ -18,9 +18,11 @@ has one row left. A token is in exactly one place:
     DEAD ------ prune: too old, or too many of them -------------------------------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
-claimed it may say what became of it. `deaths` counts the senders that died with it in the air since it last came to
-ground. A job's row stays while it has tokens, and with `finished` set while it has dead ones (they need its message to
-be sent again).
+claimed it may say what became of it. Of the ready ones those that wait (`waits`: for a retry, or given back) are taken
+when they are due, the fresh ones by `rank`, which shares the upstream out among the jobs: a job's tokens get ranks that
+grow from the one that is being served when it comes, so that a small job need not wait for a large one. `deaths` counts
+the senders that died with it in the air since it last came to ground. A job's row stays while it has tokens, and with
+`finished` set while it has dead ones (they need its message to be sent again).
 
 Every method may be repeated safely. The caller owns the transaction and the lock.
 """
@@ -51,13 +53,15 @@ CREATE TABLE token (
     attempts INTEGER NOT NULL DEFAULT 0,
     generation INTEGER NOT NULL DEFAULT 0,
     batch INTEGER NOT NULL DEFAULT 0,
+    rank REAL NOT NULL,
+    waits INTEGER NOT NULL DEFAULT 0,
     due_at REAL NOT NULL,
     upstream TEXT NOT NULL,
     deaths INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
-CREATE INDEX token_fresh ON token (upstream, due_at) WHERE generation = 0 AND attempts = 0;
-CREATE INDEX token_retry ON token (upstream, due_at) WHERE generation = 0 AND attempts > 0;
+CREATE INDEX token_fresh ON token (upstream, rank) WHERE generation = 0 AND waits = 0;
+CREATE INDEX token_waiting ON token (upstream, due_at) WHERE generation = 0 AND waits = 1;
 CREATE INDEX token_claimed ON token (generation, batch) WHERE generation > 0;
 CREATE TABLE dead (
     job INTEGER NOT NULL,
@@ -76,17 +80,20 @@ _COLUMNS = (
     " token.deaths"
 )
 
-_READY = """
-SELECT {columns} FROM token INDEXED BY {index} JOIN job ON job.id = token.job
-WHERE token.generation = 0 AND token.attempts {attempts} 0 AND token.upstream = ? AND token.due_at <= ?
+_FRESH = f"""
+SELECT {_COLUMNS}, token.rank FROM token INDEXED BY token_fresh JOIN job ON job.id = token.job
+WHERE token.generation = 0 AND token.waits = 0 AND token.upstream = ? ORDER BY token.rank LIMIT ?
+"""
+_WAITING = f"""
+SELECT {_COLUMNS}, token.rank FROM token INDEXED BY token_waiting JOIN job ON job.id = token.job
+WHERE token.generation = 0 AND token.waits = 1 AND token.upstream = ? AND token.due_at <= ?
 ORDER BY token.due_at LIMIT ? OFFSET ?
 """
-_FRESH = _READY.format(columns=_COLUMNS, index="token_fresh", attempts="=")
-_RETRY = _READY.format(columns=_COLUMNS, index="token_retry", attempts=">")
 _NEXT_DUE = """
-SELECT min(due_at) FROM token INDEXED BY token_fresh WHERE generation = 0 AND attempts = 0 AND upstream = ?
+SELECT 0.0 WHERE EXISTS
+    (SELECT 1 FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0 AND upstream = ?)
 UNION ALL
-SELECT min(due_at) FROM token INDEXED BY token_retry WHERE generation = 0 AND attempts > 0 AND upstream = ?
+SELECT min(due_at) FROM token INDEXED BY token_waiting WHERE generation = 0 AND waits = 1 AND upstream = ?
 """
 _CLAIMED = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_claimed JOIN job ON job.id = token.job
@@ -96,13 +103,18 @@ ORDER BY token.job, token.n
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
 PRUNED = 5000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
 RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
+CHUNK = 1000  # tokens of a job that are of one rank: they go as one multicast
+AGEING = 0.5  # what the rank being served grows with each token at least: a flood of small jobs starves no large one
+
+
+Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a token in hand
 
 
 def _slices(rows: Iterable[tuple]) -> list[Slice]:
     """Rows of the queries above, in their order, those of one job and suspicion together."""
     slices: list[Slice] = []
     tokens: list[Claimed] = []
-    for job, n, token, attempts, upstream, target, message, _expires_at, deaths in rows:
+    for job, n, token, attempts, upstream, target, message, _expires_at, deaths, *_ in rows:
         if not slices or slices[-1].job != job or slices[-1].deaths != deaths:
             tokens = []
             slices.append(Slice(job, upstream, target, message, tokens, deaths))
@@ -119,9 +131,16 @@ class Spool:
         [[jobs]] = db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0")
         [[tokens]], [[dead]] = db.execute("SELECT count(*) FROM token"), db.execute("SELECT count(*) FROM dead")
         self.tally: Counter[str] = Counter(jobs=jobs, tokens=tokens, dead=dead)
-        self.in_hand: Counter[int] = Counter(
-            dict(db.execute("SELECT generation, count(*) FROM token WHERE generation > 0 GROUP BY generation"))
+        held = db.execute(
+            "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
+        self.in_hand: Counter[Holder] = Counter({(generation, upstream): count for generation, upstream, count in held})
+        # The rank that is being served, by upstream. It need not survive: ranks only order what is there.
+        ranks = db.execute(
+            "SELECT upstream, min(rank) FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0"
+            " GROUP BY upstream"
+        )
+        self.serving: defaultdict[str, float] = defaultdict(float, dict(ranks))
 
     def knows(self, job: int) -> bool:
         """Whether a job has been accepted and is not finished."""
@@ -134,9 +153,13 @@ class Spool:
             (job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at),
         ).rowcount
         if added:
+            rank = self.serving[job.upstream]
             self.db.executemany(
-                "INSERT INTO token (job, n, token, due_at, upstream) VALUES (?, ?, ?, ?, ?)",
-                [(job.id, n, token, job.accepted_at, job.upstream) for n, token in enumerate(job.tokens)],
+                "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (job.id, n, token, rank + n // CHUNK * CHUNK, job.accepted_at, job.upstream)
+                    for n, token in enumerate(job.tokens)
+                ],
             )
             self.tally["jobs"] += 1
             self.tally["tokens"] += len(job.tokens)
@@ -148,16 +171,16 @@ class Spool:
 
         A token of a job that has expired is buried instead; those are the second list.
         """
-        rows = self._due(upstream, limit, now)
+        rows = sorted(self._due(upstream, limit, now))  # those of a job together, in their order
         fresh = [row for row in rows if row[7] > now]
         self.db.executemany(
             "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n = ?",
             [(generation, batch, row[0], row[1]) for row in fresh],
         )
-        self.in_hand[generation] += len(fresh)
+        self.in_hand[generation, upstream] += len(fresh)
         expired = [row for row in rows if row[7] <= now]
         for row in expired:
-            self.bury(0, row[0], row[1], row[3] + 1, row[3], "too old", now)
+            self.bury((0, upstream), row[0], row[1], row[3] + 1, row[3], "too old", now)
         self.finish({row[0] for row in expired})
         return _slices(fresh), [row[2] for row in expired]
 
@@ -166,12 +189,15 @@ class Spool:
         # The share is saved up to one token, so that it holds for claims of one, too.
         share = limit / RETRY_SHARE
         self.retry_credit[upstream] = min(self.retry_credit[upstream] + share, max(1.0, share))
-        rows = self.db.execute(_RETRY, (upstream, now, int(self.retry_credit[upstream]), 0)).fetchall()
+        rows = self.db.execute(_WAITING, (upstream, now, int(self.retry_credit[upstream]), 0)).fetchall()
         retries = len(rows)
         self.retry_credit[upstream] -= retries
-        rows += self.db.execute(_FRESH, (upstream, now, limit - retries, 0)).fetchall() if limit > retries else []
+        fresh = self.db.execute(_FRESH, (upstream, limit - retries)).fetchall() if limit > retries else []
+        if fresh:
+            self.serving[upstream] = max(self.serving[upstream] + len(fresh) * AGEING, fresh[-1][-1])
+        rows += fresh
         if len(rows) < limit:
-            rows += self.db.execute(_RETRY, (upstream, now, limit - len(rows), retries)).fetchall()
+            rows += self.db.execute(_WAITING, (upstream, now, limit - len(rows), retries)).fetchall()
         return rows
 
     def claimed(self, generation: int, batch: int) -> list[Slice]:
@@ -196,27 +222,27 @@ class Spool:
             (job, n, generation, attempt - 1),
         ).fetchone()
 
-    def remove(self, generation: int, job: int, n: int, attempt: int) -> bool:
+    def remove(self, holder: Holder, job: int, n: int, attempt: int) -> bool:
         """Drop the row of a token that has come to its end; False when it was not in this generation's hands for this
         attempt. The attempt matters: a settle that is repeated late may find the token claimed once more.
         """
         gone = self.db.execute(
             "DELETE FROM token WHERE job = ? AND n = ? AND generation = ? AND attempts = ?",
-            (job, n, generation, attempt - 1),
+            (job, n, holder[0], attempt - 1),
         )
-        self.in_hand[generation] -= gone.rowcount
+        self.in_hand[holder] -= gone.rowcount
         self.tally["tokens"] -= gone.rowcount
         return gone.rowcount == 1
 
-    def retry(self, generation: int, job: int, n: int, attempts: int, due_at: float) -> None:
+    def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float) -> None:
         """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
         self.db.execute(
-            "UPDATE token SET generation = 0, deaths = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
+            "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
             (attempts, due_at, job, n),
         )
-        self.in_hand[generation] -= 1
+        self.in_hand[holder] -= 1
 
-    def bury(self, generation: int, job: int, n: int, attempt: int, attempts: int, reason: str, now: float) -> None:
+    def bury(self, holder: Holder, job: int, n: int, attempt: int, attempts: int, reason: str, now: float) -> None:
         """Set a token that is in a generation's hands (0: a ready one) for `attempt` aside as failed after so many
         attempts: it is kept, but not sent again by itself.
         """
@@ -224,7 +250,7 @@ class Spool:
             "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
             (attempts, reason, now, job, n),
         ).rowcount
-        self.remove(generation, job, n, attempt)
+        self.remove(holder, job, n, attempt)
 
     def finish(self, jobs: Iterable[int]) -> list[int]:
         """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones.
@@ -269,7 +295,9 @@ class Spool:
                 ).fetchall()
                 doomed += [(job, n, token, tries, False) for n, token, tries in rows if n not in known]
         for job, n, _, tries, _ in doomed:
-            [[holder]] = self.db.execute("SELECT generation FROM token WHERE job = ? AND n = ?", (job, n))
+            holder = self.db.execute(
+                "SELECT generation, upstream FROM token WHERE job = ? AND n = ?", (job, n)
+            ).fetchone()
             self.bury(holder, job, n, tries + 1, tries, POISONED, now)
         self.finish({row[0] for row in doomed})
         return [row[2] for row in doomed], 0, sum(aloft and tries == 0 for _, _, _, tries, aloft in doomed)
@@ -302,17 +330,16 @@ class Spool:
         if generation is None:
             self.in_hand.clear()
         else:
-            del self.in_hand[generation]
+            self.in_hand = Counter({holder: held for holder, held in self.in_hand.items() if holder[0] != generation})
         return released
 
     def set_back(self, upstream: str, by: float, now: float, latest: float) -> None:
-        """Bring forward what is due, after the clock was set back by so many seconds, or by more: fresh tokens and
-        those in somebody's hands to `now`, retries by as much, and to `now` those that were still after `latest`.
+        """Bring forward what is due, after the clock was set back by so many seconds, or by more: what is in somebody's
+        hands to `now`, what waits by as much, and to `now` what would still be after `latest`.
         """
         for index, which, due_at in (
-            ("token_fresh", "generation = 0 AND attempts = 0 AND due_at > :now", ":now"),
-            ("token_retry", "generation = 0 AND attempts > 0 AND :by > 0", "due_at - :by"),
-            ("token_retry", "generation = 0 AND attempts > 0 AND due_at > :latest", ":now"),
+            ("token_waiting", "generation = 0 AND waits = 1 AND :by > 0", "due_at - :by"),
+            ("token_waiting", "generation = 0 AND waits = 1 AND due_at > :latest", ":now"),
             ("token_claimed", "generation > 0 AND due_at > :now", ":now"),
         ):
             self.db.execute(

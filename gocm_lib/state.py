@@ -156,10 +156,10 @@ class State:
             self.changed.notify_all()
 
     def claim(
-        self, generation: int, batch: int, room: int, ready: Mapping[str, float], now: float, wait: float
+        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
     ) -> tuple[list[Slice], dict[str, Pause]]:
-        """Due tokens of the `ready` upstreams for a generation that may have `room` in hand, and who is paused. `ready`
-        says since when each has had its credential.
+        """Due tokens of the `ready` upstreams for a generation that may have so many of each in hand (`rooms`), and who
+        is paused. `ready` says since when each has had its credential.
 
         Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
         the next number when it has received one. So a batch whose answer was lost, because this process was killed or
@@ -179,7 +179,7 @@ class State:
                 idle = wait - waited
                 for upstream, since in ready.items():
                     self.traffic.end_pause(upstream, since, now + waited)
-                    found, rest = self._claim(generation, batch, room, upstream, now + waited)
+                    found, rest = self._claim(generation, batch, rooms[upstream], upstream, now + waited)
                     slices += found
                     idle = min(idle, rest)
                 if slices or waited >= wait or self.traffic.pauses != known:
@@ -218,7 +218,7 @@ class State:
 
     def _claim(self, generation: int, batch: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
         """An upstream's share of a claim, and in how many seconds time alone could bring (more of) it."""
-        free = room - self.spool.in_hand[generation]
+        free = room - self.spool.in_hand[generation, upstream]
         if free <= 0:
             return [], 60.0
         allowed, rest = self.traffic.allow(upstream, now)
@@ -257,9 +257,9 @@ class State:
         self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
     ) -> bool:
         """Settle one token; whether it was in the generation's hands."""
-        outcome, job, n = result.outcome, result.job, result.n
+        outcome, job, n, holder = result.outcome, result.job, result.n, (generation, result.upstream)
         if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
-            if not self.spool.remove(generation, job, n, result.attempt):
+            if not self.spool.remove(holder, job, n, result.attempt):
                 return False
             counts["attempts"] += result.attempt == 1
             return True
@@ -273,16 +273,16 @@ class State:
             # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
             paused = self.traffic.pauses.get(result.upstream)
             again = max(now, paused.until) + 0.1 + min(max(0.0, now - accepted_at) / 8, 60.0) if paused else now
-            self.spool.retry(generation, job, n, result.attempt - 1, again)
+            self.spool.retry(holder, job, n, result.attempt - 1, again)
             return True
         counts["attempts"] += result.attempt == 1
         if step.action is Action.RETRY:
-            self.spool.retry(generation, job, n, result.attempt, step.due_at)
+            self.spool.retry(holder, job, n, result.attempt, step.due_at)
             return True
         if step.action is Action.BURY:
-            self.spool.bury(generation, job, n, result.attempt, result.attempt, step.reason, now)
+            self.spool.bury(holder, job, n, result.attempt, result.attempt, step.reason, now)
         else:
-            self.spool.remove(generation, job, n, result.attempt)
+            self.spool.remove(holder, job, n, result.attempt)
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
             self.report.add_canonical(token, outcome.canonical)

@@ -43,7 +43,7 @@ NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
 ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
 FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 32, 12, 32  # open files but connections: here, for each sender, in one
-PREFETCH = 20_000  # tokens in the queue and the senders, at least: enough to keep them busy between two claims
+MULTICASTS = 20  # that may be in the queue and the senders: in tokens far more than they have connections
 
 
 class Stop(Exception):
@@ -248,9 +248,10 @@ class Supervisor:
         self._await_ready()
         child.watch_threads()
         facts = {each.kind: each.fact for each in self.children}
-        room = max(PREFETCH, 2 * settings.senders * settings.connections)
+        flights = settings.senders * settings.connections
+        rooms = {fcm.NAME: 2 * flights, gcm.NAME: max(MULTICASTS * gcm.TOKENS_PER_REQUEST, 2 * flights)}
         self.credentials = Credentials(found)
-        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, room)
+        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, rooms)
         self.feeder.switch(self.newest, self.generations[-1].queue)
         intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"])
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both

@@ -90,3 +90,15 @@ def test_the_quota_is_kept_in_every_second(start_fcm, sandbox):
     seconds = sandbox.received()["seconds"]
     assert sum(seconds.values()) == 1500
     assert max(seconds.values()) <= 1100 and len(seconds) >= 5, "it ramps up, smoothly"
+
+
+@pytest.mark.slow
+def test_a_small_job_overtakes_a_large_one(start_fcm, sandbox):
+    sandbox.mode(latency=0.2)
+    server = start_fcm("--fcm-rate", "0")
+    server.send([f"t{n}" for n in range(20_000)])
+    eventually(lambda: sandbox.received()["arrived"])
+    server.send(["small"])
+    received = eventually(lambda: "small" in (received := sandbox.received())["delivered"] and received)
+    assert len(received["arrived"]) < 10_000, "it went between those of the large one"
+    assert server.settled()["attempts"] == 20_001

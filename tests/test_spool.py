@@ -38,7 +38,8 @@ batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    slices, _ = state.claim(generation, batch or next(batches), room, dict.fromkeys(state.traffic.paces, 0.0), now, 0.0)
+    rooms, ready = dict.fromkeys(state.traffic.paces, room), dict.fromkeys(state.traffic.paces, 0.0)
+    slices, _ = state.claim(generation, batch or next(batches), rooms, ready, now, 0.0)
     return {(s.job, t.n): t for s in slices for t in s.tokens}
 
 
@@ -164,7 +165,9 @@ class Model(RuleBasedStateMachine):
         jobs = {job for job, _ in (*self.waiting, *self.held, *self.dead)}
         assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
         for generation in (self.generation - 1, self.generation):
-            assert self.state.spool.in_hand[generation] == sum(held[0] == generation for held in self.held.values())
+            assert self.state.spool.in_hand[generation, "gcm"] == sum(
+                held[0] == generation for held in self.held.values()
+            )
 
 
 Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -213,9 +216,10 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
 
 def test_a_pause_of_one_upstream_does_not_hold_up_another():
     state = new_state(upstreams=("gcm", "other"))
-    state.accept([new_job(1, ["a"]), new_job(2, ["b"], upstream="other")])
+    state.accept([new_job(1, ["a"])])
     refused = Outcome(Verdict.UNREACHABLE, "refused")
-    state.settle(1, [Result("gcm", 1, 0, 1, refused)], 1000.0) if claim(state, room=1) else None
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["b"], upstream="other")])
     assert list(claim(state, now=1000.0)) == [(2, 0)]
 
 
@@ -230,6 +234,33 @@ def test_retries_do_not_starve_fresh_tokens_nor_the_other_way():
     one_by_one = [job for room in range(21, 29) for job, _ in claim(state, now=3000.0, room=room)]
     assert sorted(one_by_one) == [1, 1, 2, 2, 2, 2, 2, 2], "a share of one in four also where one goes at a time"
     assert len(claim(state, now=3000.0, room=100)) == 52, "what room is left is for either"
+
+
+def test_a_small_job_does_not_wait_for_a_large_one():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(10_000)])])
+    assert len(claim(state, room=3000)) == 3000
+    state.accept([new_job(2, ["small"]), new_job(3, [f"u{n}" for n in range(3000)])])
+    taken = claim(state, room=5001)
+    assert (2, 0) in taken, "it goes with the next claim"
+    assert sum(job == 1 for job, _ in taken) == 1000 and sum(job == 3 for job, _ in taken) == 1000, "large ones share"
+    assert sorted(n for job, n in taken if job == 1) == list(range(3000, 4000)), "and multicasts stay whole"
+
+
+def test_a_flood_of_small_jobs_does_not_starve_a_large_one():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(5000)])])
+    ids, served = itertools.count(2), 0
+    for turn in range(1, 41):
+        state.accept([new_job(next(ids), ["x"]) for _ in range(1000)])
+        served += sum(job == 1 for job, _ in claim(state, room=1000 * turn))
+    assert served == 5000
+
+
+def test_an_upstream_has_room_of_its_own():
+    state = new_state(upstreams=("gcm", "other"))
+    state.accept([new_job(1, [f"t{n}" for n in range(50)]), new_job(2, ["b"], upstream="other")])
+    assert len(claim(state, room=10)) == 11
 
 
 def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
@@ -304,8 +335,8 @@ def test_a_newer_credential_ends_a_pause_for_the_old_one():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     state.accept([new_job(2, ["b"])])
-    assert state.claim(1, next(batches), 10, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
-    assert state.claim(1, next(batches), 10, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
+    assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
+    assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
 
 
 def test_a_settle_repeated_late_does_not_touch_the_next_attempt():

@@ -71,7 +71,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         Outcome(Verdict.UNREGISTERED, "NotRegistered"),
         Outcome(Verdict.REJECTED, "no"),
     ]
-    slices, _ = client.claim(1, 1, 5000, {"gcm": 0.0}, now, 1.0)
+    slices, _ = client.claim(1, 1, {"gcm": 5000}, {"gcm": 0.0}, now, 1.0)
     results = [Result("gcm", s.job, t.n, 1, ends[t.n % 4]) for s in slices for t in s.tokens]
     assert len(results) == 1000
     settlers = [context.Process(target=_settle_share, args=(address, list(results), seed)) for seed in range(4)]
@@ -122,7 +122,9 @@ def test_a_waiting_claim_ends_when_something_comes(process):
     address, _ = process
     found = []
     waiting = threading.Thread(
-        target=lambda: found.extend(Client(address, KEY, 30.0).claim(1, 1, 10, {"gcm": 0.0}, time.time(), 20.0)[0])
+        target=lambda: found.extend(
+            Client(address, KEY, 30.0).claim(1, 1, {"gcm": 10}, {"gcm": 0.0}, time.time(), 20.0)[0]
+        )
     )
     waiting.start()
     Client(address, KEY).accept([new_job(1, ["a"], time.time())])
@@ -133,7 +135,7 @@ def test_a_waiting_claim_ends_when_something_comes(process):
 def test_a_waiting_claim_ends_with_its_generation(process):
     address, _ = process
     waiting = threading.Thread(
-        target=lambda: Client(address, KEY, 30.0).claim(1, 1, 10, {"gcm": 0.0}, time.time(), 20.0)
+        target=lambda: Client(address, KEY, 30.0).claim(1, 1, {"gcm": 10}, {"gcm": 0.0}, time.time(), 20.0)
     )
     waiting.start()
     Client(address, KEY).begin(2)
@@ -144,20 +146,23 @@ def test_a_waiting_claim_ends_with_its_generation(process):
 def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, context):
     """What slipped in behind a generation's end would stay in its hands for ever."""
     address, _ = process
-    feeder, client = Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), 100), Client(address, KEY)
+    feeder, client = (
+        Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), {"gcm": 100}),
+        Client(address, KEY),
+    )
     feeder.switch(1, context.Queue())
     eventually(lambda: feeder._claiming.locked())  # a claim is waiting in the state process
     feeder.hold()
     client.accept([new_job(1, ["a"], time.time())])
-    assert [s.job for s in client.claim(2, 1, 10, {"gcm": 0.0}, time.time(), 0.5)[0]] == [1]
+    assert [s.job for s in client.claim(2, 1, {"gcm": 10}, {"gcm": 0.0}, time.time(), 0.5)[0]] == [1]
 
 
 def test_a_batch_given_again_waits_for_a_credential_that_has_run_out(process, context):
     address, _ = process
     client, credentials, queue = Client(address, KEY), Credentials({"gcm": Source("key=k")}), context.Queue()
     client.accept([new_job(1, ["a"], time.time(), upstream="fcm")])
-    assert client.claim(1, 1, 10, {"fcm": 0.0}, time.time(), 1.0)[0], "an answer that reached nobody"
-    Feeder(Client(address, KEY, 5.0), credentials, 100).switch(1, queue)
+    assert client.claim(1, 1, {"fcm": 10}, {"fcm": 0.0}, time.time(), 1.0)[0], "an answer that reached nobody"
+    Feeder(Client(address, KEY, 5.0), credentials, {"fcm": 100}).switch(1, queue)
     with pytest.raises(Empty):
         queue.get(timeout=0.6)
     credentials.replace({"fcm": Source("Bearer new")})
@@ -266,5 +271,5 @@ def test_a_failed_transaction_changes_nothing():
     claim(one)
     with pytest.raises(AttributeError):
         one.settle(1, [Result("gcm", 1, 0, 1, DELIVERED), None], 1000.0)
-    assert one.snapshot().counters["attempts"] == 0 and one.spool.in_hand[1] == 2
+    assert one.snapshot().counters["attempts"] == 0 and one.spool.in_hand[1, "gcm"] == 2
     assert POLICY.max_attempts == one.policy.max_attempts
