@@ -183,6 +183,15 @@ def checkpoint(db: sqlite3.Connection) -> None:
             raise
 
 
+def cut_log(db: sqlite3.Connection) -> None:
+    """Cut SQLite's log to nothing, unless somebody reads in it just now."""
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {PATIENCE}")
+
+
 def shrink(db: sqlite3.Connection) -> None:
     """Give back to the disk what a backlog has left free in the spool's file, if that is much, and little to keep:
     then it takes a moment. (SQLite could do it bit by bit, auto_vacuum, but that costs a fifth more for each message.)

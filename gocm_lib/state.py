@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
-from gocm_lib.database import Room, SpoolError, checkpoint, is_full, is_passing, open_spool, shrink, usage
+from gocm_lib.database import Room, SpoolError, checkpoint, cut_log, is_full, is_passing, open_spool, shrink, usage
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
@@ -202,6 +202,8 @@ class State:
                 raise  # else: what cannot be tidied now can be later, and must not keep anybody from sending
 
     def _tidy(self, now: float) -> None:
+        if self.room.overlong_log():
+            cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room
         if not self.spool.tally["tokens"]:
             shrink(self.db)
         self.room.keep_reserve(self.keeping.limits.free_disk)
