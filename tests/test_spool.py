@@ -403,8 +403,8 @@ def test_a_failed_commit_is_no_answer():
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
     bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
     [place] = claim(state, room=1)
-    state.db.execute("CREATE TEMP TRIGGER full AFTER DELETE ON main.token BEGIN SELECT raise(ABORT, 'no'); END")
-    for _ in range(FIRST_ANSWERS):
+    state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
+    for _ in range(FIRST_ANSWERS - 1):
         with pytest.raises(sqlite3.IntegrityError):
             state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
     state.db.execute("DROP TRIGGER full")
