@@ -130,13 +130,13 @@ def _check_data(data: Mapping[str, str], field: str) -> None:
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     """A request for each token of the slice: the Message is rendered once, only the target differs."""
+    job, upstream, target, message, _, deaths, authorization = claimed
+    quote = json.JSONEncoder(ensure_ascii=False).encode
     before = claimed.message[:-2]
     before += f'"{claimed.target}":' if before.endswith("{") else f',"{claimed.target}":'
     for token in claimed.tokens:
-        yield (
-            claimed._replace(tokens=(token,)),
-            (before + json.dumps(token.token, ensure_ascii=False) + "}}").encode(),
-        )
+        part = Slice(job, upstream, target, message, (token,), deaths, authorization)
+        yield part, (before + quote(token.token) + "}}").encode()
 
 
 # ----------------------------------------------------------------------------------------------------- the answer
@@ -148,14 +148,14 @@ def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, 
 
 
 def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
+    if status == 200:
+        return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name")
     codes, fields, retry_delay, text = _parse_error(body)
     reason = f"HTTP {status}" + (f" {sorted(codes)[0]}" if codes else "")
     retry_after = parse_retry_after(headers.get("retry-after"), now)
     if retry_after is None:
         retry_after = retry_delay
     match status:
-        case 200:
-            return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name")
         case 400:
             return _judge_bad_request(fields, text)
         case 401 if "THIRD_PARTY_AUTH_ERROR" in codes:  # the application's APNs or web push key, for this device only

@@ -120,12 +120,17 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+# Made once: json.loads and json.dumps make one for each call that is given options.
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def read_json(source: str, field: str) -> Any:
     """The value of a JSON text. BadRequest when it is no JSON, nests too deep, repeats a name or is not Unicode."""
     if _nests_too_deep(source):
         raise BadRequest(f"{field or 'the body'} nests deeper than {MAX_DEPTH} levels", field)
     try:
-        return json.loads(source, object_pairs_hook=_once, parse_constant=_no_constant)
+        return _DECODER.decode(source)
     except ValueError as error:  # JSONDecodeError is one; a number of 5,000 digits is another
         raise BadRequest(f"{field or 'the body'} is not valid JSON: {error}", field) from None
 
@@ -133,7 +138,7 @@ def read_json(source: str, field: str) -> Any:
 def compact(value: Any, field: str) -> str:
     """A JSON value as compact text. BadRequest when it holds what JSON cannot: half a surrogate, infinity."""
     try:
-        result = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        result = _ENCODER.encode(value)
         result.encode()
     except ValueError:  # UnicodeEncodeError is one
         raise BadRequest(f"{field} holds a number or character that JSON cannot carry", field) from None

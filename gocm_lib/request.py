@@ -6,6 +6,7 @@ in front of us. Promises: a request is given only when every byte of it was unam
 after which the connection must be closed, for nobody knows where the next request would begin.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Head(NamedTuple):
     expects_continue: bool
 
 
+@functools.lru_cache(maxsize=256)  # a client's requests mostly have the same head, byte for byte
 def parse_head(raw: bytes, max_body: int) -> Head:
     """The head of a request, without its final empty line. Raises BadRequest with the status to answer."""
     lines = raw.split(b"\r\n")

@@ -8,6 +8,7 @@ Promises that a response is given once and whole or not at all, that no answer m
 that a failure says whether the upstream had answered a single byte.
 """
 
+import functools
 import re
 import socket
 import ssl
@@ -41,17 +42,67 @@ class Response(NamedTuple):
     reusable: bool  # the connection may carry another exchange
 
 
+class Head(NamedTuple):
+    """The head of a response: what it says, and how its body ends (by length, by chunks, or with the connection)."""
+
+    status: int
+    headers: Mapping[str, str]
+    keep_alive: bool
+    length: int | None
+    chunked: bool
+
+
+@functools.lru_cache(maxsize=64)  # an upstream's answers within a second mostly have the same head, byte for byte
+def parse_head(raw: bytes) -> Head:
+    """The head of a response, without its final empty line. Raises WireError when it is none, or is ambiguous."""
+    lines = raw.split(b"\r\n")
+    match = _STATUS_LINE.match(lines[0])
+    if not match:
+        raise WireError("answer is not HTTP/1")
+    status, modern = int(match[2]), match[1] == b"1"
+    if status < 200:
+        return Head(status, {}, modern, 0, False)
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        header = _HEADER.match(line)
+        if not header:
+            raise WireError("answer has a malformed header")
+        name, value = header[1].decode().lower(), header[2].rstrip(b" \t").decode("latin-1")
+        if name in ("content-length", "transfer-encoding") and headers.get(name, value) != value:
+            raise WireError(f"answer has two different {name} headers")
+        headers[name] = value
+    connection = {part.strip() for part in headers.get("connection", "").lower().split(",")}
+    keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
+    length, chunked = _framing(status, headers)
+    return Head(status, headers, keep_alive and (chunked or length is not None), length, chunked)
+
+
+def _framing(status: int, headers: Mapping[str, str]) -> tuple[int | None, bool]:
+    """The body's length (None: not told), and whether it is chunked: RFC 9112 section 6.3, in its order."""
+    if status in (204, 304):
+        return 0, False
+    if "transfer-encoding" in headers:
+        if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
+            raise WireError("answer has an unknown transfer-encoding")
+        return None, True
+    length = headers.get("content-length")
+    if length is None:
+        return None, False
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise WireError("answer has a malformed content-length")
+    if int(length) > MAX_BODY:
+        raise WireError("answer too long")
+    return int(length), False
+
+
 class ResponseReader:
     """Reads one response (RFC 9112) fed in arbitrary pieces; interim 1xx responses are passed over."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.interim = 0
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.keep_alive = False
-        self.left: int | None = None  # body bytes still to come; None: until the connection ends
-        self.chunks: bytearray | None = None  # what chunks have given so far, when the body is chunked
+        self.head: Head | None = None  # once it is whole
+        self.chunks = bytearray()  # what chunks have given so far, when the body is chunked
         self.scanned = 0  # of the buffer, while looking for the head's end
 
     def feed(self, data: bytes) -> Response | None:
@@ -60,85 +111,54 @@ class ResponseReader:
         Raises WireError when the bytes are no HTTP/1 response or exceed a limit.
         """
         self.buffer += data
-        while not self.status:
+        while self.head is None:
             if not self._read_head():
                 return None
-        if self.chunks is not None:
+        if self.head.chunked:
             return self._read_chunks()
         if len(self.buffer) > MAX_BODY:
             raise WireError("answer too long")
-        if self.left is None or len(self.buffer) < self.left:
+        length = self.head.length
+        if length is None or len(self.buffer) < length:
             return None
-        return self._response(bytes(self.buffer[: self.left]), len(self.buffer) == self.left)
+        return self._response(bytes(self.buffer[:length]), len(self.buffer) == length)
 
     def end(self) -> Response:
         """The response when the connection's end completes it, else WireError."""
-        if self.status and self.left is None and self.chunks is None:
+        if self.head and self.head.length is None and not self.head.chunked:
             return self._response(bytes(self.buffer), False)
         raise WireError("connection closed", silent=not self.begun())
 
     def begun(self) -> bool:
         """Whether a single byte of an answer has come."""
-        return bool(self.status or self.interim or self.buffer)
+        return bool(self.head or self.interim or self.buffer)
 
     def _response(self, body: bytes, at_end: bool) -> Response:
-        return Response(self.status, self.headers, body, self.keep_alive and at_end)
+        assert self.head is not None
+        return Response(self.head.status, self.head.headers, body, self.head.keep_alive and at_end)
 
     def _read_head(self) -> bool:
-        """Take one head off the buffer; status stays 0 after an interim one. False when it is not whole yet."""
+        """Take one head off the buffer; there still is none after an interim one. False when it is not whole yet."""
         end = self.buffer.find(b"\r\n\r\n", max(0, self.scanned - 3))
         if end < 0:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
                 raise WireError("answer's head too long")
             return False
-        lines = bytes(self.buffer[:end]).split(b"\r\n")
+        if end > MAX_HEAD:
+            raise WireError("answer's head too long")
+        head = parse_head(bytes(self.buffer[:end]))
         del self.buffer[: end + 4]
         self.scanned = 0
-        match = _STATUS_LINE.match(lines[0])
-        if end > MAX_HEAD or not match:
-            raise WireError("answer is not HTTP/1")
-        status = int(match[2])
-        if status < 200:
-            self.interim += 1
-            if status == 101 or self.interim > MAX_INTERIM:
-                raise WireError("unexpected interim answer")
+        if head.status >= 200:
+            self.head = head
             return True
-        headers: dict[str, str] = {}
-        for line in lines[1:]:
-            header = _HEADER.match(line)
-            if not header:
-                raise WireError("answer has a malformed header")
-            name, value = header[1].decode().lower(), header[2].rstrip(b" \t").decode("latin-1")
-            if name in ("content-length", "transfer-encoding") and headers.get(name, value) != value:
-                raise WireError(f"answer has two different {name} headers")
-            headers[name] = value
-        self._read_framing(status, headers, match[1] == b"1")
-        self.status, self.headers = status, headers
+        self.interim += 1
+        if head.status == 101 or self.interim > MAX_INTERIM:
+            raise WireError("unexpected interim answer")
         return True
 
-    def _read_framing(self, status: int, headers: dict[str, str], modern: bool) -> None:
-        """How the body ends: RFC 9112 section 6.3, in its order."""
-        connection = {part.strip() for part in headers.get("connection", "").lower().split(",")}
-        self.keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
-        if status in (204, 304):
-            self.left = 0
-        elif "transfer-encoding" in headers:
-            if headers["transfer-encoding"].lower() != "chunked" or "content-length" in headers:
-                raise WireError("answer has an unknown transfer-encoding")
-            self.chunks = bytearray()
-        elif "content-length" in headers:
-            length = headers["content-length"]
-            if not re.fullmatch(r"[0-9]{1,18}", length):
-                raise WireError("answer has a malformed content-length")
-            self.left = int(length)
-            if self.left > MAX_BODY:
-                raise WireError("answer too long")
-        else:
-            self.left, self.keep_alive = None, False
-
     def _read_chunks(self) -> Response | None:
-        assert self.chunks is not None
         while True:
             end = self.buffer.find(b"\r\n")
             if end < 0 or end > 1024:
@@ -170,7 +190,7 @@ class ResponseReader:
                 if len(self.buffer) > MAX_HEAD:
                     raise WireError("answer's trailers too long")
                 return None
-        return self._response(bytes(self.chunks or b""), len(self.buffer) == stop)
+        return self._response(bytes(self.chunks), len(self.buffer) == stop)
 
 
 class Channel:
