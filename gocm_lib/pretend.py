@@ -73,7 +73,17 @@ FATES = (
         "`error-WORD-X`: that error word of GCM, or that one of FCM's answers by name",
     ),
 )
+_ANY_FATE = re.compile("|".join(fate.pattern.pattern for fate in FATES))  # most tokens have none: one look tells
 SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later than the others
+
+
+def find_fate(token: str) -> tuple[Fate, re.Match] | tuple[None, None]:
+    """The fate that a token asks for, and the match that says so."""
+    for fate in FATES if _ANY_FATE.match(token) else ():
+        found = fate.pattern.match(token)
+        if found:
+            return fate, found
+    return None, None
 
 
 def _error(status: int, word: str, text: str, *details: dict) -> bytes:
@@ -171,6 +181,8 @@ ANSWERS: dict[str, tuple[Answer, ...]] = {
     "not_found_json": (Answer(404, _error(404, "NOT_FOUND", "Requested entity was not found.")),),
 }  # fmt: skip
 
+_V1_PATH = re.compile(r"/v1/projects/([^/]+)/messages:send")
+_KEY = re.compile(r"key=(?!bad)\S+")
 _MESSAGE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
 _TARGETS = ("token", "fid", "topic", "condition")
 
@@ -237,7 +249,7 @@ class Pretender:
             return 0.0, self._metadata(request)
         self.ledger.requests += 1
         self.ledger.seconds[int(time.time())] += 1
-        sent = re.fullmatch(r"/v1/projects/([^/]+)/messages:send", path)
+        sent = _V1_PATH.fullmatch(path)
         if request.method == "POST" and sent:
             return self._finish(*self._v1(request, sent[1]))
         if request.method == "POST" and path.endswith("/send"):
@@ -247,8 +259,9 @@ class Pretender:
     def _finish(self, answer: Answer, targets: list[str], taken: list[str]) -> tuple[float, Answer | None]:
         """Put the mode's failures over an answer, and into the ledger what was taken in the end."""
         mode = self.mode
-        delays = [int(found[1]) for found in map(SLOW.match, targets) if found]
-        delay = mode.latency + max(delays, default=0)
+        delay = mode.latency
+        if any(map(SLOW.match, targets)):
+            delay += max(int(found[1]) for found in map(SLOW.match, targets) if found)
         if mode.silent:
             return float("inf"), None
         if mode.close:
@@ -262,7 +275,7 @@ class Pretender:
     # -------------------------------------------------------------------------------------------------- legacy GCM
 
     def _legacy(self, request: Request) -> tuple[Answer, list[str], list[str]]:
-        if not re.fullmatch(r"key=(?!bad)\S+", request.headers.get("authorization", "")):
+        if not _KEY.fullmatch(request.headers.get("authorization", "")):
             return Answer(401, b"<TITLE>Unauthorized</TITLE>", _HTML), [], []
         try:
             message = json.loads(request.body)
@@ -290,12 +303,11 @@ class Pretender:
     def _fate(self, token: str) -> dict:
         self.ledger.arrived[token] += 1
         sent = {"message_id": f"0:{self.ledger.requests}"}
-        for fate in FATES:
-            found = fate.pattern.match(token)
-            if found:
-                told = fate.legacy(found, self.ledger.arrived[token])
-                return told if "error" in told else {**sent, **told}
-        return sent
+        fate, found = find_fate(token)
+        if fate is None:
+            return sent
+        told = fate.legacy(found, self.ledger.arrived[token])
+        return told if "error" in told else {**sent, **told}
 
     # ------------------------------------------------------------------------------------------------------ FCM v1
 
@@ -339,15 +351,13 @@ class Pretender:
         return "too_big" if size > 4096 else ""
 
     def _v1_fate(self, target: str) -> str:
-        for fate in FATES:
-            found = fate.pattern.match(target)
-            if not found:
-                continue
-            if fate.v1 == "*":
-                return found[1] if found[1] in ANSWERS else "internal"
-            flaky = fate.v1 == "unavailable" and self.ledger.arrived[target] > int(found[1])
-            return "" if flaky else fate.v1
-        return ""
+        fate, found = find_fate(target)
+        if fate is None:
+            return ""
+        if fate.v1 == "*":
+            return found[1] if found[1] in ANSWERS else "internal"
+        flaky = fate.v1 == "unavailable" and self.ledger.arrived[target] > int(found[1])
+        return "" if flaky else fate.v1
 
     def _one(self, name: str) -> Answer:
         forms = ANSWERS[name]
