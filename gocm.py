@@ -18,7 +18,7 @@ Try it, with no Google account (`gocm.py --sandbox` pretends one):
     curl -d tokens=phone-1 -d tokens=gone-phone-2 --data-urlencode 'payload={"title":"Hello"}' localhost:5601/gcm/send
     curl localhost:5601/gcm/report
 
-To read the code, take gocm_lib in the order of its imports: settings, log, child; job, outcome, gcm, fcm: what a
+To read the code, take gocm_lib in the order of its imports: settings, log, cpu, child; job, outcome, gcm, fcm: what a
 message is and what becomes of it, pure; credentials, wire, upstream: how one reaches Google; limits, poison, traffic:
 what is too much, which message makes senders die, how fast an upstream may be sent to; spool, report, database, client,
 state: what is on disk and who may change it; sender; intake, feeder; request, pages, server: the HTTP front; pretend,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.queues import Queue
 
-from gocm_lib import log
+from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.job import Slice
@@ -67,6 +67,7 @@ class Feeder:
             pass
 
     def _run(self) -> None:
+        cpu.stay()
         while True:
             self._switched.wait()
             with self._claiming:

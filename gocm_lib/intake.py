@@ -1,7 +1,8 @@
 """Intake: accepted jobs -> one commit. The only way into the spool.
 
 Request threads hand in a job and wait. One thread commits all that are waiting in one call (group commit): under load
-many requests share one fsync, and a lone request waits for nobody, because no timer is involved.
+many requests share one fsync. As many as came last time are waited for, for a moment; a lone client, whose last request
+had no company, waits for nobody.
 """
 
 import threading
@@ -9,12 +10,13 @@ import time
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
-from gocm_lib import log
+from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Job
 from gocm_lib.limits import Refused
 
 LARGEST_BATCH = 512  # messages, and
+LINGER = 0.002  # seconds in which a batch may become as large as the one before: a commit costs what 20 messages do
 BATCH_TOKENS = 20_000  # tokens in a commit, unless one request has more
 PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
 TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
@@ -67,8 +69,14 @@ class Intake:
         return waiting.refused
 
     def _run(self) -> None:
+        cpu.stay()
+        batch: list[_Waiting] = []
         while True:
+            expected = len(batch)
             batch = [self._queue.get()]
+            deadline = time.monotonic() + LINGER
+            while self._queue.qsize() + 1 < expected and time.monotonic() < deadline:
+                time.sleep(LINGER / 4)
             jobs, tokens = len(batch[0].jobs), batch[0].tokens
             try:
                 while jobs < LARGEST_BATCH and tokens < BATCH_TOKENS:

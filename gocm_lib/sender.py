@@ -36,6 +36,8 @@ DIALLERS = 16  # threads: a TLS handshake with Google takes three round trips, a
 IDLE_LIMIT = 30.0  # seconds; we close an idle connection before the upstream does, mostly
 DIAL_REST = 0.25  # seconds without dialling after a failure
 SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
+BUSY = 16  # flights; with more the loop lets answers gather for
+GATHER = 0.002  # seconds, and then reads them in one turn: a turn, and the waking up for it, cost what an answer does
 FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
 TRUSTED_JOBS = 4096
 RETURNED = Outcome(Verdict.RETURNED, "its message was found bad")
@@ -143,6 +145,8 @@ class Loop:
     def run(self) -> None:
         while not (self._finishing and not self.flights):
             self._turns += 1
+            if len(self.flights) > BUSY:
+                time.sleep(GATHER)
             for key, events in self._selector.select(self._patience()):
                 if key.data is None:
                     self._answer_bell()

@@ -24,7 +24,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from gocm_lib import job, log, pages
+from gocm_lib import cpu, job, log, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.intake import Intake
 from gocm_lib.job import BadRequest, Draft, Job
@@ -410,7 +410,11 @@ class Server(http.server.ThreadingHTTPServer):
         """Serve, in a thread of its own."""
         self.service = service
         self._slots = threading.BoundedSemaphore(service.settings.max_connections)
-        threading.Thread(target=self.serve_forever, name="accept", daemon=True).start()
+        threading.Thread(target=self._accept_all, name="accept", daemon=True).start()
+
+    def _accept_all(self) -> None:
+        cpu.stay()
+        self.serve_forever()
 
     def stop(self, patience: float) -> None:
         """Accept no connection more; return when no request is in work, after `patience` seconds at most."""

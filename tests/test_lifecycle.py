@@ -392,6 +392,31 @@ def test_a_sender_stands_still(start, sandbox, busy):
     check_ledger(server, sandbox, tokens, twice=tokens[:50] if busy else ())
 
 
+def cpus(pid):
+    """The CPUs that each thread of a process may use, by the thread's id."""
+    found = {int(path.name): os.sched_getaffinity(int(path.name)) for path in Path(f"/proc/{pid}/task").iterdir()}
+    return found, found.pop(pid)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_the_threads_that_serve_share_a_cpu_and_nobody_else_is_bound(start, sandbox):
+    server = start()
+    everywhere = os.sched_getaffinity(0)
+    before = server.children()
+    os.kill(forkserver_of(server), signal.SIGKILL)  # the next one, and its children, must not be bound either
+    eventually(lambda: len(server.children()) == len(before) and not set(server.children()) & set(before))
+    eventually(lambda: server.http().ask("GET", "/gcm/report")[0] == 200)
+    server.send(["t"])
+    check_ledger(server, sandbox, ["t"])
+    threads, main = cpus(server.process.pid)
+    bound = {frozenset(allowed) for allowed in threads.values() if len(allowed) == 1}
+    assert main == everywhere and len(bound) == 1
+    assert sum(len(allowed) == 1 for allowed in threads.values()) >= 3  # intake, feeder, accept
+    for child in server.children(".*"):
+        threads, main = cpus(child)
+        assert all(allowed == everywhere for allowed in [main, *threads.values()])
+
+
 def test_a_second_instance_is_refused(server, sandbox):
     second = Program("--port", "0", "--spool", server.spool, "--gcm-url", sandbox.url(), "--apikey", "k")
     assert second.wait(5) == 75

@@ -13,7 +13,7 @@ from gocm_lib import bench, pretend, server, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
-    "settings log child job outcome gcm fcm credentials wire upstream limits poison traffic spool report database "
+    "settings log cpu child job outcome gcm fcm credentials wire upstream limits poison traffic spool report database "
     "client state sender intake feeder request pages server pretend sandbox supervisor bench cli".split()
 )
 PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages"}
