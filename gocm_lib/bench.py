@@ -36,8 +36,8 @@ SAMPLE = 0.25  # seconds between two looks at the server
 TICK = 1e6 / os.sysconf("SC_CLK_TCK")  # microseconds in a tick of /proc/PID/stat
 CLIENTS = 16
 WARM_UP = 2  # a share of the messages is sent before, uncounted
-PAYLOAD = {"title": "Hello", "text": "x" * 100, "badge": 7}
-NUMBER = b"t%08d-"  # of a post: how its tokens begin
+NUMBER = b"t%08d-"  # of a post: how its tokens begin, and in its message, or like messages would share requests
+PAYLOAD = {"title": "Hello", "text": "x" * 90, "id": (NUMBER % 0).decode(), "badge": 7}
 TOKEN = "b" * 140  # with its number as long as FCM's tokens are
 
 
@@ -147,7 +147,7 @@ def body(scenario: Scenario) -> tuple[bytes, bytes]:
 
 
 def request(scenario: Scenario) -> bytes:
-    """The first post; the others differ in the NUMBER of their tokens only."""
+    """The first post; the others differ in NUMBER only."""
     kind, content = body(scenario)
     connection = b"keep-alive" if scenario.keep_alive else b"close"
     head = b"POST /gcm/send HTTP/1.1\r\nHost: bench\r\nConnection: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
@@ -244,7 +244,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
     """The requests that a sender would write, one after the other on so many connections; as little else as can be."""
     import urllib3  # noqa: F401  (what Upstream needs is loaded before the clock runs)
 
-    from gocm_lib.job import Claimed, Slice
+    from gocm_lib.job import Run, Slice
     from gocm_lib.upstream import DIALECTS, Upstream
 
     scheme = "https" if ca else "http"
@@ -262,7 +262,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
         idle.append(sock)
     requests = []
     for number in range(scenario.posts):
-        part = Slice(1, "gcm", "token", message, [Claimed(0, f"{number:08d}-floor-{TOKEN}", 1)], 0, "key=bench")
+        part = Slice("gcm", "token", message, [Run(1, 0, 1, [f"{number:08d}-floor-{TOKEN}"])], 0, "key=bench")
         requests += [data for _, data in upstream.requests(part)]
     began, used, done = time.monotonic(), time.process_time(), 0
     while done < scenario.posts:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gocm_lib.job import BadRequest, Draft, Slice, compact, read_json
+from gocm_lib.job import BadRequest, Draft, Run, Slice, compact, read_json
 from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
 
 NAME = "fcm"
+TOKENS_PER_REQUEST = 1
 MAX_MESSAGE = 4096  # bytes of data and notification: Google's limit
 
 # Names in a template, as Google's discovery document has them; proto3 JSON takes both spellings.
@@ -130,13 +131,14 @@ def _check_data(data: Mapping[str, str], field: str) -> None:
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     """A request for each token of the slice: the Message is rendered once, only the target differs."""
-    job, upstream, target, message, _, deaths, authorization = claimed
+    upstream, target, message, runs, deaths, authorization = claimed
     quote = json.JSONEncoder(ensure_ascii=False).encode
-    before = claimed.message[:-2]
-    before += f'"{claimed.target}":' if before.endswith("{") else f',"{claimed.target}":'
-    for token in claimed.tokens:
-        part = Slice(job, upstream, target, message, (token,), deaths, authorization)
-        yield part, (before + quote(token.token) + "}}").encode()
+    before = message[:-2]
+    before += f'"{target}":' if before.endswith("{") else f',"{target}":'
+    for job, first, attempt, tokens in runs:
+        for n, token in enumerate(tokens, first):
+            part = Slice(upstream, target, message, (Run(job, n, attempt, (token,)),), deaths, authorization)
+            yield part, (before + quote(token) + "}}").encode()
 
 
 # ----------------------------------------------------------------------------------------------------- the answer

@@ -12,14 +12,33 @@ from multiprocessing.queues import Queue
 from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
-from gocm_lib.job import Slice
+from gocm_lib.job import Slice, cut
+from gocm_lib.upstream import DIALECTS
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
 NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
 WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
-LARGEST_PART = 1000  # tokens: what a sender gets of one job at once, a whole multicast
+LARGEST_PART = 1000  # tokens: what a sender gets of one message at once, a whole multicast
 LINGER = 0.01  # seconds after a small claim: under load the next then has what came meanwhile, in one transaction
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
+
+
+def coalesce(slices: Iterable[Slice]) -> list[Slice]:
+    """The same slices, but of those with the same message one, where a request takes many tokens: they share it.
+    Suspects stay by themselves, or the sender's next death would tell of nobody.
+    """
+    shared: dict[tuple[str, str], Slice] = {}
+    found: list[Slice] = []
+    for claimed in slices:
+        single = DIALECTS[claimed.upstream].TOKENS_PER_REQUEST == 1 or claimed.target != "token" or claimed.deaths
+        known = None if single else shared.get((claimed.upstream, claimed.message))
+        if known:
+            known.runs.extend(claimed.runs)
+            continue
+        found.append(claimed._replace(runs=[*claimed.runs]))
+        if not single:
+            shared[claimed.upstream, claimed.message] = found[-1]
+    return found
 
 
 def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
@@ -27,10 +46,9 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
     item: list[Slice] = []
     weight = 0
     for claimed in slices:
-        for start in range(0, len(claimed.tokens), LARGEST_PART):
-            part = claimed._replace(tokens=claimed.tokens[start : start + LARGEST_PART])
+        for part in cut(claimed, LARGEST_PART):
             item.append(part)
-            weight += len(part.tokens)
+            weight += part.size
             if weight >= PACK:
                 yield item
                 item, weight = [], 0
@@ -98,7 +116,7 @@ class Feeder:
             return
         if slices:
             self._batch += 1
-        for item in pack(part._replace(authorization=ready[part.upstream].text) for part in slices):
+        for item in pack(part._replace(authorization=ready[part.upstream].text) for part in coalesce(slices)):
             queue.put(item)
-        if 0 < sum(len(part.tokens) for part in slices) < PACK:
+        if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)

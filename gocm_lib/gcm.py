@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from gocm_lib.job import BadRequest, Draft, Slice, compact
+from gocm_lib.job import BadRequest, Draft, Slice, compact, cut
 from gocm_lib.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
 
 NAME = "gcm"
@@ -44,23 +44,24 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     """The slice cut into requests of up to 1,000 tokens: each with the Message to post, as JSON bytes."""
     rest = "," + claimed.message[1:]
     if claimed.target != "token":
-        [target] = claimed.tokens
-        to = {"to": "/topics/" + target.token} if claimed.target == "topic" else {"condition": target.token}
+        [[target]] = [run.tokens for run in claimed.runs]
+        to = {"to": "/topics/" + target} if claimed.target == "topic" else {"condition": target}
         yield claimed, (compact(to, claimed.target)[:-1] + rest).encode()
         return
-    for start in range(0, len(claimed.tokens), TOKENS_PER_REQUEST):
-        part = claimed.tokens[start : start + TOKENS_PER_REQUEST]
-        ids = json.dumps([token.token for token in part], ensure_ascii=False, separators=(",", ":"))
-        yield claimed._replace(tokens=part), f'{{"registration_ids":{ids}{rest}'.encode()
+    for part in cut(claimed, TOKENS_PER_REQUEST):
+        ids = json.dumps(
+            [token for run in part.runs for token in run.tokens], ensure_ascii=False, separators=(",", ":")
+        )
+        yield part, f'{{"registration_ids":{ids}{rest}'.encode()
 
 
 def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
     """One Outcome for each token of a request, from its answer (header names in lower case)."""
     if status != 200:
-        return [_from_status(status, headers, now)] * len(part.tokens)
+        return [_from_status(status, headers, now)] * part.size
     if part.target != "token":
         return [_from_topic(body)]
-    return _from_results(body, len(part.tokens))
+    return _from_results(body, part.size)
 
 
 def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome:

@@ -6,7 +6,7 @@ the field and what to do. Nothing is repaired by guessing.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -55,26 +55,58 @@ class Job(NamedTuple):
     expires_at: float
 
 
-class Claimed(NamedTuple):
-    """A token in a sender's hands: its place in its job, the token, which attempt this is (from 1)."""
-
-    n: int
-    token: str
-    attempt: int
-
-
-class Slice(NamedTuple):
-    """The claimed tokens of one job that travel together to a sender, how many senders have died with them in the air,
-    and the credential to send them with.
+class Run(NamedTuple):
+    """Neighbours in a job that are on the same attempt, in a sender's hands: the place of the first in its job, which
+    attempt this is (from 1), the tokens.
     """
 
     job: int
+    first: int
+    attempt: int
+    tokens: Sequence[str]
+
+
+class Slice(NamedTuple):
+    """Claimed tokens that have the message in common and travel together to a sender, how many senders have died with
+    them in the air, and the credential to send them with. They are of one job or, where one request is for many, of
+    jobs whose messages are the same.
+    """
+
     upstream: str
     target: str
     message: str
-    tokens: Sequence[Claimed]
+    runs: Sequence[Run]
     deaths: int = 0
     authorization: str = ""
+
+    @property
+    def job(self) -> int:
+        """The job, or one of them."""
+        return self.runs[0].job
+
+    @property
+    def size(self) -> int:
+        """How many tokens."""
+        return sum([len(run.tokens) for run in self.runs])
+
+
+def cut(claimed: Slice, most: int) -> Iterator[Slice]:
+    """A slice in parts of up to `most` tokens."""
+    if claimed.size <= most:
+        yield claimed
+        return
+    runs: list[Run] = []
+    room = most
+    for job, first, attempt, tokens in claimed.runs:
+        start = 0
+        while start < len(tokens):
+            runs.append(Run(job, first + start, attempt, tokens[start : start + room]))
+            start, room = start + room, room - len(runs[-1].tokens)
+            if room == 0:
+                yield claimed._replace(runs=runs)
+                runs, room = [], most
+    if runs:
+        yield claimed._replace(runs=runs)
 
 
 def disk_size(job: Job) -> int:

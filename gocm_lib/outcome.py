@@ -5,8 +5,12 @@ Every way an attempt can end is one of the verdicts below, crashes and silence i
 """
 
 import enum
+from collections.abc import Iterable, Sequence
 from email.utils import parsedate_to_datetime
+from itertools import groupby
 from typing import NamedTuple
+
+from gocm_lib.job import Slice
 
 LONGEST_RETRY_AFTER = 3600.0  # seconds; an upstream that asks for a day would otherwise outlive most messages
 FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
@@ -43,13 +47,42 @@ DELIVERED = Outcome(Verdict.DELIVERED)
 
 
 class Result(NamedTuple):
-    """The Outcome of one attempt, addressed to its token: job id, place in the job, which attempt it was."""
+    """The Outcome of one attempt, addressed to its token: job id, place in the job, which attempt it was. It holds for
+    `span` tokens of the job from there on.
+    """
 
     upstream: str
     job: int
     n: int
     attempt: int
     outcome: Outcome
+    span: int = 1
+
+
+def address(part: Slice, outcomes: Sequence[Outcome]) -> list[Result]:
+    """The outcomes of a slice's tokens as Results: neighbours that fared alike share one."""
+    results: list[Result] = []
+    place = 0
+    for job, first, attempt, tokens in part.runs:
+        for outcome, alike in groupby(outcomes[place : place + len(tokens)]):
+            span = sum(1 for _ in alike)
+            results.append(Result(part.upstream, job, first, attempt, outcome, span))
+            first += span
+        place += len(tokens)
+    return results
+
+
+def join(results: Iterable[Result]) -> list[Result]:
+    """The same Results, those of neighbours that fared alike made one: a request each, they came in any order."""
+    joined: list[Result] = []
+    for result in sorted(results, key=lambda result: result[:3]):
+        if joined:
+            upstream, job, n, attempt, outcome, span = joined[-1]
+            if (upstream, job, n + span, attempt, outcome) == result[:5]:
+                joined[-1] = Result(upstream, job, n, attempt, outcome, span + result.span)
+                continue
+        joined.append(result)
+    return joined
 
 
 class Policy(NamedTuple):

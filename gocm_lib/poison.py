@@ -26,7 +26,7 @@ UNREST = 10.0  # seconds: when more senders died in these than one message expla
 
 
 class Aloft(NamedTuple):
-    """A flight as the black box knows it: the job, and from which to which of its tokens."""
+    """A flight as the black box knows it, or what it has of one job: from which to which of its tokens."""
 
     job: int
     low: int
@@ -34,28 +34,37 @@ class Aloft(NamedTuple):
 
 
 class BlackBox:
-    """What a sender has in the air, on shared memory: an array of three whole numbers for each flight there may be.
-    One process writes it; another may read it once the first is dead, at whatever moment that was.
+    """What a sender has in the air, on shared memory: an array of three whole numbers for each job in each flight there
+    may be. One process writes it; another may read it once the first is dead, at whatever moment that was.
     """
 
     def __init__(self, cells: "Array[int]") -> None:
         self._cells = cells
-        self._free = list(range(0, len(cells), 3))
+        self._used = 0  # cells that have ever been
+        self._free: list[int] = []
 
-    def take_off(self, part: Slice) -> int:
-        """Note a flight; the number to land it with."""
-        place = self._free.pop()
-        low = high = part.tokens[0].n
-        if len(part.tokens) > 1:
-            low, high = min(token.n for token in part.tokens), max(token.n for token in part.tokens)
+    def take_off(self, part: Slice) -> list[int]:
+        """Note a flight; the numbers to land it with."""
+        spans: dict[int, tuple[int, int]] = {}
+        for job, first, _, tokens in part.runs:
+            low, high = spans.get(job, (first, first))
+            spans[job] = min(low, first), max(high, first + len(tokens) - 1)
+        return [self._note(job, low, high) for job, (low, high) in spans.items()]
+
+    def _note(self, job: int, low: int, high: int) -> int:
+        if self._free:
+            place = self._free.pop()
+        else:
+            place, self._used = self._used, self._used + 3
         self._cells[place + 1] = low
         self._cells[place + 2] = high
-        self._cells[place] = part.job  # last: this makes it count
+        self._cells[place] = job  # last: this makes it count
         return place
 
-    def land(self, place: int) -> None:
-        self._cells[place] = 0
-        self._free.append(place)
+    def land(self, places: Iterable[int]) -> None:
+        for place in places:
+            self._cells[place] = 0
+            self._free.append(place)
 
     @staticmethod
     def read(cells: Sequence[int]) -> list[Aloft]:
@@ -102,13 +111,13 @@ class Quarantine:
             if len(self._flying) >= COMPANY:
                 break
             self._waiting.popleft()
-            self._flying[part.job, part.tokens[0].n] = part.deaths
+            self._flying[part.job, part.runs[0].first] = part.deaths
             admitted.append(flight)
         return admitted
 
     def land(self, part: Slice) -> None:
         """A flight has come down, or was given up."""
-        self._flying.pop((part.job, part.tokens[0].n), None)
+        self._flying.pop((part.job, part.runs[0].first), None)
 
     def give_up(self, upstream: str) -> list[Any]:
         """Let go of an upstream's flights that wait, and return them."""

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import Array
 from dataclasses import dataclass, field
@@ -22,11 +23,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from queue import Empty, SimpleQueue
 
-from gocm_lib import child, log
+from gocm_lib import child, fcm, gcm, log
 from gocm_lib import upstream as upstreams
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Slice
-from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, Outcome, Result, Verdict
+from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, Outcome, Result, Verdict, address, join
 from gocm_lib.poison import BlackBox, Quarantine
 from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.upstream import DialError, Upstream
@@ -36,6 +37,7 @@ DIALLERS = 16  # threads: a TLS handshake with Google takes three round trips, a
 IDLE_LIMIT = 30.0  # seconds; we close an idle connection before the upstream does, mostly
 DIAL_REST = 0.25  # seconds without dialling after a failure
 SETTLE_EVERY = 0.02  # seconds: outcomes that end within it share a transaction and its fsync
+MULTICASTS = 20  # that may be in the queue and the senders: in tokens far more than they have connections
 BUSY = 16  # flights; with more the loop lets answers gather for
 GATHER = 0.002  # seconds, and then reads them in one turn: a turn, and the waking up for it, cost what an answer does
 FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
@@ -53,7 +55,7 @@ class Flight:
     request: bytes
     deadline: float = 0.0
     repeated: bool = False
-    noted: int = 0  # its place in the black box
+    noted: Sequence[int] = ()  # its places in the black box
 
 
 @dataclass(eq=False, slots=True)
@@ -346,9 +348,7 @@ class Loop:
     def _settle(self, part: Slice, *outcomes: Outcome) -> None:
         if part.deaths:
             self.quarantine.land(part)
-        for place, token in enumerate(part.tokens):
-            outcome = outcomes[place if len(outcomes) > 1 else 0]
-            self.settled.put(Result(part.upstream, part.job, token.n, token.attempt, outcome))
+        self.settled.put(address(part, outcomes if len(outcomes) > 1 else outcomes * part.size))
 
     def _ask_for_more(self) -> None:
         load = len(self.flights) + len(self.quarantine) + sum(len(lane.waiting) for lane in self.lanes.values())
@@ -378,7 +378,7 @@ def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
         except Empty:
             pass
         last = batch[-1] is None
-        results = batch[:-1] if last else batch
+        results: list[Result] = join(result for results in batch if results for result in results)
         while results:
             try:
                 client.settle(generation, results, time.time())
@@ -391,9 +391,15 @@ def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
                 time.sleep(0.1)
 
 
+def rooms(settings: Settings) -> dict[str, int]:
+    """How many tokens of each upstream the queue and the senders may have in hand together."""
+    flights = settings.senders * settings.connections
+    return {fcm.NAME: 2 * flights, gcm.NAME: max(MULTICASTS * gcm.TOKENS_PER_REQUEST, 2 * flights)}
+
+
 def box_size(settings: Settings) -> int:
-    """Cells for the black box of a sender with these settings."""
-    return 3 * settings.connections * len(upstreams.DIALECTS)
+    """Cells for the black box of a sender with these settings: should all that may be in hand be in its flights."""
+    return 3 * (settings.connections + rooms(settings)[gcm.NAME])
 
 
 def main(

@@ -27,11 +27,13 @@ the senders that died with it in the air since it last came to ground. A job's r
 Every method may be repeated safely. The caller owns the transaction and the lock.
 """
 
+import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from gocm_lib.job import Claimed, Job, Slice
+from gocm_lib.job import Job, Run, Slice
 from gocm_lib.poison import FATAL, Aloft
 
 SCHEMA = """
@@ -45,7 +47,7 @@ CREATE TABLE job (
     sound INTEGER NOT NULL DEFAULT 0,
     finished INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX job_open ON job (id) WHERE finished = 0;
+CREATE INDEX job_finished ON job (id) WHERE finished = 1;
 CREATE TABLE token (
     job INTEGER NOT NULL,
     n INTEGER NOT NULL,
@@ -75,19 +77,18 @@ CREATE TABLE dead (
 CREATE INDEX dead_age ON dead (died_at);
 """
 
-_COLUMNS = (
-    "token.job, token.n, token.token, token.attempts, job.upstream, job.target, job.message, job.expires_at,"
-    " token.deaths"
-)
+_COLUMNS = "job, n, token, attempts, deaths, rank"
 
 _FRESH = f"""
-SELECT {_COLUMNS}, token.rank FROM token INDEXED BY token_fresh JOIN job ON job.id = token.job
-WHERE token.generation = 0 AND token.waits = 0 AND token.upstream = ? ORDER BY token.rank LIMIT ?
+SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
+WHERE generation = 0 AND waits = 0 AND upstream = ? ORDER BY rank LIMIT ?
 """
 _WAITING = f"""
-SELECT {_COLUMNS}, token.rank FROM token INDEXED BY token_waiting JOIN job ON job.id = token.job
-WHERE token.generation = 0 AND token.waits = 1 AND token.upstream = ? AND token.due_at <= ?
-ORDER BY token.due_at LIMIT ? OFFSET ?
+SELECT {_COLUMNS} FROM token INDEXED BY token_waiting
+WHERE generation = 0 AND waits = 1 AND upstream = ? AND due_at <= ? ORDER BY due_at LIMIT ? OFFSET ?
+"""
+_JOBS = """
+SELECT id, upstream, target, message, expires_at FROM job WHERE id IN (SELECT value FROM json_each(?))
 """
 _NEXT_DUE = """
 SELECT 0.0 WHERE EXISTS
@@ -96,9 +97,8 @@ UNION ALL
 SELECT min(due_at) FROM token INDEXED BY token_waiting WHERE generation = 0 AND waits = 1 AND upstream = ?
 """
 _CLAIMED = f"""
-SELECT {_COLUMNS} FROM token INDEXED BY token_claimed JOIN job ON job.id = token.job
-WHERE token.generation > 0 AND token.generation = ? AND token.batch = ?
-ORDER BY token.job, token.n
+SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
+WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
 PRUNED = 5000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
@@ -110,15 +110,31 @@ AGEING = 0.5  # what the rank being served grows with each token at least: a flo
 Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a token in hand
 
 
-def _slices(rows: Iterable[tuple]) -> list[Slice]:
-    """Rows of the queries above, in their order, those of one job and suspicion together."""
+class _JobRow(NamedTuple):
+    upstream: str
+    target: str
+    message: str
+    expires_at: float
+
+
+def _slices(rows: Iterable[tuple], jobs: Mapping[int, _JobRow]) -> list[Slice]:
+    """Rows of the queries above, in the order of their jobs, as slices: a job's tokens together if they are equally
+    suspect, in runs.
+    """
     slices: list[Slice] = []
-    tokens: list[Claimed] = []
-    for job, n, token, attempts, upstream, target, message, _expires_at, deaths, *_ in rows:
-        if not slices or slices[-1].job != job or slices[-1].deaths != deaths:
-            tokens = []
-            slices.append(Slice(job, upstream, target, message, tokens, deaths))
-        tokens.append(Claimed(n, token, attempts + 1))
+    tokens: list[str] = []
+    last: tuple = ()
+    for job, n, token, attempts, deaths, _rank in rows:
+        if last != (job, n, attempts, deaths):
+            tokens = [token]
+            run = Run(job, n, attempts + 1, tokens)
+            if last[:1] == (job,) and slices[-1].deaths == deaths:
+                slices[-1].runs.append(run)
+            else:
+                slices.append(Slice(jobs[job].upstream, jobs[job].target, jobs[job].message, [run], deaths))
+        else:
+            tokens.append(token)
+        last = job, n + 1, attempts, deaths
     return slices
 
 
@@ -128,9 +144,12 @@ class Spool:
         self.retry_credit: defaultdict[str, float] = defaultdict(float)
         # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
         # transaction back puts back the copy of before.
-        [[jobs]] = db.execute("SELECT count(*) FROM job INDEXED BY job_open WHERE finished = 0")
+        [[jobs]], [[finished]] = (
+            db.execute(f"SELECT count(*) FROM job {which}")
+            for which in ("", "INDEXED BY job_finished WHERE finished = 1")
+        )
         [[tokens]], [[dead]] = db.execute("SELECT count(*) FROM token"), db.execute("SELECT count(*) FROM dead")
-        self.tally: Counter[str] = Counter(jobs=jobs, tokens=tokens, dead=dead)
+        self.tally: Counter[str] = Counter(jobs=jobs - finished, tokens=tokens, dead=dead)
         held = db.execute(
             "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
@@ -172,17 +191,26 @@ class Spool:
         A token of a job that has expired is buried instead; those are the second list.
         """
         rows = sorted(self._due(upstream, limit, now))  # those of a job together, in their order
-        fresh = [row for row in rows if row[7] > now]
+        jobs = self._jobs(rows)
+        expired = [row for row in rows if jobs[row[0]].expires_at <= now]
+        slices = _slices([row for row in rows if jobs[row[0]].expires_at > now] if expired else rows, jobs)
         self.db.executemany(
-            "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n = ?",
-            [(generation, batch, row[0], row[1]) for row in fresh],
+            "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n BETWEEN ? AND ?",
+            [
+                (generation, batch, run.job, run.first, run.first + len(run.tokens) - 1)
+                for claimed in slices
+                for run in claimed.runs
+            ],
         )
-        self.in_hand[generation, upstream] += len(fresh)
-        expired = [row for row in rows if row[7] <= now]
-        for row in expired:
-            self.bury((0, upstream), row[0], row[1], row[3] + 1, row[3], "too old", now)
+        self.in_hand[generation, upstream] += len(rows) - len(expired)
+        for job, n, _token, attempts, *_ in expired:
+            self.bury((0, upstream), job, n, attempts + 1, attempts, "too old", now)
         self.finish({row[0] for row in expired})
-        return _slices(fresh), [row[2] for row in expired]
+        return slices, [row[2] for row in expired]
+
+    def _jobs(self, rows: Iterable[tuple]) -> dict[int, _JobRow]:
+        found = self.db.execute(_JOBS, (json.dumps(list({row[0] for row in rows})),))
+        return {job: _JobRow(*columns) for job, *columns in found}
 
     def _due(self, upstream: str, limit: int, now: float) -> list[tuple]:
         """Rows of due tokens: a share of retries, then fresh ones, then retries for what room is left."""
@@ -202,7 +230,8 @@ class Spool:
 
     def claimed(self, generation: int, batch: int) -> list[Slice]:
         """What is left of a batch in a generation's hands."""
-        return _slices(self.db.execute(_CLAIMED, (generation, batch)))
+        rows = self.db.execute(_CLAIMED, (generation, batch)).fetchall()
+        return _slices(rows, self._jobs(rows))
 
     def last_batch(self, generation: int) -> int:
         """The highest batch that has tokens in a generation's hands, 0 when it has none."""
@@ -212,27 +241,30 @@ class Spool:
             (generation,),
         ).fetchone()[0]
 
-    def holds(self, generation: int, job: int, n: int, attempt: int) -> tuple[str, float, float] | None:
-        """The token, and when its job was accepted and expires, if this generation has it in hand for this attempt;
-        None: somebody settled it before.
+    def holds(
+        self, generation: int, job: int, n: int, attempt: int, span: int = 1
+    ) -> list[tuple[int, str, float, float]]:
+        """Of `span` tokens of a job from number `n` on those that this generation has in hand for this attempt: number
+        and token, when the job was accepted and expires. Who is not there was settled before.
         """
         return self.db.execute(
-            "SELECT token.token, job.accepted_at, job.expires_at FROM token JOIN job ON job.id = token.job"
-            " WHERE token.job = ? AND token.n = ? AND token.generation = ? AND token.attempts = ?",
-            (job, n, generation, attempt - 1),
-        ).fetchone()
+            "SELECT token.n, token.token, job.accepted_at, job.expires_at FROM token JOIN job ON job.id = token.job"
+            " WHERE token.job = ? AND token.n BETWEEN ? AND ? AND token.generation = ? AND token.attempts = ?",
+            (job, n, n + span - 1, generation, attempt - 1),
+        ).fetchall()
 
-    def remove(self, holder: Holder, job: int, n: int, attempt: int) -> bool:
-        """Drop the row of a token that has come to its end; False when it was not in this generation's hands for this
-        attempt. The attempt matters: a settle that is repeated late may find the token claimed once more.
+    def remove(self, holder: Holder, job: int, n: int, attempt: int, span: int = 1) -> int:
+        """Drop the rows of tokens that have come to their end, of `span` from number `n` on those that are in this
+        generation's hands for this attempt; how many. The attempt matters: a settle that is repeated late may find a
+        token claimed once more.
         """
         gone = self.db.execute(
-            "DELETE FROM token WHERE job = ? AND n = ? AND generation = ? AND attempts = ?",
-            (job, n, holder[0], attempt - 1),
-        )
-        self.in_hand[holder] -= gone.rowcount
-        self.tally["tokens"] -= gone.rowcount
-        return gone.rowcount == 1
+            "DELETE FROM token WHERE job = ? AND n BETWEEN ? AND ? AND generation = ? AND attempts = ?",
+            (job, n, n + span - 1, holder[0], attempt - 1),
+        ).rowcount
+        self.in_hand[holder] -= gone
+        self.tally["tokens"] -= gone
+        return gone
 
     def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float) -> None:
         """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
@@ -261,7 +293,7 @@ class Spool:
             if self.db.execute("SELECT 1 FROM token WHERE job = ? LIMIT 1", (job,)).fetchone():
                 left.append(job)
                 continue
-            if self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
+            if self.tally["dead"] and self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
                 closed = self.db.execute("UPDATE job SET finished = 1 WHERE id = ? AND finished = 0", (job,))
             else:
                 closed = self.db.execute("DELETE FROM job WHERE id = ? AND finished = 0", (job,))

@@ -232,7 +232,7 @@ class State:
         with self._transaction():
             slices, expired = self.spool.claim(generation, batch, upstream, min(free, allowed), now)
             self.report.count({"failures": len(expired)})
-        taken = sum(len(part.tokens) for part in slices)
+        taken = sum(part.size for part in slices)
         self.traffic.sent(upstream, taken, now)
         if taken:
             self.batches[generation] = batch
@@ -258,17 +258,31 @@ class State:
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
     ) -> bool:
-        """Settle one token; whether it was in the generation's hands."""
-        outcome, job, n, holder = result.outcome, result.job, result.n, (generation, result.upstream)
+        """Settle a result's tokens; whether any of them was in the generation's hands."""
+        upstream, job, first, attempt, outcome, span = result
         if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
-            if not self.spool.remove(holder, job, n, result.attempt):
-                return False
-            counts["attempts"] += result.attempt == 1
-            return True
-        held = self.spool.holds(generation, job, n, result.attempt)
-        if held is None:
-            return False
-        token, accepted_at, expires_at = held
+            gone = self.spool.remove((generation, upstream), job, first, attempt, span)
+            counts["attempts"] += gone if attempt == 1 else 0
+            return gone > 0
+        held = self.spool.holds(generation, job, first, attempt, span)
+        for n, token, accepted_at, expires_at in held:
+            one = result._replace(n=n, span=1)
+            self._settle_token(generation, one, token, accepted_at, expires_at, now, counts, ends)
+        return bool(held)
+
+    def _settle_token(
+        self,
+        generation: int,
+        result: Result,
+        token: str,
+        accepted_at: float,
+        expires_at: float,
+        now: float,
+        counts: Counter[str],
+        ends: list[tuple[str, str]],
+    ) -> None:
+        """Settle one token in the generation's hands that was not simply delivered."""
+        outcome, job, n, holder = result.outcome, result.job, result.n, (generation, result.upstream)
         step = next_step(outcome, result.attempt, expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
             # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
@@ -276,11 +290,11 @@ class State:
             paused = self.traffic.pauses.get(result.upstream)
             again = max(now, paused.until) + 0.1 + min(max(0.0, now - accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(holder, job, n, result.attempt - 1, again)
-            return True
+            return
         counts["attempts"] += result.attempt == 1
         if step.action is Action.RETRY:
             self.spool.retry(holder, job, n, result.attempt, step.due_at)
-            return True
+            return
         if step.action is Action.BURY:
             self.spool.bury(holder, job, n, result.attempt, result.attempt, step.reason, now)
         else:
@@ -288,13 +302,12 @@ class State:
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
             self.report.add_canonical(token, outcome.canonical)
-            return True
+            return
         counts["failures"] += 1
         ends.append((step.reason, token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts["notregistered"] += 1
             self.report.add_notregistered(token)
-        return True
 
     def _try_messages(self, results: Sequence[Result], counts: Counter[str]) -> None:
         """Stop the jobs whose first answers all found the message itself bad; close those that are done.
@@ -305,7 +318,7 @@ class State:
         for result in results:
             if result.outcome.condemns:
                 reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
-                count = count + 1 if reason == result.outcome.reason else 1
+                count = count * (reason == result.outcome.reason) + result.span
                 self.condemned[result.job] = result.outcome.reason, count
         for job in {result.job for result in results}:
             if job in sound:

@@ -43,7 +43,6 @@ NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
 ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
 FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 32, 12, 32  # open files but connections: here, for each sender, in one
-MULTICASTS = 20  # that may be in the queue and the senders: in tokens far more than they have connections
 
 
 class Stop(Exception):
@@ -248,8 +247,7 @@ class Supervisor:
         self._await_ready()
         child.watch_threads()
         facts = {each.kind: each.fact for each in self.children}
-        flights = settings.senders * settings.connections
-        rooms = {fcm.NAME: 2 * flights, gcm.NAME: max(MULTICASTS * gcm.TOKENS_PER_REQUEST, 2 * flights)}
+        rooms = sender.rooms(settings)
         self.credentials = Credentials(found)
         self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, rooms)
         self.feeder.switch(self.newest, self.generations[-1].queue)

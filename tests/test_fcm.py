@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gocm_lib import fcm, job, pretend
-from gocm_lib.job import BadRequest, Claimed, Slice
+from gocm_lib.job import BadRequest, Run, Slice
 from gocm_lib.outcome import Outcome, Verdict
 
 pytestmark = pytest.mark.short
@@ -26,12 +26,12 @@ def message(**given):
 
 
 def bodies(text, tokens=("t",), target="token"):
-    claimed = Slice(1, "fcm", target, text, [Claimed(n, token, 1) for n, token in enumerate(tokens)])
+    claimed = Slice("fcm", target, text, [Run(1, 0, 1, tokens)])
     return [json.loads(body) for _, body in fcm.requests(claimed)]
 
 
 def judge(status, body, headers=None):
-    part = Slice(1, "fcm", "token", "", [Claimed(0, "t", 1)])
+    part = Slice("fcm", "token", "", [Run(1, 0, 1, ["t"])])
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     [outcome] = fcm.outcomes(part, status, headers or {}, raw, NOW)
     return outcome

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gocm_lib import gcm, job
-from gocm_lib.job import Claimed, Slice
+from gocm_lib.job import Run, Slice
 from gocm_lib.outcome import DELIVERED, Outcome, Verdict
 
 pytestmark = pytest.mark.short
@@ -144,17 +144,25 @@ def test_a_wrong_number_of_results_reports_no_token_dead_and_replaces_none(count
 
 
 def claimed(count, message='{"data":{"a":"b"}}', target="token"):
-    return Slice(1, "gcm", target, message, [Claimed(n, f"t{n}", 1) for n in range(count)])
+    return Slice("gcm", target, message, [Run(1, 0, 1, [f"t{n}" for n in range(count)])])
 
 
-@given(st.integers(1, 2500))
-def test_requests_cover_each_token_once_in_order(count):
-    parts = list(gcm.requests(claimed(count)))
-    assert [token for part, _ in parts for token in part.tokens] == claimed(count).tokens
+def places(part):
+    """Of each token: its job, place, attempt and itself."""
+    return [(run.job, n, run.attempt, token) for run in part.runs for n, token in enumerate(run.tokens, run.first)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 1500), st.integers(0, 9)), min_size=1, max_size=6))
+def test_requests_cover_each_token_once_in_order(runs):
+    runs = [Run(job, first, 1, [f"{job}-{n}" for n in range(count)]) for job, (count, first) in enumerate(runs)]
+    whole = claimed(1)._replace(runs=runs)
+    parts = list(gcm.requests(whole))
+    assert [place for part, _ in parts for place in places(part)] == places(whole)
     for part, body in parts:
         message = json.loads(body)
-        assert message["registration_ids"] == [token.token for token in part.tokens]
-        assert 1 <= len(part.tokens) <= 1000 and message["data"] == {"a": "b"}
+        assert message["registration_ids"] == [token for *_, token in places(part)]
+        assert 1 <= part.size <= 1000 and message["data"] == {"a": "b"}
+    assert len(parts) == -(-whole.size // 1000), "no more than are needed"
 
 
 def draft(**given):

@@ -1,18 +1,24 @@
 """outcome: the next step is total, and back-off grows, is capped, and honours Retry-After."""
 
+import itertools
 from email.utils import formatdate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gocm_lib.job import Run, Slice
 from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
+    DELIVERED,
     Action,
     Outcome,
     Policy,
+    Result,
     Verdict,
+    address,
     advance,
+    join,
     next_step,
     parse_retry_after,
     pause,
@@ -146,3 +152,46 @@ def test_after_the_wait_there_is_credit(limit, passed):
     pace = spend(start_pace(limit, NOW), int(start_pace(limit, NOW).credit))
     wait = until_credit(pace)
     assert wait >= 0 and advance(pace, NOW + wait + 1e-3).credit >= 0.99
+
+
+# ---------------------------------------------------------------------------------------------- results in the open
+
+
+def spread(results):
+    """What results say of each token, by job and place."""
+    return {
+        (result.job, result.n + offset): (result.upstream, result.attempt, result.outcome)
+        for result in results
+        for offset in range(result.span)
+    }
+
+
+FARES = st.sampled_from(
+    [DELIVERED, Outcome(Verdict.DELIVERED, canonical="c"), Outcome(Verdict.DEFERRED, "x"), Outcome(Verdict.REJECTED)]
+)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2), st.lists(FARES, min_size=1, max_size=6)), max_size=5))
+def test_results_say_of_each_token_what_became_of_it(told):
+    runs, outcomes, expected, place = [], [], {}, 0
+    for job, attempt, fares in told:
+        place += 10  # no two runs of a job meet
+        runs.append(Run(job, place, attempt, ["t"] * len(fares)))
+        outcomes += fares
+        expected |= {(job, place + k): ("gcm", attempt, outcome) for k, outcome in enumerate(fares)}
+    results = address(Slice("gcm", "token", "{}", runs), outcomes)
+    assert spread(results) == expected and sum(result.span for result in results) == len(expected)
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 12)), st.tuples(st.integers(1, 2), FARES)),
+    st.randoms(),
+)
+def test_neighbours_that_fared_alike_are_joined_and_nobody_else(told, chance):
+    results = [Result("gcm", *place, attempt, outcome) for place, (attempt, outcome) in told.items()]
+    chance.shuffle(results)
+    joined = join(results)
+    assert spread(joined) == spread(results) and sum(result.span for result in joined) == len(results)
+    for one, next_one in itertools.pairwise(joined):
+        if (one.job, one.n + one.span) == (next_one.job, next_one.n):
+            assert (one.attempt, one.outcome) != (next_one.attempt, next_one.outcome)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_spool import claim, new_job, new_state
 
 from gocm_lib import supervisor
-from gocm_lib.job import Claimed, Slice
+from gocm_lib.job import Run, Slice
 from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.poison import COMPANY, FATAL, UNREST, Aloft, BlackBox, Quarantine, unrest
 
@@ -23,7 +23,7 @@ short = pytest.mark.short
 
 
 def part(job, deaths, count=1):
-    return Slice(job, "gcm", "token", "{}", [Claimed(n, f"{job}-{n}", 1) for n in range(count)], deaths)
+    return Slice("gcm", "token", "{}", [Run(job, 0, 1, [f"{job}-{n}" for n in range(count)])], deaths)
 
 
 @short
@@ -72,7 +72,7 @@ def test_an_upstream_s_suspects_can_be_given_up():
 def test_the_black_box_holds_what_is_in_the_air(flights, data):
     cells = [0] * 90
     box = BlackBox(cells)
-    places = {box.take_off(part(job, 0, count)): Aloft(job, 0, count - 1) for job, count in flights}
+    places = {tuple(box.take_off(part(job, 0, count))): Aloft(job, 0, count - 1) for job, count in flights}
     for place in data.draw(st.sets(st.sampled_from(sorted(places))) if places else st.just(())):
         box.land(place)
         del places[place]

@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import json
 import socket
 import time
 
@@ -16,6 +17,32 @@ def test_only_the_failed_subset_is_retried(server, sandbox):
     server.send(["a", "flaky-2-b", "c", "gone-d"])
     assert server.settled() == {"attempts": 4, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 1}
     assert sandbox.received()["arrived"] == {"a": 1, "flaky-2-b": 3, "c": 1, "gone-d": 1}
+
+
+def test_like_messages_of_many_jobs_share_multicasts(start, sandbox):
+    """Their results go to their own jobs, their failures are retried together, others travel apart."""
+    server = start("--senders", "1")
+    fates = ["gone-{}", "canonical-{}", "flaky-1-{}", "{}", "{}"]
+    tokens = [fates[n % 5].format(n) for n in range(500)]
+    lines = [json.dumps({"tokens": [token], "payload": {"a": 1}}) for token in tokens]
+    lines += [json.dumps({"tokens": [f"other-{n}"], "payload": {"a": n + 2}}) for n in range(10)]
+    kind = {"Content-Type": "application/x-ndjson"}
+    assert server.http().ask("POST", "/gcm/send", "\n".join(lines), kind)[0] == 200
+    assert server.settled() == {
+        "attempts": 510,
+        "failures": 100,
+        "pending": 0,
+        "canonicals": 100,
+        "notregistered": 100,
+    }
+    received = sandbox.received()
+    assert received["arrived"] == {
+        **{token: 2 if token.startswith("flaky") else 1 for token in tokens},
+        **{f"other-{n}": 1 for n in range(10)},
+    }
+    assert received["requests"] < 100, "a request for each job would be 610"
+    lost = server.http().json("GET", "/gcm/report/notregistered")
+    assert sorted(lost["tokens"]) == sorted(token for token in tokens if token.startswith("gone-"))
 
 
 def test_out_of_attempts_is_a_failure_and_kept(start, sandbox):

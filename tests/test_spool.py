@@ -2,6 +2,7 @@
 
 import itertools
 import sqlite3
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -40,7 +41,22 @@ batches = itertools.count(1)
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
     rooms, ready = dict.fromkeys(state.traffic.paces, room), dict.fromkeys(state.traffic.paces, 0.0)
     slices, _ = state.claim(generation, batch or next(batches), rooms, ready, now, 0.0)
-    return {(s.job, t.n): t for s in slices for t in s.tokens}
+    return tokens_of(slices)
+
+
+class Token(NamedTuple):
+    token: str
+    attempt: int
+
+
+def tokens_of(slices):
+    """The tokens of slices, by job and place in it."""
+    return {
+        (run.job, n): Token(token, run.attempt)
+        for claimed in slices
+        for run in claimed.runs
+        for n, token in enumerate(run.tokens, run.first)
+    }
 
 
 class Model(RuleBasedStateMachine):
@@ -127,6 +143,30 @@ class Model(RuleBasedStateMachine):
         if outcome.verdict is Verdict.UNREGISTERED:
             self.counters["notregistered"] += 1
             self.lists["notregistered"].append((token,))
+
+    @rule(place=in_hand, span=st.integers(2, 4), twice=st.booleans())
+    def deliver_neighbours(self, place, span, twice):
+        """What is not in hand for this attempt is passed over, in the middle of a span, too."""
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        for _ in range(1 + twice):
+            self.state.settle(generation, [Result("gcm", *place, attempt, DELIVERED, span)], self.now)
+        for n in range(place[1], place[1] + span):
+            if self.held.get((place[0], n)) == (generation, attempt):
+                del self.held[place[0], n]
+                self.counters["attempts"] += attempt == 1
+
+    @rule(place=in_hand, span=st.integers(2, 4))
+    def lose_neighbours(self, place, span):
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        gone = Outcome(Verdict.UNREGISTERED, "NotRegistered")
+        self.state.settle(generation, [Result("gcm", *place, attempt, gone, span)], self.now)
+        for n in range(place[1], place[1] + span):
+            if self.held.get((place[0], n)) == (generation, attempt):
+                del self.held[place[0], n]
+                self.counters["attempts"] += attempt == 1
+                self.counters["failures"] += 1
+                self.counters["notregistered"] += 1
+                self.lists["notregistered"].append((f"{place[0]}-{n}",))
 
     @rule(place=consumes(in_hand))
     def new_generation(self, place):

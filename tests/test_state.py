@@ -12,7 +12,7 @@ from queue import Empty
 
 import pytest
 from conftest import eventually, stand_still
-from test_spool import POLICY, claim, new_job, new_state
+from test_spool import POLICY, claim, new_job, new_state, tokens_of
 
 from gocm_lib import database, state
 from gocm_lib.client import Client, StateUnavailable
@@ -72,7 +72,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         Outcome(Verdict.REJECTED, "no"),
     ]
     slices, _ = client.claim(1, 1, {"gcm": 5000}, {"gcm": 0.0}, now, 1.0)
-    results = [Result("gcm", s.job, t.n, 1, ends[t.n % 4]) for s in slices for t in s.tokens]
+    results = [Result("gcm", job, n, 1, ends[n % 4]) for job, n in tokens_of(slices)]
     assert len(results) == 1000
     settlers = [context.Process(target=_settle_share, args=(address, list(results), seed)) for seed in range(4)]
     for settler in settlers:

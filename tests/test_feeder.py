@@ -1,0 +1,62 @@
+"""What the feeder makes of claimed slices: like messages share a request, senders share the load, no token is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gocm_lib.feeder import LARGEST_PART, PACK, coalesce, pack
+from gocm_lib.job import Run, Slice
+
+pytestmark = pytest.mark.short
+
+
+def places(slices):
+    """Of each token: what it is sent with, its job, place and attempt."""
+    return sorted(
+        (part.upstream, part.target, part.message, part.deaths, run.job, n, run.attempt, token)
+        for part in slices
+        for run in part.runs
+        for n, token in enumerate(run.tokens, run.first)
+    )
+
+
+@st.composite
+def claims(draw):
+    """Slices as they are claimed: each of one job, the jobs in their order."""
+    slices = []
+    for job in range(1, 1 + draw(st.integers(0, 8))):
+        upstream = draw(st.sampled_from(["gcm", "gcm", "fcm"]))
+        target = draw(st.sampled_from(["token", "token", "topic"]))
+        sizes = [1] if target == "topic" else draw(st.lists(st.sampled_from([1, 3, 700, 1200]), min_size=1, max_size=3))
+        runs = [
+            Run(job, place * 2000, attempt, [f"{job}-{place}-{n}" for n in range(size)])
+            for place, size in enumerate(sizes)
+            for attempt in [draw(st.integers(1, 2))]
+        ]
+        slices.append(
+            Slice(
+                upstream, target, draw(st.sampled_from(['{"data":{}}', "{}"])), runs, draw(st.sampled_from([0, 0, 1]))
+            )
+        )
+    return slices
+
+
+@given(claims())
+def test_jobs_with_the_same_message_share_requests_where_those_take_many_tokens(slices):
+    before = places(slices)
+    found = coalesce(slices)
+    assert places(found) == before == places(slices), "nothing is lost, nothing of the claim itself is changed"
+    shared = [(part.upstream, part.message) for part in found if part.target == "token" and not part.deaths]
+    assert shared.count(("gcm", "{}")) <= 1 and shared.count(("gcm", '{"data":{}}')) <= 1
+    for part in found:
+        if part.upstream == "fcm" or part.target != "token" or part.deaths:
+            assert len({run.job for run in part.runs}) == 1, "one request is for one token, or suspects tell nothing"
+
+
+@given(claims())
+def test_portions_are_small_enough_for_senders_to_share(slices):
+    items = list(pack(slices))
+    assert places(part for item in items for part in item) == places(slices)
+    for item in items:
+        assert all(1 <= part.size <= LARGEST_PART for part in item)
+        assert sum(part.size for part in item[:-1]) < PACK
