@@ -6,6 +6,7 @@ because the state process died is repeated while there is time, which every verb
 
 import multiprocessing.connection
 import multiprocessing.managers
+import pickle
 import socket
 import sqlite3
 import struct
@@ -54,7 +55,8 @@ class Client:
                 try:
                     if self._connection is None:
                         self._dial()
-                    self._connection.send((self._ident, verb, arguments, {}))
+                    # Connection.send does the same with a pickler for what only processes have, made each time.
+                    self._connection.send_bytes(pickle.dumps((self._ident, verb, arguments, {})))
                     kind, answer = self._connection.recv()
                     break
                 except (OSError, EOFError, multiprocessing.AuthenticationError) as error:

@@ -188,7 +188,7 @@ def _judge_bad_request(fields: list[str], text: str) -> Outcome:
 
 def _is_sent(body: bytes) -> bool:
     try:
-        return isinstance(json.loads(body)["name"], str)
+        return isinstance(json.loads(body.decode())["name"], str)
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
 

@@ -64,6 +64,10 @@ def address(part: Slice, outcomes: Sequence[Outcome]) -> list[Result]:
     results: list[Result] = []
     place = 0
     for job, first, attempt, tokens in part.runs:
+        if len(tokens) == 1:  # as nearly always, but in multicasts
+            results.append(Result(part.upstream, job, first, attempt, outcomes[place]))
+            place += 1
+            continue
         for outcome, alike in groupby(outcomes[place : place + len(tokens)]):
             span = sum(1 for _ in alike)
             results.append(Result(part.upstream, job, first, attempt, outcome, span))

@@ -8,7 +8,6 @@ or not at all.
 """
 
 import sqlite3
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -45,9 +44,7 @@ class RunReport:
         self.db = db
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
-        self.lengths: Counter[str] = Counter()
-        for which in PAGES:
-            [[self.lengths[which]]] = db.execute(f"SELECT count(*) FROM {which}")
+        self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
 
     def count(self, changes: Mapping[str, int]) -> None:
         """Add to counters; names not in COUNTERS are a mistake of ours."""

@@ -283,13 +283,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return self._refuse(BadRequest("the request did not come in time", status=408))
         if request is None:
             return False
-        self.server.begin_request()
+        self.server.in_work.add(self)
         try:
             response = self._respond(request)
             keep_alive = request.keep_alive and not self.service.draining
             self._write(response, keep_alive, request.method == "HEAD")
         finally:
-            self.server.end_request()
+            self.server.in_work.discard(self)
         return keep_alive
 
     def _respond(self, request: Request) -> Response:
@@ -399,8 +399,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, host: str, port: int) -> None:
         """Bind and listen; connections wait in the backlog until `start`. Raises OSError."""
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._busy = 0
-        self._idle = threading.Condition()
+        self.in_work: set[ClientConnection] = set()  # those whose request is being answered
         super().__init__((host, port), ClientConnection)
 
     def server_bind(self) -> None:
@@ -421,18 +420,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.service.draining = True
         self.shutdown()
         self.server_close()
-        with self._idle:
-            self._idle.wait_for(lambda: self._busy == 0, patience)
-
-    def begin_request(self) -> None:
-        with self._idle:
-            self._busy += 1
-
-    def end_request(self) -> None:
-        with self._idle:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.notify_all()
+        deadline = time.monotonic() + patience
+        while self.in_work and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:
         if not self._slots.acquire(blocking=False):

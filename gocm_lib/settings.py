@@ -166,7 +166,7 @@ class Settings:
     )
     senders: int = option(0, number(0, 64), "sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
-        512, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
+        1024, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
     )
     apikey_file: str = option("", readable_file, "file that holds the API key: not shown by ps", metavar="FILE")
     gcm_url: str = option(

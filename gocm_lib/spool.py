@@ -29,8 +29,8 @@ Every method may be repeated safely. The caller owns the transaction and the loc
 
 import json
 import sqlite3
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.job import Job, Run, Slice
@@ -103,11 +103,13 @@ WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
 PRUNED = 5000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
 RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
+RECENT = 1000  # jobs
 CHUNK = 1000  # tokens of a job that are of one rank: they go as one multicast
 AGEING = 0.5  # what the rank being served grows with each token at least: a flood of small jobs starves no large one
 
 
 Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a token in hand
+Span = tuple[int, int, int, int]  # job, number of the first token, attempt, how many tokens
 
 
 class _JobRow(NamedTuple):
@@ -149,11 +151,16 @@ class Spool:
             for which in ("", "INDEXED BY job_finished WHERE finished = 1")
         )
         [[tokens]], [[dead]] = db.execute("SELECT count(*) FROM token"), db.execute("SELECT count(*) FROM dead")
-        self.tally: Counter[str] = Counter(jobs=jobs - finished, tokens=tokens, dead=dead)
+        self.tally = {"jobs": jobs - finished, "tokens": tokens, "dead": dead}
         held = db.execute(
             "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
-        self.in_hand: Counter[Holder] = Counter({(generation, upstream): count for generation, upstream, count in held})
+        self.in_hand: defaultdict[Holder, int] = defaultdict(
+            int, {(generation, upstream): count for generation, upstream, count in held}
+        )
+        # What never changes of the jobs that came last: mostly they are claimed at once, and need not be read.
+        self.recent: dict[int, _JobRow] = {}
+        self.newest = self.last_job()  # of all that came, whether they were kept or not
         # The rank that is being served, by upstream. It need not survive: ranks only order what is there.
         ranks = db.execute(
             "SELECT upstream, min(rank) FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0"
@@ -165,23 +172,31 @@ class Spool:
         """Whether a job has been accepted and is not finished."""
         return self.db.execute("SELECT 1 FROM job WHERE id = ?", (job,)).fetchone() is not None
 
-    def accept(self, job: Job) -> None:
-        """Keep a job and its tokens, ready at once. A job id that is known already changes nothing."""
-        added = self.db.execute(
-            "INSERT OR IGNORE INTO job VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
-            (job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at),
-        ).rowcount
-        if added:
-            rank = self.serving[job.upstream]
-            self.db.executemany(
-                "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (job.id, n, token, rank + n // CHUNK * CHUNK, job.accepted_at, job.upstream)
-                    for n, token in enumerate(job.tokens)
-                ],
-            )
-            self.tally["jobs"] += 1
-            self.tally["tokens"] += len(job.tokens)
+    def is_open(self, job: int) -> bool:
+        """Whether a job has tokens left to send."""
+        return self.db.execute("SELECT 1 FROM job WHERE id = ? AND finished = 0", (job,)).fetchone() is not None
+
+    def accept(self, jobs: Iterable[Job]) -> None:
+        """Keep jobs and their tokens, ready at once. A job id that is known already changes nothing."""
+        new = [job for job in jobs if job.id > self.newest or not self.knows(job.id)]
+        self.newest = max([self.newest, *(job.id for job in new)])
+        self.recent.update((job.id, _JobRow(job.upstream, job.target, job.message, job.expires_at)) for job in new)
+        while len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
+        self.db.executemany(
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
+            [(job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at) for job in new],
+        )
+        self.db.executemany(
+            "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (job.id, n, token, self.serving[job.upstream] + n // CHUNK * CHUNK, job.accepted_at, job.upstream)
+                for job in new
+                for n, token in enumerate(job.tokens)
+            ],
+        )
+        self.tally["jobs"] += len(new)
+        self.tally["tokens"] += sum([len(job.tokens) for job in new])
 
     def claim(
         self, generation: int, batch: int, upstream: str, limit: int, now: float
@@ -194,10 +209,10 @@ class Spool:
         jobs = self._jobs(rows)
         expired = [row for row in rows if jobs[row[0]].expires_at <= now]
         slices = _slices([row for row in rows if jobs[row[0]].expires_at > now] if expired else rows, jobs)
-        self.db.executemany(
-            "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND n BETWEEN ? AND ?",
+        self._for_spans(
+            "UPDATE token SET generation = ?4, batch = ?5 WHERE job = ?1 AND {}",
             [
-                (generation, batch, run.job, run.first, run.first + len(run.tokens) - 1)
+                (run.job, run.first, run.first + len(run.tokens) - 1, generation, batch)
                 for claimed in slices
                 for run in claimed.runs
             ],
@@ -208,9 +223,22 @@ class Spool:
         self.finish({row[0] for row in expired})
         return slices, [row[2] for row in expired]
 
+    def _for_spans(self, statement: str, spans: Sequence[tuple]) -> int:
+        """Execute a statement that has `{}` for a condition on n, for each span: job, first and last n, and what else
+        it takes; how many rows it changed.
+        """
+        # Of a range SQLite first notes the rows in a table: dear, when it is one row.
+        single, several = [span for span in spans if span[1] == span[2]], [span for span in spans if span[1] < span[2]]
+        changed = self.db.executemany(statement.format("n = ?2"), single).rowcount
+        return changed + self.db.executemany(statement.format("n BETWEEN ?2 AND ?3"), several).rowcount
+
     def _jobs(self, rows: Iterable[tuple]) -> dict[int, _JobRow]:
-        found = self.db.execute(_JOBS, (json.dumps(list({row[0] for row in rows})),))
-        return {job: _JobRow(*columns) for job, *columns in found}
+        wanted = {row[0] for row in rows}
+        found = {job: self.recent[job] for job in wanted if job in self.recent}
+        if missing := wanted.difference(found):
+            rest = self.db.execute(_JOBS, (json.dumps(list(missing)),))
+            found |= {job: _JobRow(*columns) for job, *columns in rest}
+        return found
 
     def _due(self, upstream: str, limit: int, now: float) -> list[tuple]:
         """Rows of due tokens: a share of retries, then fresh ones, then retries for what room is left."""
@@ -253,15 +281,15 @@ class Spool:
             (job, n, n + span - 1, generation, attempt - 1),
         ).fetchall()
 
-    def remove(self, holder: Holder, job: int, n: int, attempt: int, span: int = 1) -> int:
-        """Drop the rows of tokens that have come to their end, of `span` from number `n` on those that are in this
-        generation's hands for this attempt; how many. The attempt matters: a settle that is repeated late may find a
-        token claimed once more.
+    def remove(self, holder: Holder, spans: Iterable[Span]) -> int:
+        """Drop the rows of tokens that have come to their end, of each span those that are in this generation's hands
+        for this attempt; how many. The attempt matters: a settle that is repeated late may find a token claimed once
+        more.
         """
-        gone = self.db.execute(
-            "DELETE FROM token WHERE job = ? AND n BETWEEN ? AND ? AND generation = ? AND attempts = ?",
-            (job, n, n + span - 1, holder[0], attempt - 1),
-        ).rowcount
+        gone = self._for_spans(
+            "DELETE FROM token WHERE job = ?1 AND {} AND generation = ?4 AND attempts = ?5",
+            [(job, n, n + span - 1, holder[0], attempt - 1) for job, n, attempt, span in spans],
+        )
         self.in_hand[holder] -= gone
         self.tally["tokens"] -= gone
         return gone
@@ -282,23 +310,18 @@ class Spool:
             "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
             (attempts, reason, now, job, n),
         ).rowcount
-        self.remove(holder, job, n, attempt)
+        self.remove(holder, [(job, n, attempt, 1)])
 
-    def finish(self, jobs: Iterable[int]) -> list[int]:
-        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones.
-        The others are returned.
-        """
-        left: list[int] = []
-        for job in jobs:
-            if self.db.execute("SELECT 1 FROM token WHERE job = ? LIMIT 1", (job,)).fetchone():
-                left.append(job)
-                continue
-            if self.tally["dead"] and self.db.execute("SELECT 1 FROM dead WHERE job = ? LIMIT 1", (job,)).fetchone():
-                closed = self.db.execute("UPDATE job SET finished = 1 WHERE id = ? AND finished = 0", (job,))
-            else:
-                closed = self.db.execute("DELETE FROM job WHERE id = ? AND finished = 0", (job,))
-            self.tally["jobs"] -= closed.rowcount
-        return left
+    def finish(self, jobs: Iterable[int]) -> None:
+        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones."""
+        ids, sent = [(job,) for job in jobs], "id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE token.job = job.id)"
+        if self.tally["dead"]:
+            buried = "EXISTS (SELECT 1 FROM dead WHERE dead.job = job.id)"
+            marked = self.db.executemany(
+                f"UPDATE job SET finished = 1 WHERE finished = 0 AND {sent} AND {buried}", ids
+            ).rowcount
+            self.tally["jobs"] -= marked
+        self.tally["jobs"] -= self.db.executemany(f"DELETE FROM job WHERE finished = 0 AND {sent}", ids).rowcount
 
     def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[str], int, int]:
         """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
@@ -351,9 +374,9 @@ class Spool:
         )
         return sum(row[2] >= before for row in rows)
 
-    def find_sound(self, job: int) -> None:
-        """Remember that the upstream has said something of a token of this job, so that its message is not bad."""
-        self.db.execute("UPDATE job SET sound = 1 WHERE id = ? AND sound = 0", (job,))
+    def find_sound(self, jobs: Iterable[int]) -> None:
+        """Remember that the upstream has said something of a token of these jobs, so that their messages are good."""
+        self.db.executemany("UPDATE job SET sound = 1 WHERE id = ? AND sound = 0", [(job,) for job in jobs])
 
     def release(self, generation: int | None) -> int:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
@@ -362,7 +385,8 @@ class Spool:
         if generation is None:
             self.in_hand.clear()
         else:
-            self.in_hand = Counter({holder: held for holder, held in self.in_hand.items() if holder[0] != generation})
+            for holder in [holder for holder in self.in_hand if holder[0] == generation]:
+                del self.in_hand[holder]
         return released
 
     def set_back(self, upstream: str, by: float, now: float, latest: float) -> None:

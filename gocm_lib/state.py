@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,7 +43,7 @@ from gocm_lib.outcome import (
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
-from gocm_lib.spool import Spool
+from gocm_lib.spool import Span, Spool
 from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
@@ -129,16 +129,21 @@ class State:
         return refused
 
     def _accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
-        refused: dict[int, Refused] = {}
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
         used, unused = usage(self.db)
         used += self.room.overlong_log()
         free = self.room.free() + unused
+        size, tokens = sum(map(disk_size, jobs)), sum([len(job.tokens) for job in jobs])
+        together = Usage(self.spool.tally["tokens"], used + size, free - size)
+        if refuse(tokens, together, self.keeping.limits, rate) is None:
+            self.spool.accept(jobs)
+            return {}
+        refused: dict[int, Refused] = {}
         for job in jobs:
             so_far = Usage(self.spool.tally["tokens"], used, free)
             no = refuse(len(job.tokens), so_far, self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
-                self.spool.accept(job)
+                self.spool.accept([job])
                 used, free = used + disk_size(job), free - disk_size(job)
             else:
                 refused[job.id] = no
@@ -244,27 +249,35 @@ class State:
         with self.changed:
             counts: Counter[str] = Counter()
             ends: list[tuple[str, str]] = []
-            for result in results:
+            delivered = [result for result in results if _is_plain(result.outcome)]
+            others = [result for result in results if not _is_plain(result.outcome)]
+            for result in results if self.traffic.pauses else others:
                 self.traffic.judge(result, now)
             tokens = self.spool.tally["tokens"]
             with self._transaction():
-                settled = [r for r in results if self._settle(generation, r, now, counts, ends)]
-                self._try_messages(settled, counts)
+                self._settle_delivered(generation, delivered, counts)
+                settled = [r for r in others if self._settle(generation, r, now, counts, ends)]
+                self._try_messages(settled, {result.job for result in delivered}, counts)
                 self.report.count(counts)
             self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
             self.changed.notify_all()
-        self._log_ends(ends)
+        if ends:
+            self._log_ends(ends)
+
+    def _settle_delivered(self, generation: int, results: Iterable[Result], counts: Counter[str]) -> None:
+        """Settle what was simply delivered: nearly everything, so in few statements."""
+        alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
+        for upstream, job, n, attempt, _, span in results:
+            alike[upstream, attempt == 1].append((job, n, attempt, span))
+        for (upstream, first), spans in alike.items():
+            gone = self.spool.remove((generation, upstream), spans)
+            counts["attempts"] += gone if first else 0
 
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
     ) -> bool:
         """Settle a result's tokens; whether any of them was in the generation's hands."""
-        upstream, job, first, attempt, outcome, span = result
-        if outcome.verdict is Verdict.DELIVERED and not outcome.canonical:
-            gone = self.spool.remove((generation, upstream), job, first, attempt, span)
-            counts["attempts"] += gone if attempt == 1 else 0
-            return gone > 0
-        held = self.spool.holds(generation, job, first, attempt, span)
+        held = self.spool.holds(generation, result.job, result.n, result.attempt, result.span)
         for n, token, accepted_at, expires_at in held:
             one = result._replace(n=n, span=1)
             self._settle_token(generation, one, token, accepted_at, expires_at, now, counts, ends)
@@ -298,7 +311,7 @@ class State:
         if step.action is Action.BURY:
             self.spool.bury(holder, job, n, result.attempt, result.attempt, step.reason, now)
         else:
-            self.spool.remove(holder, job, n, result.attempt)
+            self.spool.remove(holder, [(job, n, result.attempt, 1)])
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
             self.report.add_canonical(token, outcome.canonical)
@@ -309,27 +322,28 @@ class State:
             counts["notregistered"] += 1
             self.report.add_notregistered(token)
 
-    def _try_messages(self, results: Sequence[Result], counts: Counter[str]) -> None:
+    def _try_messages(self, results: Sequence[Result], delivered: set[int], counts: Counter[str]) -> None:
         """Stop the jobs whose first answers all found the message itself bad; close those that are done.
 
         An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
         """
-        sound = {result.job for result in results if not (result.outcome.condemns or _says_nothing(result.outcome))}
+        sound = delivered | {r.job for r in results if not (r.outcome.condemns or _says_nothing(r.outcome))}
         for result in results:
             if result.outcome.condemns:
                 reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
                 count = count * (reason == result.outcome.reason) + result.span
                 self.condemned[result.job] = result.outcome.reason, count
-        for job in {result.job for result in results}:
+        jobs = delivered | {result.job for result in results}
+        for job in jobs & self.condemned.keys():
             if job in sound:
-                self.condemned.pop(job, None)
-            elif self.condemned.get(job, ("", 0))[1] >= FIRST_ANSWERS:
+                del self.condemned[job]
+            elif self.condemned[job][1] >= FIRST_ANSWERS:
                 counts["failures"] += self.spool.reject_ready(job)
-        left = self.spool.finish({result.job for result in results})
-        for job in sound.intersection(left):
-            self.spool.find_sound(job)
-        for job in {result.job for result in results}.difference(left):
-            self.condemned.pop(job, None)
+        self.spool.finish(jobs)
+        self.spool.find_sound(sound)
+        for job in jobs & self.condemned.keys():
+            if not self.spool.is_open(job):
+                del self.condemned[job]
 
     @staticmethod
     def _log_ends(ends: list[tuple[str, str]]) -> None:
@@ -425,6 +439,11 @@ class State:
 
 
 # -------------------------------------------------------------------------------------------------------- the process
+
+
+def _is_plain(outcome: Outcome) -> bool:
+    """Whether the token was delivered, and no more is to be said of it."""
+    return outcome.verdict is Verdict.DELIVERED and not outcome.canonical
 
 
 def _says_nothing(outcome: Outcome) -> bool:

@@ -246,6 +246,7 @@ class Supervisor:
         self._start_generation()
         self._await_ready()
         child.watch_threads()
+        child.collect_seldom()
         facts = {each.kind: each.fact for each in self.children}
         rooms = sender.rooms(settings)
         self.credentials = Credentials(found)

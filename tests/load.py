@@ -1,4 +1,4 @@
-"""A load of one-token messages from kept-alive clients, cheap enough not to be what is measured."""
+"""A load of one-token messages, all different, from kept-alive clients, cheap enough not to be what is measured."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import threading
 def _client(port, tokens, accepted):
     with socket.create_connection(("127.0.0.1", port)) as sock:
         for token in tokens:
-            body = b"tokens=%b&payload=%%7B%%22a%%22%%3A1%%7D" % token.encode()
+            body = b"tokens=%b&payload=%%7B%%22a%%22%%3A%%22%b%%22%%7D" % (token.encode(), token.encode())
             sock.sendall(
                 b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                 b"Content-Length: %d\r\n\r\n%b" % (len(body), body)

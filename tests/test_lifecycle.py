@@ -175,7 +175,7 @@ def test_the_forkserver_is_killed_and_the_next_is_deaf_too(start, sandbox):
     tokens = [f"t{n}" for n in range(8)]
     eventually(lambda: server.http().ask("GET", "/gcm/report")[0] == 200)
     for token in tokens:
-        server.send([token])
+        server.send([token], payload=f'{{"to": "{token}"}}')  # like messages would share a request
     eventually(lambda: sandbox.received()["in_flight"] == 8)
     os.killpg(server.process.pid, signal.SIGTERM)
     assert server.wait() == 0
@@ -301,7 +301,7 @@ def test_sigterm_with_200_in_flight(start, sandbox):
     server = start()
     tokens = [f"t{n}" for n in range(200)]
     for token in tokens:
-        server.send([token])
+        server.send([token], payload=f'{{"to": "{token}"}}')
     eventually(lambda: sandbox.received()["in_flight"] == 200)
     waiting = [f"w{n}" for n in range(20)]
     server.send(waiting)
