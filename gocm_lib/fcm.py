@@ -137,7 +137,7 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     before += f'"{target}":' if before.endswith("{") else f',"{target}":'
     for job, first, attempt, tokens in runs:
         for n, token in enumerate(tokens, first):
-            part = Slice(upstream, target, message, (Run(job, n, attempt, (token,)),), deaths, authorization)
+            part = Slice(upstream, target, message, [Run(job, n, attempt, (token,))], deaths, authorization)
             yield part, (before + quote(token) + "}}").encode()
 
 

@@ -12,7 +12,7 @@ from multiprocessing.queues import Queue
 from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
-from gocm_lib.job import Slice, cut
+from gocm_lib.job import Run, Slice, cut
 from gocm_lib.upstream import DIALECTS
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
@@ -23,21 +23,21 @@ LINGER = 0.01  # seconds after a small claim: under load the next then has what 
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
 
 
-def coalesce(slices: Iterable[Slice]) -> list[Slice]:
-    """The same slices, but of those with the same message one, where a request takes many tokens: they share it.
-    Suspects stay by themselves, or the sender's next death would tell of nobody.
+def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]:
+    """The same slices, with the credentials of their upstreams (`headers`), but of those with the same message one,
+    where a request takes many tokens: they share it. Suspects stay by themselves, or the sender's next death would
+    tell of nobody.
     """
-    shared: dict[tuple[str, str], Slice] = {}
+    shared: dict[tuple[str, str], list[Run]] = {}
     found: list[Slice] = []
-    for claimed in slices:
-        single = DIALECTS[claimed.upstream].TOKENS_PER_REQUEST == 1 or claimed.target != "token" or claimed.deaths
-        known = None if single else shared.get((claimed.upstream, claimed.message))
-        if known:
-            known.runs.extend(claimed.runs)
+    for upstream, target, message, runs, deaths, _ in slices:
+        several = target == "token" and not deaths and DIALECTS[upstream].TOKENS_PER_REQUEST > 1
+        if several and (upstream, message) in shared:
+            shared[upstream, message].extend(runs)
             continue
-        found.append(claimed._replace(runs=[*claimed.runs]))
-        if not single:
-            shared[claimed.upstream, claimed.message] = found[-1]
+        found.append(Slice(upstream, target, message, [*runs], deaths, headers[upstream]))
+        if several:
+            shared[upstream, message] = found[-1].runs
     return found
 
 
@@ -116,7 +116,8 @@ class Feeder:
             return
         if slices:
             self._batch += 1
-        for item in pack(part._replace(authorization=ready[part.upstream].text) for part in coalesce(slices)):
+        headers = {upstream: header.text for upstream, header in ready.items()}
+        for item in pack(coalesce(slices, headers)):
             queue.put(item)
         if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)

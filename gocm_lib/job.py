@@ -75,7 +75,7 @@ class Slice(NamedTuple):
     upstream: str
     target: str
     message: str
-    runs: Sequence[Run]
+    runs: list[Run]
     deaths: int = 0
     authorization: str = ""
 

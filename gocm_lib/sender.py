@@ -93,6 +93,7 @@ class Loop:
         self.connections = connections
         self.timeout = timeout
         self.settled = settled
+        self.landed: list[Result] = []  # in this turn
         self.box = box
         self.quarantine = Quarantine()
         self.flights: dict[Channel, tuple[Lane, Flight]] = {}  # in the order they took off, so of their deadlines
@@ -162,6 +163,9 @@ class Loop:
             for lane in self.lanes.values():
                 self._pump(lane, now)
             self._ask_for_more()
+            if self.landed:
+                self.settled.put(self.landed)
+                self.landed = []
 
     def _patience(self) -> float | None:
         """Seconds until something has to be given up; None when nothing is there to give up."""
@@ -348,7 +352,7 @@ class Loop:
     def _settle(self, part: Slice, *outcomes: Outcome) -> None:
         if part.deaths:
             self.quarantine.land(part)
-        self.settled.put(address(part, outcomes if len(outcomes) > 1 else outcomes * part.size))
+        self.landed += address(part, outcomes if len(outcomes) > 1 else outcomes * part.size)
 
     def _ask_for_more(self) -> None:
         load = len(self.flights) + len(self.quarantine) + sum(len(lane.waiting) for lane in self.lanes.values())

@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection
 MAX_HEAD = 64 * 1024
 MAX_BODY = 1024 * 1024  # an answer for 1,000 tokens has 100 KiB
 MAX_INTERIM = 16  # 1xx responses before the real one
-PIECE = 64 * 1024
+PIECE = 16 * 1024  # bytes read at once: what a TLS record holds
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?\Z")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*)\Z")

@@ -44,11 +44,12 @@ def claims(draw):
 @given(claims())
 def test_jobs_with_the_same_message_share_requests_where_those_take_many_tokens(slices):
     before = places(slices)
-    found = coalesce(slices)
+    found = coalesce(slices, {"gcm": "key=k", "fcm": "Bearer t"})
     assert places(found) == before == places(slices), "nothing is lost, nothing of the claim itself is changed"
     shared = [(part.upstream, part.message) for part in found if part.target == "token" and not part.deaths]
     assert shared.count(("gcm", "{}")) <= 1 and shared.count(("gcm", '{"data":{}}')) <= 1
     for part in found:
+        assert part.authorization == {"gcm": "key=k", "fcm": "Bearer t"}[part.upstream]
         if part.upstream == "fcm" or part.target != "token" or part.deaths:
             assert len({run.job for run in part.runs}) == 1, "one request is for one token, or suspects tell nothing"
 
