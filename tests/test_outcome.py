@@ -184,7 +184,11 @@ def test_results_say_of_each_token_what_became_of_it(told):
 
 
 @given(
-    st.dictionaries(st.tuples(st.integers(1, 3), st.integers(0, 12)), st.tuples(st.integers(1, 2), FARES)),
+    st.dictionaries(
+        st.tuples(st.integers(1, 2), st.integers(0, 12)),
+        st.tuples(st.sampled_from([1, 1, 1, 2]), st.one_of(st.just(DELIVERED), FARES)),
+        max_size=26,
+    ),
     st.randoms(),
 )
 def test_neighbours_that_fared_alike_are_joined_and_nobody_else(told, chance):

@@ -68,15 +68,32 @@ def test_an_upstream_s_suspects_can_be_given_up():
 
 
 @short
-@given(st.lists(st.tuples(st.integers(1, 10**15), st.integers(1, 1000)), max_size=30), st.data())
+@given(
+    st.lists(
+        st.dictionaries(
+            st.integers(1, 10**15), st.lists(st.integers(1, 1000), min_size=1, max_size=3), min_size=1, max_size=3
+        ),
+        max_size=10,
+    ),
+    st.data(),
+)
 def test_the_black_box_holds_what_is_in_the_air(flights, data):
-    cells = [0] * 90
+    """Of each flight, of each job in it, from which to which of its tokens."""
+    cells, aloft = [0] * 90, {}
     box = BlackBox(cells)
-    places = {tuple(box.take_off(part(job, 0, count))): Aloft(job, 0, count - 1) for job, count in flights}
-    for place in data.draw(st.sets(st.sampled_from(sorted(places))) if places else st.just(())):
-        box.land(place)
-        del places[place]
-    assert sorted(BlackBox.read(cells)) == sorted(places.values())
+    for flight in [*flights, *flights[:3]]:
+        runs = [
+            Run(job, place * 5000, 1, ["t"] * count)
+            for job, counts in flight.items()
+            for place, count in enumerate(counts)
+        ]
+        if len(aloft) > 5:
+            landing = data.draw(st.sampled_from(sorted(aloft)))
+            box.land(landing)
+            del aloft[landing]
+        places = tuple(box.take_off(part(1, 0)._replace(runs=runs)))
+        aloft[places] = [Aloft(job, 0, 5000 * (len(counts) - 1) + counts[-1] - 1) for job, counts in flight.items()]
+    assert sorted(BlackBox.read(cells)) == sorted(entry for entries in aloft.values() for entry in entries)
 
 
 @short

@@ -199,6 +199,7 @@ class Model(RuleBasedStateMachine):
             place: generation for place, (generation, _) in self.held.items()
         }
         assert set(self.state.db.execute("SELECT job, n FROM dead")) == self.dead
+        assert self.state.spool.tally["tokens"] == len(rows) and self.state.spool.tally["dead"] == len(self.dead)
         snapshot = self.state.snapshot()
         assert snapshot.counters == self.counters
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
