@@ -35,6 +35,7 @@ START_LIMIT, RUN_LIMIT = 60.0, 900.0  # seconds
 SAMPLE = 0.25  # seconds between two looks at the server
 TICK = 1e6 / os.sysconf("SC_CLK_TCK")  # microseconds in a tick of /proc/PID/stat
 CLIENTS = 16
+PATIENT = ("--upstream-timeout", "3", "--retry-base", "0.5", "--max-attempts", "100")  # with a silent upstream
 WARM_UP = 2  # a share of the messages is sent before, uncounted
 NUMBER = b"t%08d-"  # of a post: how its tokens begin, and in its message, or like messages would share requests
 PAYLOAD = {"title": "Hello", "text": "x" * 90, "id": (NUMBER % 0).decode(), "badge": 7}
@@ -76,6 +77,7 @@ class Server:
 
     def __init__(self, directory: Path, name: str, *words: str) -> None:
         self.log = directory / f"{name}.log"
+        self.peaks: dict[str, list[float]] = {}  # MB by process
         home = str(Path(__file__).parent.parent)  # a directory, or a zip
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -104,6 +106,12 @@ class Server:
         for name, pid in re.findall(r"front: (state|sender)\S* is process (\d+)", self.log.read_text()):
             found["senders" if name == "sender" else name].append(int(pid))
         return found
+
+    def note_memory(self) -> None:
+        """Remember the most memory that each process has had."""
+        for part, pids in self.processes().items():
+            known = self.peaks.get(part, [0.0] * len(pids))
+            self.peaks[part] = [max(before, memory(pid)) for before, pid in zip(known, pids)]
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -306,7 +314,7 @@ class Bench:
             content = answer.read()
         return json.loads(content) if content.startswith(b"{") else None
 
-    def serve(self, scenario: Scenario) -> Server:
+    def serve(self, scenario: Scenario, *more: str) -> Server:
         """A server on an empty spool that sends to the sandbox."""
         words = ["--port", "0", "--spool", str(self.directory / "spool" / "gocm.db"), "--log-level", "debug"]
         words += ["--senders", str(self.settings.senders), "--upstream-ca", self.ca, "--max-pending", "2000000"]
@@ -318,7 +326,7 @@ class Bench:
             token.write_text(self.ask("GET", path)["access_token"])
             words += ["--fcm-url", self.url, "--fcm-project", PROJECT, "--token-command", f"cat {token}"]
             words += ["--fcm-rate", "0"]
-        return Server(self.directory, "server", *words)
+        return Server(self.directory, "server", *words, *more)
 
     def elsewhere(self, function: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         """Run a function in a process of its own; None until what it sends arrives."""
@@ -346,7 +354,7 @@ class Bench:
     def measure(self, name: str, scenario: Scenario, show: Callable[[str], None]) -> dict[str, Any]:
         """Run a scenario; its figures, CPU time and bytes for each token."""
         self.ask("POST", "/sandbox/reset")
-        server = self.serve(scenario)
+        server = self.serve(scenario, *(PATIENT if name == "backlog" else ()))
         try:
             # Not counted: connections are made, caches filled, code is loaded.
             self.post(server, scenario._replace(posts=max(1, scenario.posts // WARM_UP)), None, show)
@@ -355,12 +363,12 @@ class Bench:
             if name == "backlog":
                 self.ask("POST", "/sandbox/mode", {"silent": True})
             before = self.look(server)
-            load, peak = self.post(server, scenario, None, show)
+            load = self.post(server, scenario, None, show)
             accepted = len(load["latencies"])
             if name == "backlog":
                 self.ask("POST", "/sandbox/mode", {"silent": False})
             began = time.monotonic() - (0.0 if name == "backlog" else load["seconds"])
-            peak = max(peak, self.drain(server, show))
+            self.drain(server, show)
             seconds = time.monotonic() - began
             after, counts = self.look(server), self.ask("GET", "/sandbox/counts")
             tokens = accepted * scenario.in_a_post()
@@ -368,22 +376,24 @@ class Bench:
             if name == "single":  # how long a client waits when the server is not at its limit
                 rate = accepted / load["seconds"] / 2
                 quarter = scenario._replace(posts=max(1, scenario.posts // 4))
-                half = {"accept_ms_at_half_rate": percentiles(self.post(server, quarter, rate, show)[0]["latencies"])}
+                half = {"accept_ms_at_half_rate": percentiles(self.post(server, quarter, rate, show)["latencies"])}
                 self.drain(server, show)
         finally:
             server.stop()
             shutil.rmtree(self.directory / "spool", ignore_errors=True)
-        cpu = {part: sum(used for used, _ in after[part]) - sum(used for used, _ in before[part]) for part in after}
-        cpu = {part: used / max(1, tokens) for part, used in cpu.items()}
+        cpu = {
+            part: [(then - now) / max(1, tokens) for (now, _), (then, _) in zip(before[part], after[part])]
+            for part in after
+        }
         return {
             "accepted_per_s": accepted * max(1, scenario.lines) / load["seconds"],
             "delivered_per_s": tokens / seconds,
             "accept_ms": percentiles(load["latencies"]),
             **half,
-            "cpu_us": {**cpu, "total": sum(cpu.values())},
+            "cpu_us": {**cpu, "total": sum(map(sum, cpu.values()))},
             "written_bytes": (bytes_written(after) - bytes_written(before)) / max(1, tokens),
             "connections": counts["connections"] - opened - 1,  # one was our question
-            "pss_mb": peak,
+            "pss_mb": server.peaks,
             "refused": {status.decode(): count for status, count in load["refused"].items()},
         }
 
@@ -394,29 +404,29 @@ class Bench:
 
     def post(
         self, server: Server, scenario: Scenario, rate: float | None, show: Callable[[str], None]
-    ) -> tuple[dict[str, Any], float]:
-        """Post a scenario's messages; what the load found, and the most memory that the server took meanwhile."""
-        began, peak = time.monotonic(), 0.0
+    ) -> dict[str, Any]:
+        """Post a scenario's messages; what the load found."""
+        began = time.monotonic()
         for found in self.elsewhere(_load, server.port, scenario, rate):
-            peak = max(peak, sum(memory(pid) for pids in server.processes().values() for pid in pids))
+            server.note_memory()
             if found is not None:
-                return found, peak
+                return found
             show(f"posting for {time.monotonic() - began:.0f} s")
             if time.monotonic() - began > RUN_LIMIT:
                 break
         raise SettingsError(f"the load did not end within {RUN_LIMIT:.0f} s", Exit.FAILED)
 
-    def drain(self, server: Server, show: Callable[[str], None]) -> float:
-        """Wait until nothing is pending; the most memory meanwhile."""
-        began, peak = time.monotonic(), 0.0
+    def drain(self, server: Server, show: Callable[[str], None]) -> None:
+        """Wait until nothing is pending."""
+        began = time.monotonic()
         client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         while time.monotonic() - began < RUN_LIMIT:
             client.request("GET", "/gcm/report")
             report = json.loads(client.getresponse().read())
             if report.get("pending") == 0:
-                return peak
+                return
             show(f"{report.get('pending', '?')} messages pending")
-            peak = max(peak, sum(memory(pid) for pids in server.processes().values() for pid in pids))
+            server.note_memory()
             time.sleep(0.05)
         raise SettingsError(f"messages were still pending after {RUN_LIMIT:.0f} s", Exit.FAILED)
 
@@ -445,32 +455,36 @@ def make_certificate(directory: Path) -> Path:
     return directory / "ca.pem"
 
 
-COLUMNS = (
-    ("scenario", "{name}"),
-    ("accepted/s", "{accepted_per_s:,.0f}"),
-    ("delivered/s", "{delivered_per_s:,.0f}"),
-    ("accept ms p50/p90/p99", "{accept_ms[p50]:.1f}/{accept_ms[p90]:.1f}/{accept_ms[p99]:.1f}"),
-    ("CPU us", "{cpu_us[total]:.1f}"),
-    ("front", "{cpu_us[front]:.1f}"),
-    ("state", "{cpu_us[state]:.1f}"),
-    ("senders", "{cpu_us[senders]:.1f}"),
-    ("connections", "{connections}"),
-    ("MB", "{pss_mb:.0f}"),
-    ("bytes written", "{written_bytes:,.0f}"),
+def _each(form: str, values: Sequence[float]) -> str:
+    return "+".join(form.format(value) for value in values)
+
+
+COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("accepted/s", lambda found: f"{found['accepted_per_s']:,.0f}"),
+    ("delivered/s", lambda found: f"{found['delivered_per_s']:,.0f}"),
+    ("accept ms p50/p90/p99", lambda found: "/".join(f"{wait:.1f}" for wait in found["accept_ms"].values())),
+    ("p99 at half rate", lambda found: f"{found['accept_ms_at_half_rate']['p99']:.1f}"),
+    ("CPU us", lambda found: f"{found['cpu_us']['total']:.1f}"),
+    ("front", lambda found: _each("{:.1f}", found["cpu_us"]["front"])),
+    ("state", lambda found: _each("{:.1f}", found["cpu_us"]["state"])),
+    ("senders", lambda found: _each("{:.1f}", found["cpu_us"]["senders"])),
+    ("connections", lambda found: str(found["connections"])),
+    ("MB front+state+senders", lambda found: _each("{:.0f}", [mb for part in found["pss_mb"].values() for mb in part])),
+    ("bytes written", lambda found: f"{found['written_bytes']:,.0f}"),
 )
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures of every scenario as a table; those that a scenario has not, empty."""
-    rows = [[title for title, _ in COLUMNS]]
-    for name, result in results.items():
-        rows.append([])
-        for _, form in COLUMNS:
+    rows = [["scenario", *(title for title, _ in COLUMNS)]]
+    for name, found in results.items():
+        rows.append([name])
+        for _, show in COLUMNS:
             try:
-                rows[-1].append(form.format(name=name, **result))
+                rows[-1].append(show(found))
             except KeyError:
                 rows[-1].append("")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 

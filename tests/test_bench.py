@@ -26,7 +26,15 @@ def test_every_scenario_has_its_figures():
         assert result["refused"] == {} and result["delivered_per_s"] > 0, name
         assert result["accept_ms"]["p50"] <= result["accept_ms"]["p90"] <= result["accept_ms"]["p99"]
         assert set(result["cpu_us"]) == {"front", "state", "senders", "total"}
-        assert 0 < result["cpu_us"]["total"] <= sum(result["cpu_us"].values()) and result["pss_mb"] > 10
+        parts = [part for part in result["cpu_us"] if part != "total"]
+        assert (
+            [len(result["cpu_us"][part]) for part in parts]
+            == [len(result["pss_mb"][part]) for part in parts]
+            == [1, 1, 2]
+        )
+        assert result["cpu_us"]["total"] == pytest.approx(sum(sum(result["cpu_us"][part]) for part in parts))
+        assert result["cpu_us"]["total"] > 0
+        assert all(mb > 5 for part in parts for mb in result["pss_mb"][part])
     assert results["single"]["accept_ms_at_half_rate"]["p99"] > 0
 
 
