@@ -112,6 +112,15 @@ Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a
 Span = tuple[int, int, int, int]  # job, number of the first token, attempt, how many tokens
 
 
+class Held(NamedTuple):
+    """A token in a generation's hands: its number, itself, when its job was accepted and expires."""
+
+    n: int
+    token: str
+    accepted_at: float
+    expires_at: float
+
+
 class _JobRow(NamedTuple):
     upstream: str
     target: str
@@ -210,9 +219,9 @@ class Spool:
         expired = [row for row in rows if jobs[row[0]].expires_at <= now]
         slices = _slices([row for row in rows if jobs[row[0]].expires_at > now] if expired else rows, jobs)
         self._for_spans(
-            "UPDATE token SET generation = ?4, batch = ?5 WHERE job = ?1 AND {}",
+            "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND {}",
             [
-                (run.job, run.first, run.first + len(run.tokens) - 1, generation, batch)
+                (generation, batch, run.job, run.first, run.first + len(run.tokens) - 1)
                 for claimed in slices
                 for run in claimed.runs
             ],
@@ -224,13 +233,14 @@ class Spool:
         return slices, [row[2] for row in expired]
 
     def _for_spans(self, statement: str, spans: Sequence[tuple]) -> int:
-        """Execute a statement that has `{}` for a condition on n, for each span: job, first and last n, and what else
-        it takes; how many rows it changed.
+        """Execute a statement that has `{}` for a condition on n, for each span: what it takes, then the first and the
+        last n; how many rows it changed.
         """
         # Of a range SQLite first notes the rows in a table: dear, when it is one row.
-        single, several = [span for span in spans if span[1] == span[2]], [span for span in spans if span[1] < span[2]]
-        changed = self.db.executemany(statement.format("n = ?2"), single).rowcount
-        return changed + self.db.executemany(statement.format("n BETWEEN ?2 AND ?3"), several).rowcount
+        single = [span[:-1] for span in spans if span[-2] == span[-1]]
+        several = [span for span in spans if span[-2] < span[-1]]
+        changed = self.db.executemany(statement.format("n = ?"), single).rowcount
+        return changed + self.db.executemany(statement.format("n BETWEEN ? AND ?"), several).rowcount
 
     def _jobs(self, rows: Iterable[tuple]) -> dict[int, _JobRow]:
         wanted = {row[0] for row in rows}
@@ -269,17 +279,16 @@ class Spool:
             (generation,),
         ).fetchone()[0]
 
-    def holds(
-        self, generation: int, job: int, n: int, attempt: int, span: int = 1
-    ) -> list[tuple[int, str, float, float]]:
-        """Of `span` tokens of a job from number `n` on those that this generation has in hand for this attempt: number
-        and token, when the job was accepted and expires. Who is not there was settled before.
+    def held(self, generation: int, job: int, n: int, attempt: int, span: int) -> list[Held]:
+        """Of `span` tokens of a job from number `n` on those that this generation has in hand for this attempt. What is
+        not there was settled before.
         """
-        return self.db.execute(
+        found = self.db.execute(
             "SELECT token.n, token.token, job.accepted_at, job.expires_at FROM token JOIN job ON job.id = token.job"
             " WHERE token.job = ? AND token.n BETWEEN ? AND ? AND token.generation = ? AND token.attempts = ?",
             (job, n, n + span - 1, generation, attempt - 1),
-        ).fetchall()
+        )
+        return [Held(*row) for row in found]
 
     def remove(self, holder: Holder, spans: Iterable[Span]) -> int:
         """Drop the rows of tokens that have come to their end, of each span those that are in this generation's hands
@@ -287,8 +296,8 @@ class Spool:
         more.
         """
         gone = self._for_spans(
-            "DELETE FROM token WHERE job = ?1 AND {} AND generation = ?4 AND attempts = ?5",
-            [(job, n, n + span - 1, holder[0], attempt - 1) for job, n, attempt, span in spans],
+            "DELETE FROM token WHERE generation = ? AND attempts = ? AND job = ? AND {}",
+            [(holder[0], attempt - 1, job, n, n + span - 1) for job, n, attempt, span in spans],
         )
         self.in_hand[holder] -= gone
         self.tally["tokens"] -= gone

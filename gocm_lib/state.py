@@ -43,7 +43,7 @@ from gocm_lib.outcome import (
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
-from gocm_lib.spool import Span, Spool
+from gocm_lib.spool import Held, Span, Spool
 from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
@@ -277,31 +277,28 @@ class State:
         self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
     ) -> bool:
         """Settle a result's tokens; whether any of them was in the generation's hands."""
-        held = self.spool.holds(generation, result.job, result.n, result.attempt, result.span)
-        for n, token, accepted_at, expires_at in held:
-            one = result._replace(n=n, span=1)
-            self._settle_token(generation, one, token, accepted_at, expires_at, now, counts, ends)
-        return bool(held)
+        found = self.spool.held(generation, result.job, result.n, result.attempt, result.span)
+        for held in found:
+            self._settle_token(generation, result, held, now, counts, ends)
+        return bool(found)
 
     def _settle_token(
         self,
         generation: int,
         result: Result,
-        token: str,
-        accepted_at: float,
-        expires_at: float,
+        held: Held,
         now: float,
         counts: Counter[str],
         ends: list[tuple[str, str]],
     ) -> None:
         """Settle one token in the generation's hands that was not simply delivered."""
-        outcome, job, n, holder = result.outcome, result.job, result.n, (generation, result.upstream)
-        step = next_step(outcome, result.attempt, expires_at, now, self.draw(), self.policy)
+        outcome, job, n, holder = result.outcome, result.job, held.n, (generation, result.upstream)
+        step = next_step(outcome, result.attempt, held.expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
             # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
             # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
             paused = self.traffic.pauses.get(result.upstream)
-            again = max(now, paused.until) + 0.1 + min(max(0.0, now - accepted_at) / 8, 60.0) if paused else now
+            again = max(now, paused.until) + 0.1 + min(max(0.0, now - held.accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(holder, job, n, result.attempt - 1, again)
             return
         counts["attempts"] += result.attempt == 1
@@ -314,13 +311,13 @@ class State:
             self.spool.remove(holder, [(job, n, result.attempt, 1)])
         if outcome.verdict is Verdict.DELIVERED:
             counts["canonicals"] += 1
-            self.report.add_canonical(token, outcome.canonical)
+            self.report.add_canonical(held.token, outcome.canonical)
             return
         counts["failures"] += 1
-        ends.append((step.reason, token))
+        ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts["notregistered"] += 1
-            self.report.add_notregistered(token)
+            self.report.add_notregistered(held.token)
 
     def _try_messages(self, results: Sequence[Result], delivered: set[int], counts: Counter[str]) -> None:
         """Stop the jobs whose first answers all found the message itself bad; close those that are done.
