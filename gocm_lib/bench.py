@@ -88,7 +88,12 @@ class Server:
                 start_new_session=True,
                 env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, "PYTHONPATH": home},
             )
-        self.port = int(self._logged(r"listens on \S+ port (\d+)"))
+        try:
+            self.port = int(self._logged(r"listens on \S+ port (\d+)"))
+        except BaseException:  # SIGTERM, too: nobody else knows of the process yet
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
 
     def _logged(self, pattern: str) -> str:
         deadline = time.monotonic() + START_LIMIT
@@ -506,7 +511,10 @@ def command(settings: BenchSettings) -> int:
             raise SettingsError(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}")
     results: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # so that what we started is stopped then, too
-    directory = Path(tempfile.mkdtemp(prefix="gocm-bench-", dir=settings.directory or None))
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="gocm-bench-", dir=settings.directory or None))
+    except OSError as error:
+        raise SettingsError(f"--directory {settings.directory}: {error.strerror}") from None
     sandbox = None
     try:
         bench = Bench(settings, directory)

@@ -13,6 +13,7 @@ from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.job import Run, Slice, cut
+from gocm_lib.poison import COMPANY, FATAL
 from gocm_lib.upstream import DIALECTS
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
@@ -25,19 +26,21 @@ PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more woul
 
 def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]:
     """The same slices, with the credentials of their upstreams (`headers`), but of those with the same message one,
-    where a request takes many tokens: they share it. Suspects stay by themselves, or the sender's next death would
-    tell of nobody.
+    where a request takes many tokens: they share it. Not so a retry, for what they shared may have been refused for one
+    of them; and suspects only in small company, twice suspect ones in none, so that the guilty is found.
     """
-    shared: dict[tuple[str, str], list[Run]] = {}
+    shared: dict[tuple[str, str, int], list[Run]] = {}
     found: list[Slice] = []
     for upstream, target, message, runs, deaths, _ in slices:
-        several = target == "token" and not deaths and DIALECTS[upstream].TOKENS_PER_REQUEST > 1
-        if several and (upstream, message) in shared:
-            shared[upstream, message].extend(runs)
+        several = target == "token" and deaths < FATAL - 1 and DIALECTS[upstream].TOKENS_PER_REQUEST > 1
+        several = several and all([run.attempt == 1 for run in runs])
+        known = shared.get((upstream, message, deaths)) if several else None
+        if known is not None and not (deaths and len(known) + len(runs) > COMPANY):
+            known.extend(runs)
             continue
         found.append(Slice(upstream, target, message, [*runs], deaths, headers[upstream]))
         if several:
-            shared[upstream, message] = found[-1].runs
+            shared[upstream, message, deaths] = found[-1].runs
     return found
 
 

@@ -57,6 +57,9 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
 
 def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
     """One Outcome for each token of a request, from its answer (header names in lower case)."""
+    if status in (400, 413) and any(run.job != part.job for run in part.runs):
+        # One message of those that share this request may be at fault. They are sent again, each by itself.
+        return [Outcome(Verdict.DEFERRED, f"HTTP {status} to a shared request", retry_after=0.0)] * part.size
     if status != 200:
         return [_from_status(status, headers, now)] * part.size
     if part.target != "token":

@@ -15,6 +15,7 @@ MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
 MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
 OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
 MAX_DEPTH = 32  # of nested arrays and objects: the parser recurses, and a thread's stack is finite
+MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
 
@@ -81,7 +82,7 @@ class Slice(NamedTuple):
 
     @property
     def job(self) -> int:
-        """The job, or one of them."""
+        """The job, or one of them: a slice of several jobs is never more than one request."""
         return self.runs[0].job
 
     @property
@@ -353,6 +354,8 @@ def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
     """What each line of application/x-ndjson asks for, or why it cannot be taken; for so many tokens in all."""
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
+    if body.count(b"\n") > MAX_LINES:  # each costs memory and an answer, even an empty one
+        raise BadRequest(f"more than {MAX_LINES} lines: send them in several calls", status=413)
     lines = body.removesuffix(b"\n").split(b"\n")
     drafts: list[Draft | BadRequest] = []
     left = max_tokens
@@ -361,7 +364,8 @@ def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
             drafts.append(_draft(_json_fields(line, left), left))
             left -= len(drafts[-1].tokens)
         except BadRequest as problem:
-            drafts.append(problem)
+            # As it is, its traceback holds this very list: memory that only the garbage collector frees.
+            drafts.append(BadRequest(problem.error, problem.field, problem.status))
     return drafts
 
 

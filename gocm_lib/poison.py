@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from gocm_lib.job import Slice
 
 FATAL = 3  # deaths
-COMPANY = 32  # suspects that a sender has in the air at once: about the root of its flights, so both rounds are short
+COMPANY = 32  # suspects, or shared requests of so many, that a sender has in the air at once
 UNREST = 10.0  # seconds: when more senders died in these than one message explains, somebody is killing them
 
 

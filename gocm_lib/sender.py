@@ -355,7 +355,8 @@ class Loop:
         self.landed += address(part, outcomes if len(outcomes) > 1 else outcomes * part.size)
 
     def _ask_for_more(self) -> None:
-        load = len(self.flights) + len(self.quarantine) + sum(len(lane.waiting) for lane in self.lanes.values())
+        # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
+        load = len(self.flights) + sum(len(lane.waiting) for lane in self.lanes.values())
         if load < self.connections * 5 // 4 and not self.wants.is_set():
             self.wants.set()
 

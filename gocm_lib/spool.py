@@ -389,8 +389,15 @@ class Spool:
 
     def release(self, generation: int | None) -> int:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
-        where, arguments = ("generation > 0", ()) if generation is None else ("generation = ?", (generation,))
-        released = self.db.execute(f"UPDATE token SET generation = 0 WHERE {where}", arguments).rowcount
+        which = "generation > 0" + ("" if generation is None else f" AND generation = {int(generation)}")
+        # First of all that waits: they were being served. Ranks from before a restart would else be behind everybody's.
+        released = sum(
+            self.db.execute(
+                f"UPDATE token SET generation = 0, rank = min(rank, ?) WHERE {which} AND upstream = ?",
+                (self.serving[upstream], upstream),
+            ).rowcount
+            for upstream in {upstream for _, upstream in self.in_hand}
+        )
         if generation is None:
             self.in_hand.clear()
         else:

@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, eventually
 
 from gocm_lib.bench import SCENARIOS
 
@@ -49,3 +50,25 @@ def test_an_unknown_scenario_is_one_line():
     ended = bench("--scenarios", "singel")
     assert ended.returncode == 78
     assert ended.stderr.startswith("gocm: --scenarios singel is not known; there are single, connect,")
+
+
+def test_what_a_bench_started_ends_with_it(tmp_path):
+    words = [sys.executable, str(ROOT / "gocm.py"), "bench", "--directory", str(tmp_path), "--messages", "100"]
+    with subprocess.Popen(words) as ended:
+        eventually(lambda: any(tmp_path.glob("*/sandbox.log")))
+        ended.terminate()
+    assert list(tmp_path.iterdir()) == []
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if str(tmp_path) in command_line(pid)]
+
+
+def command_line(process):
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
+def test_a_directory_that_is_not_there_is_one_line():
+    ended = bench("--directory", "/nowhere")
+    assert ended.returncode == 78
+    assert ended.stderr == "gocm: --directory /nowhere: No such file or directory\n"

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from gocm_lib.feeder import LARGEST_PART, PACK, coalesce, pack
 from gocm_lib.job import Run, Slice
+from gocm_lib.poison import COMPANY, FATAL
 
 pytestmark = pytest.mark.short
 
@@ -35,7 +36,11 @@ def claims(draw):
         ]
         slices.append(
             Slice(
-                upstream, target, draw(st.sampled_from(['{"data":{}}', "{}"])), runs, draw(st.sampled_from([0, 0, 1]))
+                upstream,
+                target,
+                draw(st.sampled_from(['{"data":{}}', "{}"])),
+                runs,
+                draw(st.sampled_from([0, 0, 1, 2])),
             )
         )
     return slices
@@ -46,12 +51,25 @@ def test_jobs_with_the_same_message_share_requests_where_those_take_many_tokens(
     before = places(slices)
     found = coalesce(slices, {"gcm": "key=k", "fcm": "Bearer t"})
     assert places(found) == before == places(slices), "nothing is lost, nothing of the claim itself is changed"
-    shared = [(part.upstream, part.message) for part in found if part.target == "token" and not part.deaths]
-    assert shared.count(("gcm", "{}")) <= 1 and shared.count(("gcm", '{"data":{}}')) <= 1
+    first = [
+        (part.upstream, part.message)
+        for part in found
+        if part.target == "token" and not part.deaths and all(run.attempt == 1 for run in part.runs)
+    ]
+    assert first.count(("gcm", "{}")) <= 1 and first.count(("gcm", '{"data":{}}')) <= 1
     for part in found:
         assert part.authorization == {"gcm": "key=k", "fcm": "Bearer t"}[part.upstream]
-        if part.upstream == "fcm" or part.target != "token" or part.deaths:
-            assert len({run.job for run in part.runs}) == 1, "one request is for one token, or suspects tell nothing"
+        if len({run.job for run in part.runs}) > 1:
+            assert part.upstream == "gcm" and part.target == "token" and part.deaths < FATAL - 1
+            assert all(run.attempt == 1 for run in part.runs), "what they shared may have been refused for one of them"
+
+
+def test_suspects_share_requests_in_small_company_only():
+    slices = [Slice("gcm", "token", "{}", [Run(job, 0, 1, ["t"])], 1) for job in range(1, 101)]
+    found = coalesce(slices, {"gcm": "key=k"})
+    assert [part.size for part in found] == [COMPANY, COMPANY, COMPANY, 100 - 3 * COMPANY]
+    alone = coalesce([part._replace(deaths=FATAL - 1) for part in slices], {"gcm": "key=k"})
+    assert [part.size for part in alone] == [1] * 100
 
 
 @given(claims())

@@ -165,6 +165,15 @@ def test_requests_cover_each_token_once_in_order(runs):
     assert len(parts) == -(-whole.size // 1000), "no more than are needed"
 
 
+@pytest.mark.parametrize("status", [400, 413])
+def test_what_a_shared_request_is_refused_for_may_be_one_of_its_messages(status):
+    runs = [Run(1, 0, 1, ["a", "b"]), Run(2, 0, 1, ["c"])]
+    shared = gcm.outcomes(claimed(1)._replace(runs=runs), status, {}, b"", NOW)
+    assert [outcome.verdict for outcome in shared] == [Verdict.DEFERRED] * 3
+    own = gcm.outcomes(claimed(1)._replace(runs=[runs[0], Run(1, 5, 1, ["d"])]), status, {}, b"", NOW)
+    assert [outcome.verdict for outcome in own] == [Verdict.REJECTED] * 3
+
+
 def draft(**given):
     return job.parse("application/json", json.dumps({"payload": {"a": "b"}, **given}).encode(), 10)
 

@@ -205,3 +205,13 @@ def test_now_or_never_survives_our_own_queue():
 
 def test_duplicate_tokens_are_kept():
     assert parse(FORM, b"tokens=a&tokens=a&payload={}").tokens == ("a", "a")
+
+
+def test_a_body_of_lines_has_so_many_and_no_more():
+    """Empty ones count: each would cost memory, and a line of the answer."""
+    line = b'{"tokens":["t"],"payload":{}}\n'
+    assert len(job.parse_lines(line * job.MAX_LINES, 100_000)) == job.MAX_LINES
+    for body in (line * (job.MAX_LINES + 1), b"\n" * (job.MAX_LINES + 1)):
+        with pytest.raises(BadRequest) as caught:
+            job.parse_lines(body, 100_000)
+        assert caught.value.status == 413

@@ -20,7 +20,7 @@ def test_only_the_failed_subset_is_retried(server, sandbox):
 
 
 def test_like_messages_of_many_jobs_share_multicasts(start, sandbox):
-    """Their results go to their own jobs, their failures are retried together, others travel apart."""
+    """Their results go to their own jobs, what is retried travels by itself, as do others."""
     server = start("--senders", "1")
     fates = ["gone-{}", "canonical-{}", "flaky-1-{}", "{}", "{}"]
     tokens = [fates[n % 5].format(n) for n in range(500)]
@@ -40,9 +40,26 @@ def test_like_messages_of_many_jobs_share_multicasts(start, sandbox):
         **{token: 2 if token.startswith("flaky") else 1 for token in tokens},
         **{f"other-{n}": 1 for n in range(10)},
     }
-    assert received["requests"] < 100, "a request for each job would be 610"
+    assert received["requests"] < 200, "a request for each job would be 610"
     lost = server.http().json("GET", "/gcm/report/notregistered")
     assert sorted(lost["tokens"]) == sorted(token for token in tokens if token.startswith("gone-"))
+
+
+def test_one_token_that_spoils_a_shared_multicast_fails_alone(start, upstream):
+    def behave(up, sock, number):
+        while tokens := up.read(sock):
+            sock.sendall(BAD_REQUEST if any(token.startswith("bad") for token in tokens) else answer(tokens))
+
+    up = upstream(behave)
+    server = start(url=up.url())
+    lines = [json.dumps({"tokens": [token], "payload": {"a": 1}}) for token in ["bad", *map(str, range(60))]]
+    kind = {"Content-Type": "application/x-ndjson"}
+    assert server.http().ask("POST", "/gcm/send", "\n".join(lines), kind)[0] == 200
+    assert server.settled() == {"attempts": 61, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 0}
+    assert max(len(tokens) for _, tokens in up.requests) > 1, "they were to share a multicast"
+
+
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 
 
 def test_out_of_attempts_is_a_failure_and_kept(start, sandbox):

@@ -298,6 +298,23 @@ def test_a_flood_of_small_jobs_does_not_starve_a_large_one():
     assert served == 5000
 
 
+@pytest.mark.parametrize("waits", [0, 500])
+def test_what_was_in_hand_before_a_restart_is_not_behind_what_comes_after(waits):
+    state = new_state()
+    for job in range(1, 41):
+        state.accept([new_job(job, [f"{job}-{n}" for n in range(100)])])
+        held = claim(state, room=100)
+        state.settle(1, [Result("gcm", *place, 1, DELIVERED) for place in held], 1000.0)
+    state.accept([new_job(50, ["a", "b"])])
+    assert len(claim(state, room=2)) == 2
+    if waits:
+        state.accept([new_job(51, [f"w{n}" for n in range(waits)])])
+    state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+    state.start(1000.0, first=True)
+    state.accept([new_job(job, ["c"]) for job in range(60, 70)])
+    assert set(claim(state, 2, room=2)) == {(50, 0), (50, 1)}
+
+
 def test_an_upstream_has_room_of_its_own():
     state = new_state(upstreams=("gcm", "other"))
     state.accept([new_job(1, [f"t{n}" for n in range(50)]), new_job(2, ["b"], upstream="other")])
