@@ -3,11 +3,11 @@
 import os
 import signal
 import sqlite3
-import time
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import answer, eventually
+from conftest import LIMIT, answer, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from test_spool import claim, new_job, new_state
@@ -267,15 +267,16 @@ def owner(sock):
 
 
 def test_a_message_that_kills_its_sender_is_buried_after_three_deaths(start, upstream):
-    seen = []
+    seen, poisoned = [], threading.Event()
 
     def behave(up, sock, number):
         while tokens := up.read(sock):
             seen.extend(tokens)
             if "poison" in tokens:
+                poisoned.set()
                 os.kill(owner(sock), signal.SIGKILL)
                 return
-            time.sleep(0.3)  # so that hundreds are in the air when the poison comes
+            poisoned.wait(LIMIT)  # so that a hundred are in the air when the poison comes
             sock.sendall(answer(tokens))
 
     server = start("--senders", "2", "--max-attempts", "2", url=upstream(behave).url())
