@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"]
+TEST = ["pytest>=8", "prometheus_client>=0.20", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"]
 FCM = ["google-auth[urllib3]>=2.29"]
 
 setup(

@@ -163,7 +163,10 @@ def request(scenario: Scenario) -> bytes:
     """The first post; the others differ in NUMBER only."""
     kind, content = body(scenario)
     connection = b"keep-alive" if scenario.keep_alive else b"close"
-    head = b"POST /gcm/send HTTP/1.1\r\nHost: bench\r\nConnection: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nConnection: %b\r\n"
+        b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    )
     return head % (connection, kind, len(content)) + content
 
 
@@ -324,7 +327,10 @@ class Bench:
         words = ["--port", "0", "--spool", str(self.directory / "spool" / "gocm.db"), "--log-level", "debug"]
         words += ["--senders", str(self.settings.senders), "--upstream-ca", self.ca, "--max-pending", "2000000"]
         if scenario.upstream == "gcm":
-            words += ["--gcm-url", self.url + "/gcm/send", "--apikey", "bench"]
+            key = self.directory / "key"
+            key.touch(0o600)
+            key.write_text("bench")
+            words += ["--gcm-url", self.url + "/gcm/send", "--apikey-file", str(key)]
         else:
             token = self.directory / "token"
             path = "/computeMetadata/v1/instance/service-accounts/default/token"

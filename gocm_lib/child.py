@@ -12,24 +12,41 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
 from gocm_lib import log
-from gocm_lib.settings import Exit
+from gocm_lib.settings import Exit, Settings
 
 
-def enter(name: str, level: str, logto: str) -> None:
+def enter(name: str, settings: Settings) -> None:
     """Make the calling process, just started by the supervisor, the child `name`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    log.start(name, level, logto)
+    log.start(name, settings.log_level, settings.logto, settings.log_format)
     watch_threads()
     collect_seldom()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
+
+
+def show_archive(environ: MutableMapping[str, str]) -> None:
+    """When we run from the single file: let the forkserver find it, so that it imports once what all children need.
+    Without that each would import by itself, for Pythons before 3.12.8 and 3.13.1 hand no path on to it (CPython issue
+    117378). The file itself, not a link to it: that may name another version tomorrow.
+    """
+    archive = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
+    if os.path.isfile(archive):
+        environ["PYTHONPATH"] = archive
+
+
+def forbid_core_dumps() -> None:
+    """Let no core file of ours or our children be written: keys and messages would be in it."""
+    # 1, not 0: a limit of 0 does not keep the kernel from piping a core to a program, and 1 does (fs/coredump.c).
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def raise_file_limit() -> int:
@@ -77,10 +94,16 @@ def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
 
 def wait_for_word(control: Connection, progress: Callable[[], int] = int) -> None:
     """Return when the supervisor says to finish, or hangs up. Until then, when it asks, tell it `progress()`: a number
-    that stands still only when this process's work does.
+    that stands still only when this process's work does; and when it says so, log anew, from another level on.
     """
     try:
-        while control.recv() == "alive?":
-            control.send(("alive", progress()))
+        while True:
+            match control.recv():
+                case "alive?":
+                    control.send(("alive", progress()))
+                case ("log", str(level)):
+                    log.restart(level)
+                case _:
+                    return
     except (EOFError, OSError):
         pass

@@ -332,6 +332,16 @@ class Credentials:
         headers = {name: keeper.header() for name, keeper in self._keepers.items()}
         return self._fixed | {name: header for name, header in headers.items() if header}
 
+    def expiry(self) -> dict[str, float | None]:
+        """When each upstream's credential ends, in seconds since 1970: never (inf) for a key; None when there is no
+        token that is good.
+        """
+        ends: dict[str, float | None] = dict.fromkeys(self._fixed, float("inf"))
+        for name, keeper in self._keepers.items():
+            token = keeper.token
+            ends[name] = token.expires_at if token and time.time() < token.expires_at else None
+        return ends
+
     def note(self, pauses: dict[str, Pause]) -> None:
         """Renew the tokens of upstreams that are paused because they answered 401."""
         for name, pause in pauses.items():

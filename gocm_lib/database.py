@@ -15,7 +15,7 @@ from pathlib import Path
 from gocm_lib import report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 

@@ -15,6 +15,7 @@ from gocm_lib.credentials import Credentials
 from gocm_lib.job import Run, Slice, cut
 from gocm_lib.poison import COMPANY, FATAL
 from gocm_lib.upstream import DIALECTS
+from gocm_lib.vitals import Vitals
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
 NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
@@ -60,8 +61,9 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
 
 
 class Feeder:
-    def __init__(self, client: Client, credentials: Credentials, rooms: Mapping[str, int]) -> None:
+    def __init__(self, client: Client, credentials: Credentials, rooms: Mapping[str, int], vitals: Vitals) -> None:
         self._client = client
+        self._vitals = vitals
         self._credentials = credentials
         self._rooms = rooms
         self._current: tuple[int, Queue] | None = None
@@ -90,11 +92,22 @@ class Feeder:
     def _run(self) -> None:
         cpu.stay()
         while True:
-            self._switched.wait()
+            self._vitals.move("feeder")
+            if not self._switched.wait(WAIT):
+                self._look()
+                continue
             with self._claiming:
                 current = self._current
                 if current is not None:
                     self._feed(*current)
+
+    def _look(self) -> None:
+        """See whether the state process answers, while there is nothing to ask it for."""
+        try:
+            self._client.begin(0)
+        except StateUnavailable:
+            return
+        self._vitals.move("state")
 
     def _feed(self, generation: int, queue: Queue) -> None:
         ready = self._credentials.ready()
@@ -110,6 +123,7 @@ class Feeder:
             time.sleep(REST)
             return
         self._troubled = False
+        self._vitals.move("state")
         self._credentials.note(pauses)
         ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
         if any(part.upstream not in ready for part in slices):
@@ -119,8 +133,17 @@ class Feeder:
             return
         if slices:
             self._batch += 1
+            self._note_waits(slices)
         headers = {upstream: header.text for upstream, header in ready.items()}
         for item in pack(coalesce(slices, headers)):
             queue.put(item)
         if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)
+
+    def _note_waits(self, slices: Iterable[Slice]) -> None:
+        """Count how long each token has waited for its first attempt. A job's id is when it was accepted."""
+        now = time.time()
+        for part in slices:
+            for run in part.runs:
+                if run.attempt == 1:
+                    self._vitals.queue_wait.observe(max(0.0, now - run.job / 1e6), len(run.tokens))

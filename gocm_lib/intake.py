@@ -14,6 +14,7 @@ from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Job
 from gocm_lib.limits import Refused
+from gocm_lib.vitals import Vitals
 
 LARGEST_BATCH = 512  # messages, and
 LINGER = 0.002  # seconds in which a batch may become as large as the one before: a commit costs what 20 messages do
@@ -42,8 +43,9 @@ class _Waiting:
 
 
 class Intake:
-    def __init__(self, client: Client, last_id: int) -> None:
+    def __init__(self, client: Client, last_id: int, vitals: Vitals) -> None:
         self._client = client
+        self._vitals = vitals
         self._last_id = last_id
         self._minting = threading.Lock()
         self._queue: SimpleQueue[_Waiting] = SimpleQueue()
@@ -72,8 +74,13 @@ class Intake:
         cpu.stay()
         batch: list[_Waiting] = []
         while True:
+            self._vitals.move("intake")
             expected = len(batch)
-            batch = [self._queue.get()]
+            try:
+                batch = [self._queue.get(timeout=1.0)]
+            except Empty:
+                batch = []
+                continue
             deadline = time.monotonic() + LINGER
             while self._queue.qsize() + 1 < expected and time.monotonic() < deadline:
                 time.sleep(LINGER / 4)

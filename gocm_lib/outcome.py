@@ -5,6 +5,7 @@ Every way an attempt can end is one of the verdicts below, crashes and silence i
 """
 
 import enum
+import re
 from collections.abc import Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from itertools import groupby
@@ -14,6 +15,7 @@ from gocm_lib.job import Slice
 
 LONGEST_RETRY_AFTER = 3600.0  # seconds; an upstream that asks for a day would otherwise outlive most messages
 FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
+NO_ANSWER = "no answer in time"  # the reason when the upstream was silent for too long
 RATE_LIMIT_WAIT = 60.0  # seconds to wait after a 429 that does not say: what Google's quota page asks for
 
 
@@ -97,6 +99,64 @@ class Policy(NamedTuple):
     max_attempts: int
 
 
+# The reasons that are counted are few and fixed, so that somebody can watch them: why tokens fail,
+FAILURES = {
+    "unregistered": "the upstream says that the token is dead",
+    "invalid_token": "what was given as a token is none",
+    "wrong_sender": "the token belongs to another sender or project",
+    "bad_message": "the upstream takes this message for no token",
+    "rejected": "the upstream refused it for another reason; the log has its word",
+    "attempts": "--max-attempts were used up",
+    "expired": "its time_to_live or --max-age passed before it could be sent",
+    "killed_senders": "its senders died with it in the air",
+}
+# and why they are tried again.
+RETRIES = {
+    "unavailable": "the upstream cannot serve just now (5xx)",
+    "quota": "the upstream has had too much (429)",
+    "token": "the upstream cannot reach this device's queue just now",
+    "timeout": "no answer came in time",
+    "connection": "the connection broke before the answer",
+    "odd_answer": "the answer makes no sense",
+    "shared": "a request that messages shared was refused; each is tried alone",
+}
+_REFUSALS = {
+    "InvalidRegistration": "invalid_token",
+    "MissingRegistration": "invalid_token",
+    "invalid token": "invalid_token",
+    "MismatchSenderId": "wrong_sender",
+    "SENDER_ID_MISMATCH": "wrong_sender",
+    "MessageTooBig": "bad_message",
+    "InvalidDataKey": "bad_message",
+    "InvalidTtl": "bad_message",
+    "InvalidPackageName": "bad_message",
+    "InvalidParameters": "bad_message",
+}
+_TOO_MUCH = {"DeviceMessageRateExceeded", "TopicsMessageRateExceeded", "QuotaExceeded", "DeviceQuotaExceeded"}
+
+
+def failure(outcome: Outcome) -> str:
+    """The reason, of FAILURES, for which a token has failed that will not be tried again."""
+    if outcome.verdict is Verdict.UNREGISTERED:
+        return "unregistered"
+    if outcome.condemns or outcome.reason.startswith("HTTP 4"):
+        return "bad_message"
+    return _REFUSALS.get(outcome.reason, "rejected")
+
+
+def retry_reason(outcome: Outcome) -> str:
+    """The reason, of RETRIES, for which a token is tried again."""
+    if not outcome.answered:
+        return "timeout" if outcome.reason == NO_ANSWER else "connection"
+    if outcome.reason.endswith("to a shared request"):
+        return "shared"
+    if outcome.reason.startswith("HTTP 429") or outcome.reason in _TOO_MUCH:
+        return "quota"
+    if re.match("HTTP (5|408)", outcome.reason):
+        return "unavailable"
+    return "token" if outcome.reason in ("Unavailable", "InternalServerError") else "odd_answer"
+
+
 class Action(enum.Enum):
     FINISH = "the token's row goes"
     RETRY = "it is ready again, later"
@@ -105,9 +165,12 @@ class Action(enum.Enum):
 
 
 class Step(NamedTuple):
+    """`counted`: the reason, of FAILURES or RETRIES, under which it is counted."""
+
     action: Action
     reason: str = ""
     due_at: float = 0.0
+    counted: str = ""
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
@@ -140,13 +203,13 @@ def next_step(outcome: Outcome, attempt: int, expires_at: float, now: float, dra
     if outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED:
         return Step(Action.RETURN, outcome.reason, now)
     if outcome.verdict is not Verdict.DEFERRED:
-        return Step(Action.FINISH, outcome.reason)
+        return Step(Action.FINISH, outcome.reason, counted=failure(outcome))
     if attempt >= policy.max_attempts:
-        return Step(Action.BURY, f"{outcome.reason}, attempt {attempt} of {policy.max_attempts}")
+        return Step(Action.BURY, f"{outcome.reason}, attempt {attempt} of {policy.max_attempts}", counted="attempts")
     due_at = now + retry_delay(attempt, outcome.retry_after, draw, policy)
     if due_at >= expires_at:
-        return Step(Action.BURY, f"{outcome.reason}, too old for another attempt")
-    return Step(Action.RETRY, outcome.reason, due_at)
+        return Step(Action.BURY, f"{outcome.reason}, too old for another attempt", counted="expired")
+    return Step(Action.RETRY, outcome.reason, due_at, retry_reason(outcome))
 
 
 class Pause(NamedTuple):

@@ -56,3 +56,13 @@ def line(what: Job | BadRequest | Refused) -> bytes:
         case Refused():
             told = {"status": what.status, "error": what.reason, "retry_after": what.retry_after}
     return json.dumps(told).encode() + b"\n"
+
+
+def health(reasons: Sequence[str], notes: Sequence[str]) -> bytes:
+    """Whether all is well, in one line: what is not, and what else an operator may want to know."""
+    told: dict[str, object] = {"status": "failing" if reasons else "degraded" if notes else "ok"}
+    if reasons:
+        told["reasons"] = list(reasons)
+    if notes:
+        told["notes"] = list(notes)
+    return json.dumps(told).encode() + b"\n"

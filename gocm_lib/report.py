@@ -12,15 +12,37 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 SCHEMA = """
-CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE counter (
+    name TEXT NOT NULL,
+    upstream TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    PRIMARY KEY (name, upstream, reason)
+) WITHOUT ROWID;
 CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
 CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE);
 """
 
-# attempts: tokens that were tried, each once however often it was retried, as the Go server counted its calls.
-# failures: tokens that came to an end other than being delivered.
-# dropped: entries that a full list had no room for.
-COUNTERS = ("attempts", "failures", "canonicals", "notregistered", "dropped")
+COUNTERS = {
+    "accepted_messages": "messages that were kept",
+    "accepted_tokens": "their tokens",
+    "attempts": "tokens that were tried, each once however often it was retried, as the Go server counted its calls",
+    "delivered": "tokens that the upstream took",
+    "failures": "tokens that came to an end without being delivered",
+    "retries": "attempts after which a token is to be tried again",
+    "canonicals": "how often the upstream replaced a token",
+    "notregistered": "how often the upstream called a token dead",
+    "dropped": "entries that a full list had no room for",
+}
+
+
+class Count(NamedTuple):
+    """Which counter: one of COUNTERS, of which upstream, for which reason ("" where that does not matter)."""
+
+    name: str
+    upstream: str = ""
+    reason: str = ""
+
 
 PAGES = {
     "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -33,10 +55,27 @@ FORGET = {
 
 
 class Snapshot(NamedTuple):
-    """What the reports show, all of one moment."""
+    """What there is to report, all of one moment."""
 
-    counters: dict[str, int]
-    pending: int
+    counts: dict[Count, int]
+    pending: int  # messages
+    tokens: int = 0  # of those, that are to be sent still,
+    claimed: int = 0  # of those, that are in senders' hands
+    dead: int = 0  # that were set aside as failed
+    listed: dict[str, int] = {}  # entries in each list
+    oldest: float | None = None  # when the oldest pending message was accepted
+    bytes: int = 0  # in the spool
+    paused_until: dict[str, float] = {}  # by upstream
+    pause_reasons: dict[str, str] = {}
+    refusing: str = ""  # why no message is taken now
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The counters, those of all upstreams and reasons together."""
+        sums = dict.fromkeys(COUNTERS, 0)
+        for count, value in self.counts.items():
+            sums[count.name] += value
+        return sums
 
 
 class RunReport:
@@ -46,18 +85,21 @@ class RunReport:
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
 
-    def count(self, changes: Mapping[str, int]) -> None:
+    def count(self, changes: Mapping[Count, int]) -> None:
         """Add to counters; names not in COUNTERS are a mistake of ours."""
-        for name, change in changes.items():
-            assert name in COUNTERS, name
+        for count, change in changes.items():
+            assert count.name in COUNTERS, count
             if change:
                 self.db.execute(
-                    "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
-                    (name, change, change),
+                    "INSERT INTO counter VALUES (?, ?, ?, ?)"
+                    " ON CONFLICT (name, upstream, reason) DO UPDATE SET value = value + ?",
+                    (*count, change, change),
                 )
 
-    def counters(self) -> dict[str, int]:
-        return dict.fromkeys(COUNTERS, 0) | dict(self.db.execute("SELECT name, value FROM counter"))
+    def counts(self) -> dict[Count, int]:
+        """Every counter that is not 0."""
+        rows = self.db.execute("SELECT name, upstream, reason, value FROM counter")
+        return {Count(*row[:3]): row[3] for row in rows}
 
     def add_canonical(self, original: str, canonical: str) -> None:
         """Report that a token was replaced; a newer replacement takes the place of an older one."""
@@ -73,7 +115,7 @@ class RunReport:
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
         if added.rowcount and self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
-            self.count({"dropped": 1})
+            self.count({Count("dropped", reason=which): 1})
         else:
             self.lengths[which] += added.rowcount
 

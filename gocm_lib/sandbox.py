@@ -265,7 +265,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main(settings: Settings, listener: socket.socket, control: Connection) -> None:
     """The sandbox as a child of the server's supervisor."""
-    child.enter("sandbox", settings.log_level, settings.logto)
+    child.enter("sandbox", settings)
     control.send(("ready", None))
     Sandbox(listener, Pretender(Mode(0.0), public_key(settings.credentials))).run()
 

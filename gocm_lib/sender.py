@@ -27,7 +27,8 @@ from gocm_lib import child, fcm, gcm, log
 from gocm_lib import upstream as upstreams
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Slice
-from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, Outcome, Result, Verdict, address, join
+from gocm_lib.meter import Meter
+from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, NO_ANSWER, Outcome, Result, Verdict, address, join
 from gocm_lib.poison import BlackBox, Quarantine
 from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.upstream import DialError, Upstream
@@ -87,7 +88,13 @@ class Loop:
     """The event loop. `push` and `finish` may be called from any thread, everything else happens in `run`."""
 
     def __init__(
-        self, lanes: dict[str, Upstream], connections: int, timeout: float, settled: SimpleQueue, box: BlackBox
+        self,
+        lanes: dict[str, Upstream],
+        connections: int,
+        timeout: float,
+        settled: SimpleQueue,
+        box: BlackBox,
+        meter: Meter,
     ) -> None:
         self.lanes = {name: Lane(upstream) for name, upstream in lanes.items()}
         self.connections = connections
@@ -95,6 +102,7 @@ class Loop:
         self.settled = settled
         self.landed: list[Result] = []  # in this turn
         self.box = box
+        self.meter = meter
         self.quarantine = Quarantine()
         self.flights: dict[Channel, tuple[Lane, Flight]] = {}  # in the order they took off, so of their deadlines
         self.wants = threading.Event()  # set while there is room for more from the queue
@@ -297,7 +305,9 @@ class Loop:
 
     def _on_response(self, channel: Channel, response: Response) -> None:
         lane, flight = self.flights.pop(channel)
-        outcomes = lane.upstream.outcomes(flight.part, response, time.time())
+        now, took = time.time(), time.monotonic() - flight.deadline + self.timeout
+        self.meter.answered(flight.part.upstream, response.status, took, now)
+        outcomes = lane.upstream.outcomes(flight.part, response, now)
         self.box.land(flight.noted)
         self._land(lane, flight, *outcomes)
         if outcomes[0].verdict in BLAMES_UPSTREAM:
@@ -322,6 +332,7 @@ class Loop:
             flight.repeated = True
             lane.repeats.append(flight)
             return
+        self.meter.unanswered(flight.part.upstream)
         self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error), answered=False))
 
     def _expire(self, now: float) -> None:
@@ -329,7 +340,7 @@ class Loop:
             channel, (_, flight) = next(iter(self.flights.items()))
             if flight.deadline > now:
                 break
-            self._on_broken(channel, WireError("no answer in time"))
+            self._on_broken(channel, WireError(NO_ANSWER))
         for lane in self.lanes.values():
             while lane.idle:
                 channel, since = next(iter(lane.idle.items()))
@@ -413,6 +424,7 @@ def main(
     generation: int,
     queue: Queue,
     box: "Array[int]",
+    cells: "Array[float]",
     address: str,
     authkey: bytes,
     control: Connection,
@@ -420,13 +432,14 @@ def main(
     """The sender process `name` of a generation. Tells `control` that it is ready, or why it cannot start; finishes
     what is in flight when told to there.
     """
-    child.enter(name, settings.log_level, settings.logto)
+    child.enter(name, settings)
     try:
         lanes = upstreams.from_settings(settings)
     except SettingsError as error:
         child.refuse(control, Exit.SENDER, str(error))
     settled: SimpleQueue = SimpleQueue()
-    loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box))
+    meter = Meter(cells, list(upstreams.DIALECTS))
+    loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box), meter)
     settler = threading.Thread(target=_settle, args=(settled, Client(address, authkey), generation), name="settler")
     settler.start()
     running = threading.Thread(target=loop.run, name="loop")

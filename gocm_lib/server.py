@@ -1,231 +1,44 @@
-"""The HTTP front: the route table, thin handlers, the connections of clients.
+"""The connections of clients: each in a thread that reads a request strictly and writes its answer in one piece.
 
-A thread serves a connection: it reads a request strictly (module request), finds its route, lets the handler make a
-Response, writes it in one piece. Promises:
-
-* `ok` is written only after the job is on disk.
-* A client that is slow, silent or broken costs one thread and a bounded time, never more.
-* Nothing but 200 means that a message was taken.
+What is answered is module service's. Promises that a client that is slow, silent or broken costs one thread and a
+bounded time, never more, and that no secret and no query is in the access log.
 """
 
 import errno
 import functools
 import http.server
+import itertools
+import os
 import re
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import NamedTuple
-from urllib.parse import parse_qsl
 
-from gocm_lib import cpu, job, log, pages
-from gocm_lib.client import Client, StateUnavailable
-from gocm_lib.intake import Intake
-from gocm_lib.job import BadRequest, Draft, Job
-from gocm_lib.limits import Refused
+from gocm_lib import cpu, log
+from gocm_lib.job import BadRequest
+from gocm_lib.listener import Listener
 from gocm_lib.request import Reader, Request
-from gocm_lib.settings import Settings
-from gocm_lib.upstream import DIALECTS
+from gocm_lib.service import COUNTED_AS, Response, Service, refusal, unavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
-LARGEST_PAGE = 10_000  # entries that may be asked for
-LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+LAST_WORDS = 0.5  # seconds that a new connection may take to say something, once we are stopping
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-
-class Response(NamedTuple):
-    """`written`, if given, is called once: with whether the whole response was handed to the network."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: dict[str, str] = {}
-    written: Callable[[bool], None] | None = None
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_run = os.urandom(4).hex()  # tells the ids of one run from those of another
+_numbers = itertools.count(1)
 
 
-def refusal(problem: BadRequest) -> Response:
-    return Response(problem.status, pages.error(problem), headers={"Allow": problem.allow} if problem.allow else {})
-
-
-def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:
-    """503 or 507: nothing was taken; come again after so many seconds."""
-    return Response(status, pages.error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
-
-
-class Service:
-    """What the handlers work on, and the handlers. Methods named in ROUTES take a Request and return a Response."""
-
-    def __init__(self, settings: Settings, upstreams: Sequence[str], intake: Intake, client: Client) -> None:
-        self.settings = settings
-        self.upstreams = tuple(upstreams)  # the first is the default
-        self.intake = intake
-        self.client = client
-        self.draining = False
-        self.rejected: Counter[int] = Counter()  # by status; nothing else counts a request that was not taken
-        self._readers = {"canonical": threading.Lock(), "notregistered": threading.Lock()}
-
-    def send(self, request: Request) -> Response:
-        """POST /gcm/send: keep a message for its tokens, then answer."""
-        if self.draining:
-            return unavailable("stopping: send it again in a moment")
-        if request.query:
-            raise BadRequest("nothing is read from the query string: put it into the body")
-        most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
-        content_type = request.headers.get("content-type", "")
-        if job.media_type(content_type) == job.LINES:
-            return self._send_lines(job.parse_lines(request.body, most))
-        accepted = self._accept(job.parse(content_type, request.body, most))
-        if refused := self.intake.submit([accepted]).get(accepted.id):
-            return unavailable(refused.reason, refused.status, refused.retry_after)
-        return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
-
-    def _accept(self, draft: Draft) -> Job:
-        """The job that a draft becomes, if it can be sent."""
-        name = draft.upstream or self.upstreams[0]
-        if name not in self.upstreams:
-            raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
-        return job.accept(
-            draft,
-            job_id=self.intake.mint(),
-            upstream=name,
-            message=DIALECTS[name].message(draft),
-            now=time.time(),
-            max_age=self.settings.max_age,
-        )
-
-    def _send_lines(self, drafts: Sequence[Draft | BadRequest]) -> Response:
-        """Keep all good ones of many messages, in one commit; the answer says of each what became of it. Its status is
-        200 when at least one was kept, else that of the first.
-        """
-        lines: list[Job | BadRequest | Refused] = []
-        for draft in drafts:
-            try:
-                lines.append(draft if isinstance(draft, BadRequest) else self._accept(draft))
-            except BadRequest as problem:
-                lines.append(problem)
-        jobs = [line for line in lines if isinstance(line, Job)]
-        refused = self.intake.submit(jobs) if jobs else {}
-        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in lines]
-        kept = any(isinstance(line, Job) for line in lines)
-        status = 200 if kept else lines[0].status
-        waits = [line.retry_after for line in lines if isinstance(line, Refused)]
-        headers = {"Retry-After": str(max(waits))} if waits else {}
-        return Response(status, b"".join(map(pages.line, lines)), job.LINES, headers)
-
-    def report(self, request: Request) -> Response:
-        """GET /gcm/report: the counters."""
-        return Response(200, pages.report(self.client.snapshot()))
-
-    def canonical(self, request: Request) -> Response:
-        """GET /gcm/report/canonical: tokens to replace."""
-        return self._list("canonical", pages.canonical, request)
-
-    def notregistered(self, request: Request) -> Response:
-        """GET /gcm/report/notregistered: tokens to delete."""
-        return self._list("notregistered", pages.notregistered, request)
-
-    def _list(self, which: str, page: Callable[[list], bytes], request: Request) -> Response:
-        query = _query(request.query, {"peek", "ack", "limit"})
-        limit = _number(query, "limit", 1, LARGEST_PAGE)
-        if query.get("peek", "1") != "1":
-            raise BadRequest("peek takes no value but 1", "peek")
-        if "ack" in query and "peek" in query:
-            raise BadRequest("give peek or ack, not both", "ack")
-        ack = _number(query, "ack", 0, 1 << 62)
-        if ack is not None:
-            if request.method != "HEAD":
-                self.client.forget(which, ack)
-            entries = self.client.page(which, ack, limit or LARGEST_PAGE)
-            return Response(200, page(entries), headers={"GoCM-Cursor": str(entries[-1][0] if entries else ack)})
-        if "peek" in query or request.method == "HEAD":
-            return Response(200, page(self.client.page(which, 0, limit or LARGEST_ANSWER)))
-        return self._hand_out(which, page, limit or LARGEST_ANSWER)
-
-    def _hand_out(self, which: str, page: Callable[[list], bytes], limit: int) -> Response:
-        """A list as the original gives it: read and cleared at once. We clear what was in the answer, after it was
-        written; until then the next reader waits, so that no entry is given to two.
-        """
-        turn = self._readers[which]
-        if not turn.acquire(timeout=self.client.limit):
-            return unavailable("another reader of this list is not done yet")
-        try:
-            entries = self.client.page(which, 0, limit)
-            body = page(entries)
-        except BaseException:
-            turn.release()
-            raise
-
-        def written(whole: bool) -> None:
-            try:
-                if whole and entries:
-                    self.client.forget(which, entries[-1][0])
-            except StateUnavailable as error:
-                log.logger.warning("%d entries of %s will be given again: %s", len(entries), which, error)
-            finally:
-                turn.release()
-
-        return Response(200, body, written=written)
-
-
-class Route(NamedTuple):
-    method: str
-    path: str
-    handler: Callable[[Service, Request], Response]
-    meaning: str
-
-
-# README's table is checked against this one. HEAD is answered wherever GET is, and never clears anything.
-ROUTES = (
-    Route("POST", "/gcm/send", Service.send, "keep a message and send it to its tokens"),
-    Route("GET", "/gcm/report", Service.report, "the counters"),
-    Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
-    Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
-)
-_BY_PATH: dict[str, dict[str, Route]] = {}
-for _route in ROUTES:
-    _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
-# The original's own README asks for the report with a slash at its end.
-_BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
-
-
-def find_route(method: str, path: str) -> Route:
-    """The route of a request. Raises BadRequest with 404 for an unknown path, 405 for a wrong method."""
-    methods = _BY_PATH.get(path)
-    if methods is None:
-        raise BadRequest("no such path; see README for the routes", status=404)
-    route = methods.get("GET" if method == "HEAD" else method)
-    if route is None:
-        allow = ", ".join(methods) + (", HEAD" if "GET" in methods else "")
-        raise BadRequest(f"use {allow} here", status=405, allow=allow)
-    return route
-
-
-def _query(text: str, known: set[str]) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8, errors="strict")
-    except ValueError:
-        raise BadRequest("malformed query string") from None
-    for name, _ in pairs:
-        if name not in known:
-            raise BadRequest("unknown query parameter; known are " + ", ".join(sorted(known)), name[:64])
-    if len(dict(pairs)) != len(pairs):
-        raise BadRequest("a query parameter is given twice")
-    return dict(pairs)
-
-
-def _number(query: dict[str, str], name: str, low: int, high: int) -> int | None:
-    if name not in query:
-        return None
-    if not re.fullmatch("[0-9]{1,19}", query[name]) or not low <= int(query[name]) <= high:
-        raise BadRequest(f"{name} must be a number from {low} to {high}", name)
-    return int(query[name])
+def request_id(given: str | None) -> str:
+    """The id that a client has given its request, or a new one: it is in the answer and in the access log."""
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{_run}-{next(_numbers):x}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -233,8 +46,10 @@ def _date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def render(response: Response, keep_alive: bool, head_only: bool) -> bytes:
-    """A response as bytes, head and body in one piece: in two, Nagle's algorithm and a delayed ACK cost 40 ms."""
+def render(response: Response, rid: str, keep_alive: bool, head_only: bool) -> bytes:
+    """A response to the request of this id as bytes, head and body in one piece: in two, Nagle's algorithm and a
+    delayed ACK cost 40 ms.
+    """
     lines = [
         f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
         "Server: GoCM",
@@ -242,6 +57,7 @@ def render(response: Response, keep_alive: bool, head_only: bool) -> bytes:
         f"Content-Type: {response.content_type}",
         f"Content-Length: {len(response.body)}",
         "Cache-Control: no-store",
+        f"X-Request-Id: {rid}",
     ]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
@@ -260,18 +76,35 @@ class ClientConnection(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.service = self.server.service
         self.reader = Reader(self.service.settings.max_body)
+        self.answering = False
+        self.served = 0  # requests answered
         self.patience = 0.0  # as the kernel was last told
+        if not self.server.listener.is_local:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.service.settings.head_timeout))
+        self.server.gate.connections.add(self)
 
     def handle(self) -> None:
         try:
+            if self.server.tls:
+                # Python's own time limits: a blocking SSLSocket would not tell us of the kernel's.
+                self.request.settimeout(self.service.settings.head_timeout)
+                self.request = self.server.tls.wrap_socket(self.request, server_side=True)
             while self._serve_one():
                 pass
         except OSError:
-            pass  # the client is gone
+            pass  # the client is gone, or speaks no TLS
+
+    def finish(self) -> None:
+        self.server.gate.connections.discard(self)
+        if self.server.tls:
+            self.request.close()  # the server would close the socket that this one has replaced
+
+    def is_busy(self, waiting: bool) -> bool:
+        """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
+        return self.answering or not self.reader.idle or (waiting and not self.served)
 
     def _serve_one(self) -> bool:
         """Read and answer one request; whether the connection goes on."""
@@ -283,33 +116,45 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return self._refuse(BadRequest("the request did not come in time", status=408))
         if request is None:
             return False
-        self.server.in_work.add(self)
+        self.answering = True
         try:
-            response = self._respond(request)
-            keep_alive = request.keep_alive and not self.service.draining
-            self._write(response, keep_alive, request.method == "HEAD")
+            began = time.monotonic()
+            response = self.service.answer(request, self.server.listener.is_local)
+            keep_alive = request.keep_alive and not self.server.gate.closing
+            rid = request_id(request.headers.get("x-request-id"))
+            try:
+                self._write(response, rid, keep_alive, request.method == "HEAD")
+            finally:
+                self._note(request.method, request.path, response, rid, time.monotonic() - began)
         finally:
-            self.server.in_work.discard(self)
+            self.served += 1
+            self.answering = False
         return keep_alive
 
-    def _respond(self, request: Request) -> Response:
-        try:
-            response = find_route(request.method, request.path).handler(self.service, request)
-        except BadRequest as problem:
-            response = refusal(problem)
-        except StateUnavailable as problem:
-            response = unavailable(f"try again: {problem}")
-        except Exception:
-            log.logger.exception("%s %s failed", request.method, request.path)
-            response = refusal(BadRequest("internal error; the log says more", status=500))
-        if response.status >= 400:
-            self.service.rejected[response.status] += 1
-        return response
+    def _note(self, method: str, path: str, response: Response, rid: str, took: float) -> None:
+        """Count a request that was answered, and log it if that is wanted: without its query, and without a path that
+        is none of ours, for both may hold tokens.
+        """
+        self.service.vitals.answered(COUNTED_AS.get(path, "other"), response.status, took)
+        if self.service.settings.access_log:
+            client = self.client_address[0] if self.client_address else "local"
+            fields = {
+                "request_id": rid,
+                "client": client,
+                "method": method,
+                "path": path if path in COUNTED_AS else log.token(path),
+                "status": response.status,
+                "bytes": len(response.body),
+                "ms": round(took * 1000, 1),
+            }
+            if job := response.headers.get("X-GoCM-Job"):
+                fields["job"] = job
+            log.logger.info("access", extra={"fields": fields})
 
-    def _write(self, response: Response, keep_alive: bool, head_only: bool) -> None:
+    def _write(self, response: Response, rid: str, keep_alive: bool, head_only: bool) -> None:
         whole = False
         try:
-            self._send(render(response, keep_alive, head_only))
+            self._send(render(response, rid, keep_alive, head_only))
             whole = True
         finally:
             if response.written:
@@ -317,8 +162,11 @@ class ClientConnection(socketserver.BaseRequestHandler):
 
     def _refuse(self, problem: BadRequest) -> bool:
         """Answer a request that could not be read to its end, and close so that the client gets to see it."""
-        self.service.rejected[problem.status] += 1
-        self._write(refusal(problem), False, False)
+        response, rid = refusal(problem), request_id(None)
+        try:
+            self._write(response, rid, False, False)
+        finally:
+            self._note("-", "-", response, rid, 0.0)
         self._linger()
         return False
 
@@ -345,7 +193,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 patience = began + settings.head_timeout + length / BODY_RATE - time.monotonic()
                 if self.reader.head and self.reader.awaits_continue():
                     # What needs no body to be refused is refused before the client is told to send it.
-                    find_route(self.reader.head.method, self.reader.head.path)
+                    head = self.reader.head
+                    self.service.admit(head.method, head.path, head.headers, self.server.listener.is_local)
                     self._send(CONTINUE)
             data = self._receive(patience)
             if data is None and not self.reader.idle:
@@ -360,19 +209,23 @@ class ClientConnection(socketserver.BaseRequestHandler):
         """What the client sends next; b"" at its end, None when nothing came in time."""
         if patience <= 0:
             return None
-        if patience != self.patience:
+        if self.server.tls:
+            self.request.settimeout(patience)
+        elif patience != self.patience:
             # The kernel's time limit on a blocking socket: Python's own would add a poll() to each recv, and with it
             # another hand-over of the interpreter lock.
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(patience))
             self.patience = patience
         try:
             return self.request.recv(65536)
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             return None
 
     def _send(self, data: bytes) -> None:
         """Write all, or raise OSError when the client does not take it in time."""
         view = memoryview(data)
+        if self.server.tls:
+            self.request.settimeout(self.service.settings.head_timeout)
         deadline = time.monotonic() + self.service.settings.head_timeout + len(data) / BODY_RATE
         while True:
             sent = self.request.send(view)
@@ -388,64 +241,66 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """The listener: bounded connections, each in a thread of its own."""
+class Gate:
+    """The connections that are served, by whichever server: at most so many."""
 
-    request_queue_size = 1024
+    def __init__(self, most: int) -> None:
+        self.slots = threading.BoundedSemaphore(most)
+        self.connections: set[ClientConnection] = set()
+        self.closing = False
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a listener: bounded connections, each in a thread of its own."""
+
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = True
 
-    def __init__(self, host: str, port: int) -> None:
-        """Bind and listen; connections wait in the backlog until `start`. Raises OSError."""
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.in_work: set[ClientConnection] = set()  # those whose request is being answered
-        super().__init__((host, port), ClientConnection)
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host name up in the DNS
-
-    def start(self, service: Service) -> None:
-        """Serve, in a thread of its own."""
+    def __init__(self, listener: Listener, service: Service, gate: Gate, tls: ssl.SSLContext | None) -> None:
+        """`tls` may be replaced later, for the connections that come then."""
+        socketserver.BaseServer.__init__(self, listener.host, ClientConnection)
+        self.socket = listener.sock
+        self.listener = listener
+        self.part = f"accept on {listener}"
         self.service = service
-        self._slots = threading.BoundedSemaphore(service.settings.max_connections)
+        self.gate = gate
+        self.tls = tls
+
+    def start(self) -> None:
+        """Serve, in a thread of its own."""
         threading.Thread(target=self._accept_all, name="accept", daemon=True).start()
 
     def _accept_all(self) -> None:
         cpu.stay()
         self.serve_forever()
 
-    def stop(self, patience: float) -> None:
-        """Accept no connection more; return when no request is in work, after `patience` seconds at most."""
-        self.service.draining = True
-        self.shutdown()
-        self.server_close()
-        deadline = time.monotonic() + patience
-        while self.in_work and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def service_actions(self) -> None:
+        """The accepting thread has gone round once more."""
+        self.service.vitals.move(self.part)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:
-        if not self._slots.acquire(blocking=False):
+        if not self.gate.slots.acquire(blocking=False):
             self._turn_away(request)
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # no thread can be started
-            self._slots.release()
+            self.gate.slots.release()
             self._turn_away(request)
 
     def process_request_thread(self, request: socket.socket, client_address: object) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self.gate.slots.release()
 
     def _turn_away(self, request: socket.socket) -> None:
         """503 without a thread: what can be done without waiting for the client, which may be one of thousands."""
-        self.service.rejected[503] += 1
+        self.service.vitals.answered("other", 503, 0.0)
         try:
             request.setblocking(False)
-            request.send(render(unavailable("too many connections"), False, False))
+            if not self.tls:
+                request.send(render(unavailable("too many connections"), request_id(None), False, False))
             request.shutdown(socket.SHUT_WR)
             request.recv(65536)
         except OSError:
@@ -462,3 +317,27 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.logger.exception("a connection failed")
+
+
+def stop(servers: Sequence[Server], patience: float) -> None:
+    """Accept no connection more; return when no request is in work, after `patience` seconds at most. What was accepted
+    before is answered: its sender cannot know that it came late.
+    """
+    if not servers:
+        return
+    gate, service = servers[0].gate, servers[0].service
+    gate.closing = True
+    closers = [threading.Thread(target=server.shutdown, daemon=True) for server in servers]
+    for closer in closers:
+        closer.start()
+    for server, closer in zip(servers, closers):
+        closer.join()
+        server.listener.remove()
+        server.server_close()
+        service.vitals.still(server.part)
+    began = time.monotonic()
+    while (now := time.monotonic()) < began + patience:
+        if not any([each.is_busy(now < began + LAST_WORDS) for each in list(gate.connections)]):
+            break
+        time.sleep(0.01)
+    service.draining = True

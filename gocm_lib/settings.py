@@ -1,24 +1,17 @@
-"""Every option once: its name, default, meaning and how its text is read.
+"""Every option once: its name, default, meaning and how its text is read. And the exit codes.
 
-Owns the command line, the GOCM_ environment variables and the exit codes. Promises a frozen Settings, or one
-SettingsError whose text names the option, where the value came from and what to do.
+Where the texts come from (command line, environment, file) is module config's. A Settings is frozen.
 """
 
-import argparse
 import enum
 import ipaddress
 import os
-import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
-
-import urllib3
-
-from gocm_lib import __version__
 
 
 class Exit(enum.IntEnum):
@@ -130,33 +123,166 @@ def readable_file(value: str) -> str:
     return value
 
 
-def log_level(value: str) -> str:
-    if value not in ("debug", "info", "warning", "error"):
-        raise ValueError("must be debug, info, warning or error")
+def secret_file(value: str) -> str:
+    """A file that we can read and others on this machine cannot."""
+    readable_file(value)
+    if value and stat.S_IMODE(os.stat(value).st_mode) & 0o007:
+        raise ValueError(f"{value} is a secret that everybody here may read or write: chmod o= {value}")
     return value
 
 
-def option(default: Any, read: Callable[[str], Any], help: str, *, also: Sequence[str] = (), metavar: str = "") -> Any:
-    """A row of the table: a dataclass field whose metadata is what the command line and README need."""
-    return field(default=default, metadata={"read": read, "help": help, "also": tuple(also), "metavar": metavar})
+def secret_file_to_be(value: str) -> str:
+    """The same, if it is there: the sandbox makes one that is not."""
+    return secret_file(value) if os.path.exists(value) else value
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
+        return value
+
+    return read
+
+
+def socket_path(value: str) -> str:
+    directory = os.path.dirname(os.path.abspath(value))
+    if value and not os.path.isdir(directory):
+        raise ValueError(f"cannot be made: there is no directory {directory}")
+    if len(os.fsencode(value)) > 107:  # sun_path of unix(7)
+        raise ValueError("is longer than the 107 bytes that a socket's path may have")
+    return value
+
+
+def file_mode(value: str) -> int:
+    """Who may connect, in octal. Never everybody: whoever can open the socket can send."""
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError("must be octal like 0660")
+    if int(value, 8) & 0o007:
+        raise ValueError(f"{value} lets everybody on this machine in: use --socket-group")
+    return int(value, 8)
+
+
+def address(value: str) -> str:
+    """host:port of something to send to, or nothing."""
+    host, colon, port = value.rpartition(":")
+    if value and not (host and colon and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError("must be HOST:PORT")
+    return value
+
+
+def metric_prefix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
+        raise ValueError("must be words of letters, digits, _ and - with dots between")
+    return value
+
+
+def host_names(value: str) -> tuple[str, ...]:
+    """Names with commas between, in lower case."""
+    names = tuple(name.strip().lower() for name in value.split(",") if name.strip())
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]", name):
+            raise ValueError(f"{name!r} is no host name: give names without ports, with commas between")
+    return names
+
+
+def option(
+    default: Any,
+    read: Callable[[str], Any],
+    help: str,
+    *,
+    also: Sequence[str] = (),
+    metavar: str = "",
+    hidden: bool = False,
+    live: bool = False,
+) -> Any:
+    """A row of the table: a dataclass field whose metadata is what the command line, the configuration file and README
+    need. `hidden`: its value is a secret. `live`: SIGHUP may change it.
+    """
+    return field(
+        default=default,
+        metadata={
+            "read": read,
+            "help": help,
+            "also": tuple(also),
+            "metavar": metavar,
+            "hidden": hidden,
+            "live": live,
+        },
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The server's options. The field is the name; `--name-with-dashes` and GOCM_NAME follow from it."""
+    """The server's options. The field is the name; `--name-with-dashes`, GOCM_NAME and the key in the configuration
+    file follow from it.
+    """
 
+    config: str = option("", text, "file with options, in TOML: `port = 5601`", metavar="FILE")
     apikey: str = option(
-        "", secret, "API key of the GCM-compatible upstream; needed unless --sandbox", also=("-apikey",), metavar="KEY"
+        "",
+        secret,
+        "API key of the GCM-compatible upstream; rather give it by --apikey-file",
+        also=("-apikey",),
+        metavar="KEY",
+        hidden=True,
+        live=True,
     )
+    apikey_file: str = option("", secret_file, "file that holds the API key", metavar="FILE", live=True)
     host: str = option(
-        "127.0.0.1", text, "address to listen on", also=("-host", "--ipaddress", "-ipaddress"), metavar="ADDRESS"
+        "127.0.0.1",
+        text,
+        "address to listen on, or `none` for a --socket only",
+        also=("-host", "--ipaddress", "-ipaddress"),
+        metavar="ADDRESS",
     )
     port: int = option(
         5601, number(0, 65535), "TCP port to listen on; 0 takes a free one", also=("-port",), metavar="PORT"
     )
-    logto: str = option("", text, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
-    log_level: str = option("info", log_level, "debug, info, warning or error", metavar="LEVEL")
+    socket: str = option("", socket_path, "UNIX socket to listen on, too", metavar="PATH")
+    socket_mode: int = option(0o660, file_mode, "who may connect to it, as chmod(1) has it", metavar="MODE")
+    socket_group: str = option("", text, "the group that it belongs to", metavar="GROUP")
+    auth_token_file: str = option(
+        "",
+        secret_file,
+        "file with the tokens, one a line, of which a client must give one (`Authorization: Bearer`, or as a password)",
+        metavar="FILE",
+        live=True,
+    )
     no_auth: bool = option(False, flag, "allow a --host that other machines can reach: they can send and read reports")
+    allowed_hosts: tuple[str, ...] = option(
+        (),
+        host_names,
+        "names by which clients may call this server, beside addresses and localhost; needed without --auth-token-file "
+        "where clients use a name, so that no web page can be led here by its own",
+        metavar="NAMES",
+        live=True,
+    )
+    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE", live=True)
+    tls_key: str = option("", secret_file, "PEM private key of --tls-cert", metavar="FILE", live=True)
+    logto: str = option("", text, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
+    log_level: str = option(
+        "info",
+        one_of("debug", "info", "warning", "error"),
+        "debug, info, warning or error",
+        metavar="LEVEL",
+        live=True,
+    )
+    log_format: str = option(
+        "auto",
+        one_of("auto", "text", "json", "journal"),
+        "text, json, journal (no times, with priorities), or auto: journal where stderr is the journal, else text",
+        metavar="FORMAT",
+    )
+    access_log: bool = option(False, flag, "log a line for each request", live=True)
+    graphite: str = option(
+        "", address, "send the figures of /metrics to Graphite there (plaintext, TCP)", metavar="HOST:PORT"
+    )
+    statsd: str = option("", address, "send them to StatsD there (UDP)", metavar="HOST:PORT")
+    metrics_prefix: str = option(
+        "gocm", metric_prefix, "what their names begin with in Graphite and StatsD", metavar="WORDS"
+    )
+    metrics_interval: float = option(10.0, seconds(0.1, 3600), "seconds between two such sendings", metavar="S")
     spool: str = option(
         "",
         text,
@@ -168,17 +294,19 @@ class Settings:
     connections: int = option(
         1024, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
     )
-    apikey_file: str = option("", readable_file, "file that holds the API key: not shown by ps", metavar="FILE")
     gcm_url: str = option(
         "https://android.googleapis.com/gcm/send", upstream_url, "where GCM messages are posted", metavar="URL"
     )
     credentials: str = option(
         "",
-        text,
+        secret_file_to_be,
         "Google credentials for FCM v1: a service account's file, or any that google-auth reads; needs gocm[fcm]",
         metavar="FILE",
+        live=True,
     )
-    token_command: str = option("", text, "command that prints an access token for FCM v1", metavar="COMMAND")
+    token_command: str = option(
+        "", text, "command that prints an access token for FCM v1", metavar="COMMAND", live=True
+    )
     fcm_metadata: bool = option(False, flag, "take FCM access tokens from Google's metadata server")
     metadata_host: str = option("metadata.google.internal", text, "that server", metavar="HOST")
     fcm_project: str = option("", project, "Firebase project id, where the credentials do not name it", metavar="ID")
@@ -217,16 +345,21 @@ class Settings:
     max_report: int = option(
         1000000, number(1, 10**9), "entries that each of the two token lists may have; more are dropped", metavar="N"
     )
-    max_tokens: int = option(100000, number(1, 10**6), "tokens in a call", metavar="N")
-    max_body: int = option(4 * 1024 * 1024, number(1024, 1 << 30), "bytes a request's body may have", metavar="BYTES")
+    max_tokens: int = option(100000, number(1, 10**6), "tokens in a call", metavar="N", live=True)
+    max_body: int = option(
+        4 * 1024 * 1024, number(1024, 1 << 30), "bytes a request's body may have", metavar="BYTES", live=True
+    )
     max_connections: int = option(512, number(1, 100000), "client connections served at once", metavar="N")
     head_timeout: float = option(
         5.0,
         seconds(0.1, 300),
         "seconds a client may take to send a request's head; its body gets this and a second for each 16 KiB",
         metavar="S",
+        live=True,
     )
-    idle_timeout: float = option(60.0, seconds(0.1, 3600), "seconds an idle client connection is kept", metavar="S")
+    idle_timeout: float = option(
+        60.0, seconds(0.1, 3600), "seconds an idle client connection is kept", metavar="S", live=True
+    )
     drain: float = option(25.0, seconds(0, 600), "seconds that requests in flight may take when stopping", metavar="S")
     sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send there: no key, no Google")
     sandbox_port: int = option(
@@ -263,7 +396,11 @@ class BenchSettings:
     json: bool = option(False, flag, "print JSON instead of a table")
 
 
-AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings)
+@dataclass(frozen=True)
+class BundleSettings:
+    """The options of `gocm bundle`."""
+
+    output: str = option("gocm.pyz", text, "the file to write", also=("-o",), metavar="FILE")
 
 
 def option_flag(row: Field) -> str:
@@ -274,122 +411,10 @@ def option_variable(row: Field) -> str:
     return "GOCM_" + row.name.upper()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message} (see {self.prog} --help)", Exit.USAGE)
-
-
-def show(default: Any) -> str:
-    """A default as help and README write it."""
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def _parser(kind: type, program: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=program,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        description="Takes push notifications over HTTP, answers at once, delivers them to Google.",
-    )
-    version = f"gocm {__version__} (python {platform.python_version()}, urllib3 {urllib3.__version__})"
-    parser.add_argument("--version", action="version", version=version)
-    for row in fields(kind):
-        # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
-        names = (option_flag(row), *row.metadata["also"])
-        help_text = row.metadata["help"].replace("%", "%%")
-        if row.metadata["read"] is flag:
-            parser.add_argument(*names, dest=row.name, action="store_const", const="true", help=help_text)
-        else:
-            shown = f" (default {show(row.default)})" if row.default != "" else ""
-            parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], help=help_text + shown)
-    return parser
-
-
-def parse(
-    kind: type[AnySettings], argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm"
-) -> AnySettings:
-    """Settings of the given kind from the command line, then GOCM_ variables, then defaults.
-
-    Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
-    raise SystemExit(0), as argparse does.
-    """
-    given = vars(_parser(kind, program).parse_args(list(argv)))
-    values = {}
-    for row in fields(kind):
-        if row.name in given:
-            source, value = option_flag(row), given[row.name]
-        elif option_variable(row) in environ:
-            source, value = option_variable(row), environ[option_variable(row)]
-        else:
-            continue
-        try:
-            values[row.name] = row.metadata["read"](value)
-        except ValueError as error:
-            raise SettingsError(f"{source} {error}") from None
-    return kind(**values)
-
-
-def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
-    """systemd's StateDirectory= when we have one, else the place XDG gives to state that must outlive a restart. The
-    sandbox has its own: what waits for Google must not be delivered to a pretend one, nor the other way.
-    """
-    if environ.get("STATE_DIRECTORY"):
-        directory = Path(environ["STATE_DIRECTORY"].split(":")[0])
-    else:
-        directory = Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm"
-    return str(directory / ("sandbox.db" if sandbox else "gocm.db"))
-
-
-def _read_key(path: str, source: str) -> str:
-    try:
-        return secret(Path(path).read_text().strip())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-
-
-def complete(given: Settings, environ: Mapping[str, str]) -> Settings:
-    """The settings with what follows from others and from where systemd and Google's tools keep things.
-
-    An API key comes from --apikey, --apikey-file or systemd's credential `apikey`; Google credentials from
-    --credentials, systemd's credential `fcm.json` or GOOGLE_APPLICATION_CREDENTIALS. Raises SettingsError.
-    """
-    kept = environ.get("CREDENTIALS_DIRECTORY", "")
-    apikey, credentials = given.apikey, given.credentials
-    if not apikey and given.apikey_file:
-        apikey = _read_key(given.apikey_file, "--apikey-file")
-    elif not apikey and kept and os.path.exists(os.path.join(kept, "apikey")):
-        apikey = _read_key(os.path.join(kept, "apikey"), "the credential")
-    if not (credentials or given.token_command or given.fcm_metadata or given.sandbox):
-        beside = os.path.join(kept, "fcm.json")
-        credentials = beside if kept and os.path.exists(beside) else environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
-    return replace(
-        given,
-        apikey=apikey,
-        credentials=credentials,
-        spool=given.spool or default_spool(environ, given.sandbox),
-        senders=given.senders or min(4, os.cpu_count() or 1),
-    )
-
-
-def check(settings: Settings) -> None:
-    """Raise SettingsError where options that are right alone are wrong together."""
-    sources = {
-        "--credentials": settings.credentials,
-        "--token-command": settings.token_command,
-        "--fcm-metadata": settings.fcm_metadata,
-    }
-    given = [name for name, value in sources.items() if value]
-    if len(given) > 1:
-        raise SettingsError(f"{given[0]} and {given[1]} both give access tokens for FCM: choose one")
-    if not settings.apikey and not settings.sandbox and not given:
-        raise SettingsError(
-            "--apikey is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
-            "or --sandbox to try GoCM without Google"
-        )
-    if settings.token_command and not settings.fcm_project:
-        raise SettingsError("--fcm-project is missing: a token command does not name the project")
-    if not is_loopback(settings.host) and not settings.no_auth:
-        raise SettingsError(
-            f"--host {settings.host} can be reached by other machines and GoCM has no password yet: "
-            "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
-        )
+def show(row: Field, value: Any) -> str:
+    """An option's value as its reader would take it: for help, README and print-config."""
+    if row.metadata["read"] is file_mode:
+        return f"{value:04o}"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -121,6 +121,14 @@ class Held(NamedTuple):
     expires_at: float
 
 
+class Buried(NamedTuple):
+    """A token set aside because of its senders' deaths: `untried` if it had been in the air for the first time."""
+
+    upstream: str
+    token: str
+    untried: bool
+
+
 class _JobRow(NamedTuple):
     upstream: str
     target: str
@@ -185,8 +193,10 @@ class Spool:
         """Whether a job has tokens left to send."""
         return self.db.execute("SELECT 1 FROM job WHERE id = ? AND finished = 0", (job,)).fetchone() is not None
 
-    def accept(self, jobs: Iterable[Job]) -> None:
-        """Keep jobs and their tokens, ready at once. A job id that is known already changes nothing."""
+    def accept(self, jobs: Iterable[Job]) -> list[Job]:
+        """Keep jobs and their tokens, ready at once. A job id that is known already changes nothing; those that were
+        not known are returned.
+        """
         new = [job for job in jobs if job.id > self.newest or not self.knows(job.id)]
         self.newest = max([self.newest, *(job.id for job in new)])
         self.recent.update((job.id, _JobRow(job.upstream, job.target, job.message, job.expires_at)) for job in new)
@@ -206,6 +216,7 @@ class Spool:
         )
         self.tally["jobs"] += len(new)
         self.tally["tokens"] += sum([len(job.tokens) for job in new])
+        return new
 
     def claim(
         self, generation: int, batch: int, upstream: str, limit: int, now: float
@@ -332,11 +343,10 @@ class Spool:
             self.tally["jobs"] -= marked
         self.tally["jobs"] -= self.db.executemany(f"DELETE FROM job WHERE finished = 0 AND {sent}", ids).rowcount
 
-    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[str], int, int]:
+    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[Buried], int]:
         """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
         which it is one too many are buried, or with `spare` left as they are. When it is not the first of a job, it is
-        the message: all of the job is buried. The tokens buried; how many were spared; how many of the buried ones
-        had been in the air for the first time.
+        the message: all of the job is buried. The tokens buried; how many were spared.
         """
         doomed: list[tuple[int, int, str, int, bool]] = []
         for job, low, high in flights:
@@ -350,7 +360,7 @@ class Spool:
                 [(job, n) for n, _, _, deaths in rows if deaths + 1 < FATAL],
             )
         if spare:
-            return [], len(doomed), 0
+            return [], len(doomed)
         for job in {row[0] for row in doomed}:
             if self.db.execute("SELECT 1 FROM dead WHERE job = ? AND reason = ?", (job, POISONED)).fetchone():
                 known = {row[1] for row in doomed if row[0] == job}
@@ -358,13 +368,15 @@ class Spool:
                     "SELECT n, token, attempts FROM token WHERE job = ? AND generation IN (0, ?)", (job, generation)
                 ).fetchall()
                 doomed += [(job, n, token, tries, False) for n, token, tries in rows if n not in known]
-        for job, n, _, tries, _ in doomed:
+        buried = []
+        for job, n, token, tries, aloft in doomed:
             holder = self.db.execute(
                 "SELECT generation, upstream FROM token WHERE job = ? AND n = ?", (job, n)
             ).fetchone()
             self.bury(holder, job, n, tries + 1, tries, POISONED, now)
+            buried.append(Buried(holder[1], token, aloft and tries == 0))
         self.finish({row[0] for row in doomed})
-        return [row[2] for row in doomed], 0, sum(aloft and tries == 0 for _, _, _, tries, aloft in doomed)
+        return buried, 0
 
     def prune(self, before: float, most: int) -> int:
         """Forget the dead that died before a time, and the oldest if there are more than `most`, up to PRUNED of them,
@@ -435,6 +447,15 @@ class Spool:
         ).rowcount
         self.tally["tokens"] -= gone
         return gone
+
+    def oldest(self) -> float | None:
+        """When the oldest job that has tokens left was accepted; None when none has."""
+        row = self.db.execute("SELECT accepted_at FROM job WHERE id = (SELECT min(job) FROM token)").fetchone()
+        return row[0] if row else None
+
+    def claimed_tokens(self) -> int:
+        """How many tokens are in some generation's hands."""
+        return sum(count for (generation, _), count in self.in_hand.items() if generation > 0)
 
     def last_accepted(self) -> float:
         """When the last job was accepted, as the clock said then; 0 when there is none."""

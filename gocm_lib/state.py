@@ -41,7 +41,7 @@ from gocm_lib.outcome import (
     start_pace,
 )
 from gocm_lib.poison import FATAL, Aloft, unrest
-from gocm_lib.report import RunReport, Snapshot
+from gocm_lib.report import Count, RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
 from gocm_lib.spool import Held, Span, Spool
 from gocm_lib.traffic import Traffic
@@ -136,18 +136,25 @@ class State:
         size, tokens = sum(map(disk_size, jobs)), sum([len(job.tokens) for job in jobs])
         together = Usage(self.spool.tally["tokens"], used + size, free - size)
         if refuse(tokens, together, self.keeping.limits, rate) is None:
-            self.spool.accept(jobs)
+            self._keep(jobs)
             return {}
         refused: dict[int, Refused] = {}
         for job in jobs:
             so_far = Usage(self.spool.tally["tokens"], used, free)
             no = refuse(len(job.tokens), so_far, self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
-                self.spool.accept([job])
+                self._keep([job])
                 used, free = used + disk_size(job), free - disk_size(job)
             else:
                 refused[job.id] = no
         return refused
+
+    def _keep(self, jobs: Sequence[Job]) -> None:
+        counts: Counter[Count] = Counter()
+        for job in self.spool.accept(jobs):
+            counts[Count("accepted_messages", job.upstream)] += 1
+            counts[Count("accepted_tokens", job.upstream)] += len(job.tokens)
+        self.report.count(counts)
 
     def _note_refusal(self, refused: Refused, now: float) -> None:
         if not 0 <= now - self.refused_at < REFUSALS_NOTED:
@@ -236,7 +243,7 @@ class State:
             return [], 60.0 if due is None else due - now
         with self._transaction():
             slices, expired = self.spool.claim(generation, batch, upstream, min(free, allowed), now)
-            self.report.count({"failures": len(expired)})
+            self.report.count({Count("failures", upstream, "expired"): len(expired)})
         taken = sum(part.size for part in slices)
         self.traffic.sent(upstream, taken, now)
         if taken:
@@ -247,7 +254,7 @@ class State:
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
         with self.changed:
-            counts: Counter[str] = Counter()
+            counts: Counter[Count] = Counter()
             ends: list[tuple[str, str]] = []
             delivered = [result for result in results if _is_plain(result.outcome)]
             others = [result for result in results if not _is_plain(result.outcome)]
@@ -264,17 +271,18 @@ class State:
         if ends:
             self._log_ends(ends)
 
-    def _settle_delivered(self, generation: int, results: Iterable[Result], counts: Counter[str]) -> None:
+    def _settle_delivered(self, generation: int, results: Iterable[Result], counts: Counter[Count]) -> None:
         """Settle what was simply delivered: nearly everything, so in few statements."""
         alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
         for upstream, job, n, attempt, _, span in results:
             alike[upstream, attempt == 1].append((job, n, attempt, span))
         for (upstream, first), spans in alike.items():
             gone = self.spool.remove((generation, upstream), spans)
-            counts["attempts"] += gone if first else 0
+            counts[Count("delivered", upstream)] += gone
+            counts[Count("attempts", upstream)] += gone if first else 0
 
     def _settle(
-        self, generation: int, result: Result, now: float, counts: Counter[str], ends: list[tuple[str, str]]
+        self, generation: int, result: Result, now: float, counts: Counter[Count], ends: list[tuple[str, str]]
     ) -> bool:
         """Settle a result's tokens; whether any of them was in the generation's hands."""
         found = self.spool.held(generation, result.job, result.n, result.attempt, result.span)
@@ -288,7 +296,7 @@ class State:
         result: Result,
         held: Held,
         now: float,
-        counts: Counter[str],
+        counts: Counter[Count],
         ends: list[tuple[str, str]],
     ) -> None:
         """Settle one token in the generation's hands that was not simply delivered."""
@@ -301,8 +309,9 @@ class State:
             again = max(now, paused.until) + 0.1 + min(max(0.0, now - held.accepted_at) / 8, 60.0) if paused else now
             self.spool.retry(holder, job, n, result.attempt - 1, again)
             return
-        counts["attempts"] += result.attempt == 1
+        counts[Count("attempts", result.upstream)] += result.attempt == 1
         if step.action is Action.RETRY:
+            counts[Count("retries", result.upstream, step.counted)] += 1
             self.spool.retry(holder, job, n, result.attempt, step.due_at)
             return
         if step.action is Action.BURY:
@@ -310,16 +319,17 @@ class State:
         else:
             self.spool.remove(holder, [(job, n, result.attempt, 1)])
         if outcome.verdict is Verdict.DELIVERED:
-            counts["canonicals"] += 1
+            counts[Count("delivered", result.upstream)] += 1
+            counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
             return
-        counts["failures"] += 1
+        counts[Count("failures", result.upstream, step.counted)] += 1
         ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
-            counts["notregistered"] += 1
+            counts[Count("notregistered", result.upstream)] += 1
             self.report.add_notregistered(held.token)
 
-    def _try_messages(self, results: Sequence[Result], delivered: set[int], counts: Counter[str]) -> None:
+    def _try_messages(self, results: Sequence[Result], delivered: set[int], counts: Counter[Count]) -> None:
         """Stop the jobs whose first answers all found the message itself bad; close those that are done.
 
         An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
@@ -330,12 +340,13 @@ class State:
                 reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
                 count = count * (reason == result.outcome.reason) + result.span
                 self.condemned[result.job] = result.outcome.reason, count
-        jobs = delivered | {result.job for result in results}
+        told = {result.job: result.upstream for result in results}
+        jobs = delivered | told.keys()
         for job in jobs & self.condemned.keys():
             if job in sound:
                 del self.condemned[job]
             elif self.condemned[job][1] >= FIRST_ANSWERS:
-                counts["failures"] += self.spool.reject_ready(job)
+                counts[Count("failures", told[job], "bad_message")] += self.spool.reject_ready(job)
         self.spool.finish(jobs)
         self.spool.find_sound(sound)
         for job in jobs & self.condemned.keys():
@@ -359,12 +370,13 @@ class State:
             alone = len(flights) == 1
             with self._transaction():
                 spare = not alone or unrest(self.deaths, now)
-                buried, spared, untried = self.spool.accuse(generation, flights, spare, now)
-                self.report.count({"failures": len(buried), "attempts": untried})
+                buried, spared = self.spool.accuse(generation, flights, spare, now)
+                self.report.count(Counter(Count("failures", each.upstream, "killed_senders") for each in buried))
+                self.report.count(Counter(Count("attempts", each.upstream) for each in buried if each.untried))
             if not (alone and (buried or spared)):
                 self.deaths.append(now)
             known[sender] = len(buried)
-        self._log_ends([("its senders died", token) for token in buried])
+        self._log_ends([("its senders died", each.token) for each in buried])
         return len(buried)
 
     def release(self, generation: int | None) -> int:
@@ -390,8 +402,25 @@ class State:
             log.logger.warning("the disk is full: going on in the spool's reserve")
 
     def snapshot(self) -> Snapshot:
+        """What there is to report."""
         with self.changed:
-            return Snapshot(self.report.counters(), self.spool.tally["jobs"])
+            tally, pauses = self.spool.tally, self.traffic.pauses
+            used, unused = usage(self.db)
+            held = Usage(tally["tokens"], used + self.room.overlong_log(), self.room.free() + unused)
+            refused = refuse(1, held, self.keeping.limits, 0.0)
+            return Snapshot(
+                counts=self.report.counts(),
+                pending=tally["jobs"],
+                tokens=tally["tokens"],
+                claimed=self.spool.claimed_tokens(),
+                dead=tally["dead"],
+                listed=dict(self.report.lengths),
+                oldest=self.spool.oldest(),
+                bytes=used,
+                paused_until={upstream: paused.until for upstream, paused in pauses.items()},
+                pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
+                refusing=refused.reason if refused else "",
+            )
 
     def page(self, which: str, after: int, limit: int) -> list[tuple]:
         """Entries of the list `canonical` or `notregistered` numbered above `after`."""
@@ -501,7 +530,7 @@ def main(settings: Settings, address: str, authkey: bytes, first: bool, control:
     """The state process, the first of this run or one in place of another that died. Tells `control` the highest job
     id on disk when it serves, or why it refuses; then waits there for the word to finish.
     """
-    child.enter("state", settings.log_level, settings.logto)
+    child.enter("state", settings)
     try:
         db, _held = open_spool(settings.spool)
         state = _make(db, settings, time.time())

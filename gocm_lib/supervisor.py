@@ -20,29 +20,51 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from gocm_lib import __version__, child, credentials, fcm, gcm, log, sandbox, sender, state
+from gocm_lib import (
+    __version__,
+    access,
+    child,
+    config,
+    credentials,
+    fcm,
+    gcm,
+    health,
+    listener,
+    log,
+    meter,
+    sandbox,
+    sender,
+    server,
+    state,
+)
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
+from gocm_lib.exporter import Exporter
 from gocm_lib.feeder import WAIT, Feeder
 from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
+from gocm_lib.listener import Listener, ListenError
 from gocm_lib.poison import Aloft, BlackBox
-from gocm_lib.server import Server, Service
+from gocm_lib.server import Gate, Server
+from gocm_lib.service import Service
 from gocm_lib.settings import Exit, Settings, SettingsError
+from gocm_lib.systemd import Systemd
 from gocm_lib.upstream import DIALECTS
+from gocm_lib.vitals import Vitals
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
 ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
-FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 32, 12, 32  # open files but connections: here, for each sender, in one
+OF_UPSTREAMS = {"apikey", "apikey_file", "credentials", "token_command"}  # options that the sandbox stands in for
+FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 40, 12, 32  # open files but connections: here, for each sender, in one
 
 
 class Stop(Exception):
@@ -123,8 +145,8 @@ class Child:
         except (EOFError, OSError):
             pass  # it has ended; its sentinel tells
 
-    def tell(self, word: str) -> None:
-        """Say "alive?", or "finish": to finish what it has in hand and leave."""
+    def tell(self, word: str | tuple[str, str]) -> None:
+        """Say "alive?", ("log", level): to log anew from that level on, or "finish": what it has in hand, and leave."""
         try:
             self.control.send(word)
         except OSError:
@@ -158,8 +180,9 @@ class Generation:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
-        """`reread` gives the settings with keys and credentials as they are then (SIGHUP)."""
+    def __init__(self, settings: Settings, reread: Callable[[], Settings], systemd: Systemd) -> None:
+        """`reread` gives the settings as they are then (SIGHUP)."""
+        child.forbid_core_dumps()
         files = child.raise_file_limit()
         self.settings = fit_files(settings, files)
         if self.settings != settings:
@@ -167,7 +190,10 @@ class Supervisor:
                 "%d files may be open: serving at most %d clients, %d upstream connections per sender; raise ulimit -n",
                 *(files, self.settings.max_connections, self.settings.connections),
             )
+        self.given = settings  # as it was given, to tell what SIGHUP changes
         self.reread = reread
+        self.systemd = systemd
+        self.vitals = Vitals()
         self.context = get_context("forkserver")
         sweep(tempfile.gettempdir())
         # Mode 0700: the state's socket is for us alone. multiprocessing puts its own sockets there too.
@@ -184,9 +210,13 @@ class Supervisor:
         self.deaths: dict[str, list[float]] = {"state": [], "sender": [], "sandbox": []}
         self.failed_starts = 0
         self.due: list[tuple[float, Callable[[], None]]] = []  # starts that were put off
+        # Often enough for the watchdog, whom the senders' moves are told.
+        self.ask_every = min(ASK_EVERY, systemd.watchdog / 8) if systemd.watchdog else ASK_EVERY
         self.next_ask = 0.0  # when the senders are next asked whether they are alive
+        self.next_ping = 0.0  # when systemd's watchdog is next told that we live
         self.signals: list[int] = []
-        self.server: Server | None = None
+        self.listeners: list[Listener] = []
+        self.servers: list[Server] = []
         self.feeder: Feeder | None = None
         self.sandbox_listener: socket.socket | None = None
         self.stopping = False
@@ -214,27 +244,59 @@ class Supervisor:
             signal.signal(number, lambda received, _frame: self.signals.append(received))
 
     def _told_to_stop(self) -> bool:
-        """Deal with the signals noted: SIGHUP re-reads the credentials, the others stop."""
+        """Deal with the signals noted: SIGHUP reads settings and credentials again, the others stop."""
         while signal.SIGHUP in self.signals:
             self.signals.remove(signal.SIGHUP)
-            if self.feeder and not self.settings.sandbox:
-                self._reread_credentials()
+            if self.servers:
+                self.systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                self._reload()
+                self.systemd.notify("READY=1")
         return bool(self.signals)
 
-    def _reread_credentials(self) -> None:
+    def _reload(self) -> None:
+        """Follow what can be followed of changed settings, and say what cannot; open the log files anew."""
         try:
             fresh = self.reread()
-            found, _ = credentials.sources(replace(self.settings, apikey=fresh.apikey, credentials=fresh.credentials))
-        except SettingsError as problem:
-            log.logger.error("SIGHUP: the old credentials stay in use: %s", problem)
+            names = [row.name for row in fields(fresh) if getattr(fresh, row.name) != getattr(self.given, row.name)]
+            live = {row.name for row in fields(fresh) if row.metadata["live"]}
+            live -= OF_UPSTREAMS if self.settings.sandbox else set()
+            changed = {name: getattr(fresh, name) for name in names if name in live}
+            settings = replace(self.settings, **changed)
+            self._follow(settings)
+        except (SettingsError, ListenError) as problem:
+            log.logger.error("SIGHUP: nothing is changed: %s", problem)
             return
+        self.settings, self.given = settings, replace(self.given, **changed)
+        log.restart(settings.log_level)
+        for each in self.children:
+            each.tell(("log", settings.log_level))
+        log.logger.info("SIGHUP: keys, tokens and certificates were read again, log files opened again")
+        if changed:
+            log.logger.info("SIGHUP: changed: %s", ", ".join(changed))
+        if fixed := [name for name in names if name not in live]:
+            log.logger.warning("SIGHUP: these need a restart: %s", ", ".join(fixed))
+
+    def _follow(self, settings: Settings) -> None:
+        """Go by these settings. Raises SettingsError or ListenError, and goes by the old ones, if they are no good."""
+        if bool(settings.tls_cert) != bool(self.settings.tls_cert):
+            raise SettingsError("--tls-cert given or taken away needs a restart")
+        self._check_open(settings)
+        found = {} if settings.sandbox else credentials.sources(settings)[0]
+        tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+        self.servers[0].service.follow(settings)
+        for each in self.servers:
+            each.tls = None if each.listener.is_local else tls
         self.credentials.replace(found)
-        log.logger.info("SIGHUP: keys and credentials were read again; other options need a restart")
 
     def _start(self) -> None:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
         settings = self.settings
-        self.server = self._bind("--port", Server, settings.host, settings.port)
+        access.read_policy(settings)  # a bad file of tokens is told before anything is begun
+        self._listen()
+        tls = None
+        if settings.tls_cert:
+            tls = self._or_stop(Exit.CONFIG, listener.tls_context, settings.tls_cert, settings.tls_key)
+        child.show_archive(os.environ)
         self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
         self._ensure_forkserver()
         if settings.sandbox:
@@ -250,17 +312,53 @@ class Supervisor:
         facts = {each.kind: each.fact for each in self.children}
         rooms = sender.rooms(settings)
         self.credentials = Credentials(found)
-        self.feeder = Feeder(Client(self.address, self.authkey, WAIT + self.client.limit), self.credentials, rooms)
+        waiting = Client(self.address, self.authkey, WAIT + self.client.limit)
+        self.feeder = Feeder(waiting, self.credentials, rooms, self.vitals)
         self.feeder.switch(self.newest, self.generations[-1].queue)
-        intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"])
+        intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"], self.vitals)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
-        self.server.start(Service(self.settings, upstreams, intake, Client(self.address, self.authkey)))
-        host, port = self.server.server_address[:2]
-        log.logger.info("gocm %s listens on %s port %d, keeps messages in %s", __version__, host, port, settings.spool)
+        client = Client(self.address, self.authkey)
+        service = Service(self.settings, upstreams, intake, client, self.credentials, self.vitals)
+        gate = Gate(self.settings.max_connections)
+        self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
+        for each in self.servers:
+            each.start()
+        self._tell_started(upstreams)
+        exporting = Client(self.address, self.authkey)
+        Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
+
+    def _tell_started(self, upstreams: Sequence[str]) -> None:
+        settings = self.settings
+        places = " and ".join(map(str, self.listeners))
+        log.logger.info("gocm %s listens on %s, keeps messages in %s", __version__, places, settings.spool)
         for name in upstreams:
-            url = {gcm.NAME: self.settings.gcm_url, fcm.NAME: self.settings.fcm_url}[name]
+            url = {gcm.NAME: settings.gcm_url, fcm.NAME: settings.fcm_url}[name]
             log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
-        notify(f"READY=1\nSTATUS=listening on {host} port {port}")
+        self.systemd.notify(f"READY=1\nSTATUS=listening on {places}")
+
+    def _listen(self) -> None:
+        """Make the sockets, unless systemd has opened them. Raises Stop."""
+        settings = self.settings
+        self.listeners = [listener.inherited(sock) for sock in self.systemd.sockets]
+        self._check_open(settings)
+        if not self.listeners and settings.host != "none":
+            self.listeners.append(self._or_stop(Exit.ADDRESS, listener.tcp, settings.host, settings.port))
+        if settings.socket:
+            mode, group = settings.socket_mode, settings.socket_group
+            self.listeners.append(self._or_stop(Exit.ADDRESS, listener.unix, settings.socket, mode, group))
+
+    def _check_open(self, settings: Settings) -> None:
+        """Raise SettingsError when everybody could send by a socket that systemd has opened."""
+        for each in self.listeners:
+            if not each.is_local:
+                config.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
+
+    @staticmethod
+    def _or_stop(code: Exit, make: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return make(*arguments)
+        except ListenError as problem:
+            raise Stop(code, str(problem)) from None
 
     @staticmethod
     def _ensure_forkserver() -> None:
@@ -273,15 +371,6 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-
-    def _bind(self, option: str, make: Callable[[str, int], Any], host: str, port: int) -> Any:
-        try:
-            return make(host, port)
-        except OSError as error:
-            raise Stop(
-                Exit.ADDRESS,
-                f"cannot listen on {host} port {port}: {error.strerror or error}; give another {option} or --host",
-            ) from None
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT
@@ -298,15 +387,15 @@ class Supervisor:
         moments = [at for at, _ in self.due] + [g.deadline for g in self.generations if g.deadline is not None]
         moments += [now + 0.2] if self.ended or self.accusations else []
         moments.append(self.next_ask)
+        if self.systemd.watchdog:
+            moments.append(self.next_ping)
         watched: dict[Any, Child] = {each.process.sentinel: each for each in self.children}
         watched |= {each.control: each for each in self.children}
         for happened in wait([*watched, self.wakeup], max(0.0, min(moments + [now + patience]) - now)):
             if happened is self.wakeup:
                 self.wakeup.recv(4096)
             elif happened is watched[happened].control:
-                starting = not watched[happened].ready
-                watched[happened].hear()
-                self.failed_starts = 0 if starting and watched[happened].ready else self.failed_starts
+                self._hear(watched[happened])
         for each in [each for each in self.children if not each.process.is_alive()]:
             self._on_death(each)
         now = time.monotonic()
@@ -317,19 +406,45 @@ class Supervisor:
                     "%s is not done in time, so killed; what it has in flight may arrive twice", late.name
                 )
                 late.process.kill()
-        if now >= self.next_ask:
-            self._ask_senders(now)
-            self.next_ask = now + ASK_EVERY
+        self._ask_and_ping(now)
         starts = [start for at, start in self.due if at <= now]
         self.due = [(at, start) for at, start in self.due if at > now]
         for start in starts:
             start()
         self._release_ended()
 
+    def _ask_and_ping(self, now: float) -> None:
+        if now >= self.next_ask:
+            self._ask_senders(now)
+            self.next_ask = now + self.ask_every
+        if self.systemd.watchdog and now >= self.next_ping:
+            self._ping(now)
+
+    def _hear(self, each: Child) -> None:
+        starting = not each.ready
+        each.hear()
+        if starting and each.ready:
+            self.failed_starts = 0
+            self.vitals.child_ready(each.kind, each.name)
+        if each.name in self.vitals.senders:
+            self.vitals.move(each.name, each.moved_at)
+
+    def _ping(self, now: float) -> None:
+        """Tell systemd's watchdog that we live, unless something of ours stands still."""
+        assert self.systemd.watchdog is not None
+        self.next_ping = now + self.systemd.watchdog / 4
+        still = health.stuck(self.vitals.pulses.copy(), now, self.systemd.watchdog / 2)
+        if not still:
+            self.systemd.notify("WATCHDOG=1")
+        else:
+            log.logger.error("systemd's watchdog is not told that we live: %s stands still", ", ".join(still))
+
     def _ask_senders(self, now: float) -> None:
         """Kill the senders that stand still: one may hold the lock that all others read the queue with."""
-        we_stood_still = now - self.next_ask > ASK_EVERY
-        for each in [each for generation in self.generations for each in generation.senders if each.ready]:
+        we_stood_still = now - self.next_ask > self.ask_every
+        # One that finishes answers no more; its generation's deadline is what ends it.
+        asked = [generation.senders for generation in self.generations if generation.deadline is None]
+        for each in [each for senders in asked for each in senders if each.ready]:
             if we_stood_still:
                 each.moved_at = now
             elif stands_still(each.moved_at, now):
@@ -342,17 +457,24 @@ class Supervisor:
     def _spawn(self, kind: str, name: str, target: Callable[..., None], *arguments: object) -> Child:
         self._ensure_forkserver()
         self.children.append(Child(self.context, kind, name, target, self.settings, *arguments))
+        self.vitals.child_started(name, self.children[-1].process.pid)
         return self.children[-1]
 
     def _start_sandbox(self) -> None:
         if self.sandbox_listener is None:
-            self.sandbox_listener = self._bind(
-                "--sandbox-port", sandbox.listen, "127.0.0.1", self.settings.sandbox_port
-            )
+            self.sandbox_listener = self._listen_for_sandbox(self.settings.sandbox_port)
             port = self.sandbox_listener.getsockname()[1]
             self.settings = sandbox.point_at(self.settings, port)
             log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
         self._spawn("sandbox", "sandbox", sandbox.main, self.sandbox_listener)
+
+    @staticmethod
+    def _listen_for_sandbox(port: int) -> socket.socket:
+        try:
+            return sandbox.listen("127.0.0.1", port)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise Stop(Exit.ADDRESS, f"cannot listen on port {port}: {reason}; give another --sandbox-port") from None
 
     def _start_state(self) -> None:
         # Until there is a feeder this run has claimed nothing: what is claimed is the last run's, to be released.
@@ -366,9 +488,10 @@ class Supervisor:
         for place in range(self.settings.senders):
             name = f"sender-{self.newest}.{place + 1}"
             box = generation.boxes[name] = self.context.RawArray("q", sender.box_size(self.settings))
-            generation.senders.append(
-                self._spawn("sender", name, sender.main, name, self.newest, queue, box, self.address, self.authkey)
-            )
+            cells = self.context.RawArray("d", meter.cells(len(DIALECTS)))
+            arguments = (name, self.newest, queue, box, cells, self.address, self.authkey)
+            generation.senders.append(self._spawn("sender", name, sender.main, *arguments))
+            self.vitals.counts_in(name, cells)
         # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
         # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
         queue._reader.close()
@@ -383,6 +506,7 @@ class Supervisor:
     def _on_death(self, dead: Child) -> None:
         ended = dead.bury()
         self.children.remove(dead)
+        self.vitals.child_ended(dead.kind, dead.name, died=bool(dead.process.exitcode))
         if dead.process.exitcode == Exit.SPOOL_FAILED:
             raise Stop(Exit.SPOOL_FAILED, f"the spool {self.settings.spool} cannot be written any more; see the log")
         if dead.refusal and (not self.feeder or dead.refusal[0] in (Exit.SENDER, Exit.SPOOL_DAMAGED)):
@@ -428,6 +552,7 @@ class Supervisor:
             self.feeder.hold()
         for each in generation.senders:
             each.tell("finish")
+            self.vitals.leaves(each.name)
 
     def _later(self, kind: str, start: Callable[[], None]) -> None:
         now = time.monotonic()
@@ -451,11 +576,10 @@ class Supervisor:
     def _stop(self) -> Exit:
         """No new jobs; what is in flight gets the drain time; the rest stays in the spool."""
         log.logger.info("stopping on %s", signal.Signals(self.signals[0]).name)
-        notify("STOPPING=1")
+        self.systemd.notify("STOPPING=1")
         self.stopping = True
         deadline = time.monotonic() + self.settings.drain
-        assert self.server
-        self.server.stop(2 * self.client.limit + 1.0)
+        server.stop(self.servers, 2 * self.client.limit + 1.0)
         for generation in self.generations:
             if generation.deadline is None:
                 self._finish_generation(generation, self.settings.drain)
@@ -466,7 +590,7 @@ class Supervisor:
             self._turn(1.0)
         for each in self.children:
             each.tell("finish")
-        rejected = sum(self.server.service.rejected.values())
+        rejected = sum(self.vitals.rejected.values())
         log.logger.info("stopped; %d requests were refused since the start", rejected)
         return Exit.OK
 
@@ -480,6 +604,8 @@ class Supervisor:
             each.process.kill()
         for each in self.children:
             each.process.join(2.0)
+        for each in self.listeners:
+            each.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -490,14 +616,3 @@ def sweep(directory: str) -> None:
         with contextlib.suppress(OSError):
             if pid.isdigit() and path.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens when it did not start us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-            except OSError as error:
-                log.logger.warning("cannot notify systemd: %s", error.strerror)

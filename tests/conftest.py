@@ -54,12 +54,13 @@ STARTED = []  # every Program, so that none outlives the tests, however they end
 class Program:
     """A GoCM command as a process in a group of its own; its log is read while it runs. `files` is its ulimit -n."""
 
-    def __init__(self, *words, environ=None, files=None):
+    def __init__(self, *words, environ=None, files=None, stdout=False):
         limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "gocm.py"), *words],
+            self.command(words),
+            pass_fds=self.inherited(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             cwd="/",
@@ -72,9 +73,21 @@ class Program:
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
+    def command(self, words):
+        """How it is started."""
+        return [sys.executable, str(ROOT / "gocm.py"), *words]
+
+    def inherited(self):
+        """The descriptors that it is to have beside the usual three."""
+        return []
+
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
+
+    def printed(self):
+        """What it has printed; it must have ended."""
+        return self.process.stdout.read()
 
     def log(self):
         return "\n".join(self.lines)
@@ -115,11 +128,29 @@ class Program:
         self.process.wait(LIMIT)
 
 
-class Http:
-    """A kept-alive client of a port on this machine."""
+def dial(place):
+    """A connection to a port on this machine, or to a UNIX socket."""
+    if isinstance(place, int):
+        return socket.create_connection(("127.0.0.1", place), LIMIT)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(LIMIT)
+    sock.connect(place)
+    return sock
 
-    def __init__(self, port):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+
+class Connection(http.client.HTTPConnection):
+    """One whose way to the server is ours to choose."""
+
+    def connect(self):
+        self.sock = self.wrap(dial(self.place))
+
+
+class Http:
+    """A kept-alive client of a port on this machine, or of a UNIX socket."""
+
+    def __init__(self, place, wrap=lambda sock: sock):
+        self.connection = Connection("localhost", place if isinstance(place, int) else 0)
+        self.connection.place, self.connection.wrap = place, wrap
 
     def ask(self, method, path, body=None, headers=None):
         self.connection.request(method, path, body, headers or {})
@@ -135,6 +166,13 @@ class Http:
 def form(tokens, payload='{"a":1}', **options):
     pairs = [("tokens", token) for token in tokens] + [("payload", payload), *options.items()]
     return urllib.parse.urlencode(pairs)
+
+
+def told(snapshot):
+    """The counters that the original has, without what came later."""
+    return {
+        name: snapshot.counters[name] for name in ("attempts", "failures", "canonicals", "notregistered", "dropped")
+    }
 
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -158,17 +196,19 @@ class Sandbox(Program):
 class Server(Program):
     """A GoCM server on a free port, quick to retry."""
 
-    def __init__(self, spool, *words, environ=None, files=None):
+    def __init__(self, spool, *words, environ=None, files=None, unix=""):
+        words = (*words, "--socket", unix) if unix else words
         super().__init__(
             *("--port", "0", "--spool", str(spool), "--log-level", "debug", "--retry-base", "0.05", *words),
             environ=environ,
             files=files,
         )
         self.spool = str(spool)
-        self.port = int(self.logged(r"front: gocm \S+ listens on \S+ port (\d+)"))
+        self.port = int(self.logged(r"gocm \S+ listens on \S+ port (\d+)"))
+        self.place = unix or self.port
 
     def http(self):
-        return Http(self.port)
+        return Http(self.place)
 
     def send(self, tokens, payload='{"a":1}', client=None, **options):
         """Post a message and return its job id."""
@@ -265,10 +305,20 @@ def run(tmp_path):
         program.kill_group()
 
 
+@pytest.fixture(scope="session")
+def key_file(tmp_path_factory):
+    """A file that holds an API key."""
+    path = tmp_path_factory.mktemp("key") / "apikey"
+    path.touch(0o600)
+    path.write_text("k")
+    return str(path)
+
+
 @pytest.fixture
-def start(sandbox, run):
+def start(sandbox, run, key_file):
     """A function that starts a server sending legacy GCM to the test's sandbox, or to `url`."""
-    return lambda *words, url=None, **how: run("--gcm-url", url or sandbox.url(), "--apikey", "k", *words, **how)
+    words = ("--apikey-file", key_file)
+    return lambda *more, url=None, **how: run("--gcm-url", url or sandbox.url(), *words, *more, **how)
 
 
 @pytest.fixture

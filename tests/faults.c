@@ -1,10 +1,10 @@
-/* Faults of the machine, for tests. Preloaded (LD_PRELOAD) into a GoCM, it looks into the directory $GOCM_FAULTS:
+/* Faults of the machine, for tests. Preloaded (LD_PRELOAD) into a GoCM, it looks into the directory $FAULTS:
 
      fsync     while this file is there, fsync and fdatasync end in EIO
      clock     the wall clock is off by as many seconds as this file says
      power     what is fsynced is copied to this directory, so that a test can put back what a power cut leaves at worst
-     readonly  the directory $GOCM_DISK is on a file system that is mounted read-only
-     disk      the directory $GOCM_DISK is a disk of as many bytes as this file says: its files cannot grow beyond
+     readonly  the directory $FAULTY_DISK is on a file system that is mounted read-only
+     disk      the directory $FAULTY_DISK is a disk of as many bytes as this file says: its files cannot grow beyond
 
    Any C compiler makes it: cc -shared -fPIC -o faults.so faults.c
 */
@@ -28,7 +28,7 @@
 static long long fault(const char *name, long long without)
 {
     char path[4096], text[32];
-    const char *directory = getenv("GOCM_FAULTS");
+    const char *directory = getenv("FAULTS");
     int kept = errno;
     snprintf(path, sizeof path, "%s/%s", directory ? directory : "/nowhere", name);
     int file = REAL(open)(path, O_RDONLY | O_CLOEXEC);
@@ -46,7 +46,7 @@ static long long fault(const char *name, long long without)
 static long long left(void)
 {
     long long size = fault("disk", -1), used = 0;
-    const char *directory = getenv("GOCM_DISK");
+    const char *directory = getenv("FAULTY_DISK");
     DIR *listing = size >= 0 && directory ? opendir(directory) : NULL;
     if (!listing)
         return -1;
@@ -64,7 +64,7 @@ static int refuse(int fd, long long end)
 {
     char link[64], path[4096];
     struct stat found;
-    const char *directory = getenv("GOCM_DISK");
+    const char *directory = getenv("FAULTY_DISK");
     if (!directory || fstat(fd, &found) || !S_ISREG(found.st_mode) || end <= found.st_size)
         return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -77,7 +77,7 @@ static int refuse(int fd, long long end)
 
 static int on_disk(const char *path)
 {
-    const char *directory = getenv("GOCM_DISK");
+    const char *directory = getenv("FAULTY_DISK");
     return directory && !strncmp(path, directory, strlen(directory));
 }
 
@@ -110,7 +110,7 @@ int unlink(const char *path)
 static void keep(int fd)
 {
     char link[64], path[4096], fresh[8300], kept[8200], data[65536];
-    const char *directory = getenv("GOCM_FAULTS");
+    const char *directory = getenv("FAULTS");
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1), got;
     if (length < 0)

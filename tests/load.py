@@ -9,7 +9,7 @@ def _client(port, tokens, accepted):
         for token in tokens:
             body = b"tokens=%b&payload=%%7B%%22a%%22%%3A%%22%b%%22%%7D" % (token.encode(), token.encode())
             sock.sendall(
-                b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+                b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                 b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
             )
             answer = sock.recv(65536)

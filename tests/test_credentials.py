@@ -133,12 +133,13 @@ def test_a_key_that_google_refuses_is_told(account, run, tmp_path):
     server.send(["a"])
     other.write_bytes(path.read_bytes())
     server.process.send_signal(signal.SIGHUP)
-    server.logged("keys and credentials were read again")
+    server.logged("certificates were read again")
     assert server.settled()["failures"] == 0
 
 
 def test_sighup_reads_the_key_file_again(sandbox, run, tmp_path):
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_text("bad-key\n")
     server = run("--gcm-url", sandbox.url(), "--apikey-file", str(key))
     server.send(["a"])
@@ -156,7 +157,7 @@ def test_sighup_with_a_broken_file_keeps_the_old_one(account, run):
     server.settled()
     path.write_text("{")
     server.process.send_signal(signal.SIGHUP)
-    server.logged("the old credentials stay in use: .*not JSON")
+    server.logged("nothing is changed: .*not JSON")
     server.send(["b"])
     assert server.settled()["failures"] == 0
 

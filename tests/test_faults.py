@@ -27,7 +27,7 @@ class Machine:
     def __init__(self, library, directory, disk):
         self.directory = directory
         self.disk = disk
-        self.environ = {"LD_PRELOAD": library, "GOCM_FAULTS": str(directory), "GOCM_DISK": str(disk)}
+        self.environ = {"LD_PRELOAD": library, "FAULTS": str(directory), "FAULTY_DISK": str(disk)}
 
     def set(self, fault, value=""):
         # Renamed into its place: nobody sees half a number.

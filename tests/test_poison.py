@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT, answer, eventually
+from conftest import LIMIT, answer, eventually, told
 from hypothesis import given
 from hypothesis import strategies as st
 from test_spool import claim, new_job, new_state
@@ -230,7 +230,7 @@ def test_a_message_with_two_poisonous_tokens_is_buried_whole():
             buried.append(count)
     assert buried == [1, 999] and generation == 2 * FATAL
     assert list(deaths(state)) == [(2, 0)] and state.snapshot().pending == 1
-    assert state.snapshot().counters == {
+    assert told(state.snapshot()) == {
         "attempts": 2,
         "failures": 1000,
         "canonicals": 0,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FORM, Http, eventually, form, memory
+from conftest import FORM, Http, dial, eventually, form, memory
 
 EMPTY_REPORT = b'{"attempts":0,"failures":0,"pending":0,"canonicals":0,"notregistered":0}'
 
@@ -17,8 +17,8 @@ EMPTY_REPORT = b'{"attempts":0,"failures":0,"pending":0,"canonicals":0,"notregis
 class Raw:
     """A client that writes and reads bytes."""
 
-    def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, place):
+        self.sock = dial(place)
 
     def send(self, data):
         self.sock.sendall(data)
@@ -43,29 +43,32 @@ class Raw:
 
 def post(body=b"tokens=a&payload={}", extra=b"", version=b"1.1", path=b"/gcm/send"):
     return (
-        b"POST %b HTTP/%b\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        b"POST %b HTTP/%b\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
         b"Content-Length: %d\r\n%b\r\n%b" % (path, version, len(body), extra, body)
     )
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A sandbox and a server that tests share which leave nothing behind but counts."""
+@pytest.fixture(scope="module", params=["tcp", "unix"])
+def shared(request, tmp_path_factory, key_file):
+    """A sandbox and a server that tests share which leave nothing behind but counts: over TCP, over a UNIX socket."""
     from conftest import Sandbox, Server
+
+    unix = str(tmp_path_factory.mktemp("socket") / "gocm.sock") if request.param == "unix" else ""
 
     sandbox = Sandbox()
     server = Server(
         tmp_path_factory.mktemp("shared") / "gocm.db",
         "--gcm-url",
         sandbox.url(),
-        "--apikey",
-        "k",
+        "--apikey-file",
+        key_file,
         "--head-timeout",
         "0.6",
         "--idle-timeout",
         "1.5",
         "--max-body",
         "600000",
+        unix=unix,
     )
     yield server
     for program in (server, sandbox):
@@ -74,7 +77,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def raw(shared):
-    return Raw(shared.port)
+    return Raw(shared.place)
 
 
 # ------------------------------------------------------------------------------------------------- the contract
@@ -297,10 +300,10 @@ def test_routes_are_exact(shared, method, path, status, allow):
 
 def test_pipelined_requests_are_answered_in_order(raw):
     raw.send(
-        b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n"
+        b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n"
         + post(b"tokens=")
-        + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
-        + b"GET /gcm/report HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        + b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     answers = raw.rest().split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"200", b"400", b"404", b"200"]
@@ -310,7 +313,7 @@ def test_pipelined_requests_are_answered_in_order(raw):
 def test_hundreds_pipelined(raw):
     threading.Thread(
         target=raw.send,
-        args=(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n" * 400 + b"GET /gcm/report HTTP/1.0\r\n\r\n",),
+        args=(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400 + b"GET /gcm/report HTTP/1.0\r\n\r\n",),
     ).start()
     assert raw.rest().count(b"HTTP/1.1 200 OK") == 401
 
@@ -328,7 +331,7 @@ def test_a_request_in_single_bytes(raw):
 
 
 def test_a_head_gives_the_length_but_no_body(raw):
-    raw.send(b"HEAD /gcm/report HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    raw.send(b"HEAD /gcm/report HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     answer = raw.rest()
     assert b"Content-Length: " in answer and answer.endswith(b"\r\n\r\n")
 
@@ -338,7 +341,7 @@ def test_continue_comes_only_for_what_will_be_read(raw, shared):
     raw.send(held[:-7]).until(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert b"HTTP/1.1 400" in raw.send(held[-7:]).until(b"}\n")
     refused = post(b"tokens=", extra=b"Expect: 100-continue\r\n", path=b"/nowhere")[:-7]
-    assert Raw(shared.port).send(refused).rest().startswith(b"HTTP/1.1 404 ")
+    assert Raw(shared.place).send(refused).rest().startswith(b"HTTP/1.1 404 ")
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(raw):
@@ -347,7 +350,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(raw):
 
 
 def test_a_refusal_reaches_a_client_that_is_still_writing(raw):
-    raw.send(b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n")
+    raw.send(b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\n\r\n")
     select.select([raw.sock], [], [], 20)  # the answer is there, and this client goes on all the same
     for _ in range(30):
         raw.send(b"x" * 100_000)
@@ -368,8 +371,8 @@ def test_garbage_is_answered_and_closed(raw, data):
 
 
 def test_after_a_refusal_nothing_more_is_read_from_that_connection(raw):
-    smuggled = b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    raw.send(smuggled + b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n")
+    smuggled = post(b"0\r\n\r\n", extra=b"Transfer-Encoding: chunked\r\n")
+    raw.send(smuggled + b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert raw.rest().count(b"HTTP/1.1 ") == 1
 
 
@@ -393,17 +396,14 @@ def test_a_dripping_client_is_cut_off(raw, start, drip):
 
 def test_an_idle_connection_is_closed_without_a_word(raw):
     assert raw.rest() == b""
-    assert (
-        Raw(raw.sock.getpeername()[1]).send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n").rest().count(b"HTTP/1.1")
-        == 1
-    )
+    assert Raw(shared.place).send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n").rest().count(b"HTTP/1.1") == 1
 
 
 def test_connections_over_the_cap_are_turned_away_and_the_rest_served(start):
     server = start("--max-connections", "5")
     holding = [Raw(server.port) for _ in range(5)]
     for client in holding:  # answered: so each has its thread
-        client.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n").until(b"}")
+        client.send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n").until(b"}")
     answer = Raw(server.port).rest()
     assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in answer
     holding[0].send(post()).until(b"ok\n")
@@ -432,7 +432,7 @@ def test_thousands_of_resets_and_silent_clients(start, sandbox):
         rude = socket.create_connection(("127.0.0.1", server.port))
         rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
         if n % 2:
-            rude.send(b"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\ntok")
+            rude.send(b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\ntok")
         rude.close()
     silent = []
     for _ in range(2000):
@@ -454,7 +454,7 @@ def test_a_client_that_does_not_read_is_let_go(start):
         server.send([f"gone-{part}-{n}-{'x' * 3000}" for n in range(1000)])
     server.settled()
     deaf = socket.create_connection(("127.0.0.1", server.port))
-    deaf.sendall(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    deaf.sendall(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     eventually(lambda: threads(server) <= before + 1)  # the queue has one, too, from its first message
     assert deaf.recv(12) == b"HTTP/1.1 200", "it was being answered"
     assert server.http().ask("GET", "/gcm/report")[0] == 200
@@ -469,7 +469,7 @@ def accepted(server, token):
 
 
 def test_a_half_closed_client_gets_its_answer(raw):
-    raw.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\n\r\n")
+    raw.send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n")
     raw.sock.shutdown(socket.SHUT_WR)
     assert raw.rest().startswith(b"HTTP/1.1 200 ")
 
@@ -499,7 +499,7 @@ def test_a_reader_who_goes_away_loses_nothing(server):
     rude = socket.socket()
     rude.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     rude.connect(("127.0.0.1", server.port))
-    rude.sendall(b"GET /gcm/report/notregistered HTTP/1.1\r\nHost: x\r\n\r\n")
+    rude.sendall(b"GET /gcm/report/notregistered HTTP/1.1\r\nHost: localhost\r\n\r\n")
     rude.recv(10)
     rude.close()
     found = eventually(lambda: server.http().ask("GET", "/gcm/report/notregistered"))

@@ -8,15 +8,17 @@ from dataclasses import fields
 
 import pytest
 from conftest import ROOT, Http, Program, eventually
+from test_watching import Carbon
 
-from gocm_lib import bench, pretend, server, settings
+from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
-    "settings log cpu child job outcome gcm fcm credentials wire upstream limits poison traffic spool report database "
-    "client state sender intake feeder request pages server pretend sandbox supervisor bench cli".split()
+    "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream limits "
+    "poison traffic spool report database client state meter sender vitals intake feeder request access health "
+    "metrics pages service server exporter pretend sandbox supervisor bench bundle cli".split()
 )
-PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages"}
+PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages", "meter", "health"}
 EDGE = {
     "socket",
     "select",
@@ -95,15 +97,17 @@ def table(heading):
         ("## Options", settings.Settings),
         ("## Sandbox", settings.SandboxSettings),
         ("## How fast is it here?", settings.BenchSettings),
+        ("### One file", settings.BundleSettings),
     ],
 )
 def test_the_option_tables_are_the_code_s(heading, kind):
     part = README[README.index(f"\n{heading}\n") :]
-    rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*) \|$", part[: part.index("\n## ", 5)], re.MULTILINE)
+    part = part[: re.search(r"\n##+ ", part[5:]).start() + 5]
+    rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*) \|$", part, re.MULTILINE)
     assert rows == [
         (
             settings.option_flag(row),
-            f"`{settings.show(row.default)}`" if row.default != "" else "",
+            f"`{settings.show(row, row.default)}`" if row.default not in ("", ()) else "",
             row.metadata["help"],
         )
         for row in fields(kind)
@@ -116,8 +120,26 @@ def test_the_table_of_scenarios_is_the_code_s():
     assert rows == [(name, scenario.meaning) for name, scenario in bench.SCENARIOS.items()]
 
 
+def test_the_table_of_commands_is_the_code_s():
+    assert table("## Run it") == [[f"`{name}`", command.meaning] for name, command in cli.COMMANDS.items()]
+
+
+def test_the_tables_of_metrics_and_reasons_are_the_code_s():
+    part = README[README.index("\n## Watching it\n") :]
+    part = part[: part.index("\n## ", 5)]
+    rows = re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", part, re.MULTILINE)
+    figures = [(m.name, f"{m.kind} | {', '.join(m.labels)} | {m.help}") for m in metrics.METRICS]
+    assert rows == [*figures, *outcome.FAILURES.items(), *outcome.RETRIES.items()]
+
+
+def test_what_sighup_changes_is_told():
+    [sentence] = re.findall(r"follows what has\s+changed\s+of\s+([^;]*);", README)
+    live = [row for row in fields(settings.Settings) if row.metadata["live"]]
+    assert re.findall("`(.*?)`", sentence) == [settings.option_flag(row) for row in live]
+
+
 def test_the_route_table_is_the_code_s():
-    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in server.ROUTES]
+    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in service.ROUTES]
 
 
 def test_the_exit_code_table_is_the_code_s():
@@ -137,14 +159,32 @@ def test_the_sandbox_s_answers_and_modes_are_all_named():
     assert set(pretend.ANSWERS) <= said and set(pretend.Mode.FIELDS) <= said
 
 
+# What differs from one run to the next, in log lines.
+VARYING = (r"\d{4}-\d\d-\d\dT[\d:.]+Z", r"request_id=\S+", r"ms=\S+", r"job=\S+")
+
+
+def alike(line):
+    """A log line without what differs from one run to the next."""
+    return re.sub("|".join(VARYING), "*", line)
+
+
+def block(kind):
+    """The lines of a fenced block of this kind in the README."""
+    return re.search(rf"```{kind}\n(.*?)\n```", README, re.DOTALL)[1].splitlines()
+
+
 def test_the_session_in_the_readme(tmp_path):
-    """Each `$ curl` line of the README's session answers what the README says it answers."""
+    """Each `$ curl` line of the README's session answers what the README says it answers, and what it shows of Graphite
+    and the log is there.
+    """
     if not shutil.which("curl"):
         pytest.skip("no curl here")
     session = re.search(r"```console\n(.*?)```", README, re.DOTALL)[1]
     steps = re.findall(r"^\$ (?:sleep 1; )?(curl .*?)\n(.*?)(?=^\$ |\Z)", session, re.DOTALL | re.MULTILINE)
-    assert len(steps) >= 5
-    program = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
+    assert len(steps) >= 10
+    carbon = Carbon()
+    words = ("--graphite", f"127.0.0.1:{carbon.port}", "--metrics-interval", "0.2", "--access-log")
+    program = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"), *words)
     try:
         port = program.logged(r"listens on \S+ port (\d+)")
         pretend = program.logged(r"http://127.0.0.1:(\d+)/sandbox/received")
@@ -155,5 +195,10 @@ def test_the_session_in_the_readme(tmp_path):
             found = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20).stdout
             assert found.strip() == expected.strip(), command
             eventually(lambda: Http(int(port)).json("GET", "/gcm/report")["pending"] == 0)
+        for line in block("graphite"):
+            path, value, _ = line.split()
+            eventually(lambda path=path, value=value: float(value) in carbon.values(path))
+        assert {alike(line) for line in block("log")} <= {alike(line) for line in program.lines}
     finally:
         program.kill_group()
+        carbon.close()

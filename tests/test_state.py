@@ -11,7 +11,7 @@ import time
 from queue import Empty
 
 import pytest
-from conftest import eventually, stand_still
+from conftest import eventually, stand_still, told
 from test_spool import POLICY, claim, new_job, new_state, tokens_of
 
 from gocm_lib import database, state
@@ -20,6 +20,7 @@ from gocm_lib.credentials import Credentials, Source
 from gocm_lib.feeder import Feeder
 from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.settings import Exit, Settings
+from gocm_lib.vitals import Vitals
 
 KEY = b"k" * 32
 
@@ -81,7 +82,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         settler.join(30)
         assert settler.exitcode == 0
     snapshot = client.snapshot()
-    assert snapshot.counters == {
+    assert told(snapshot) == {
         "attempts": 1000,
         "failures": 400,
         "canonicals": 300,
@@ -147,7 +148,7 @@ def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, co
     """What slipped in behind a generation's end would stay in its hands for ever."""
     address, _ = process
     feeder, client = (
-        Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), {"gcm": 100}),
+        Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), {"gcm": 100}, Vitals()),
         Client(address, KEY),
     )
     feeder.switch(1, context.Queue())
@@ -162,7 +163,7 @@ def test_a_batch_given_again_waits_for_a_credential_that_has_run_out(process, co
     client, credentials, queue = Client(address, KEY), Credentials({"gcm": Source("key=k")}), context.Queue()
     client.accept([new_job(1, ["a"], time.time(), upstream="fcm")])
     assert client.claim(1, 1, {"fcm": 10}, {"fcm": 0.0}, time.time(), 1.0)[0], "an answer that reached nobody"
-    Feeder(Client(address, KEY, 5.0), credentials, {"fcm": 100}).switch(1, queue)
+    Feeder(Client(address, KEY, 5.0), credentials, {"fcm": 100}, Vitals()).switch(1, queue)
     with pytest.raises(Empty):
         queue.get(timeout=0.6)
     credentials.replace({"fcm": Source("Bearer new")})

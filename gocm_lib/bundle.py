@@ -1,0 +1,106 @@
+"""Builds the single file: an executable zip with GoCM, urllib3 and their licences inside.
+
+Promises the same bytes for the same sources, whichever Python builds it: files in order, not compressed, all of one
+time (SOURCE_DATE_EPOCH, else 1980) and one mode. Needs the standard library only, and works from a checkout, from an
+installation and from the single file itself.
+"""
+
+import io
+import os
+import re
+import stat
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+from gocm_lib import config
+from gocm_lib.settings import BundleSettings, Exit, SettingsError
+
+SHEBANG = b"#!/usr/bin/env python3\n"
+# What pip notes of one installation, and so differs from another's.
+OF_AN_INSTALLATION = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+EARLIEST = 315532800  # 1980: a zip knows no time before
+MAIN = b"""\
+from gocm_lib.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+"""
+
+
+def _walk(directory: Any, name: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a folder, on a disk or in a zip, by their paths in the bundle."""
+    for each in directory.iterdir():
+        if each.is_dir():
+            if each.name != "__pycache__":
+                yield from _walk(each, f"{name}/{each.name}")
+        elif each.name not in OF_AN_INSTALLATION and not each.name.endswith(".pyc"):
+            yield f"{name}/{each.name}", each.read_bytes()
+
+
+def _about(place: Any, package: str) -> Any:
+    """The folder of an installed package's metadata, beside it; None when there is none."""
+    found = [each for each in place.iterdir() if re.fullmatch(rf"{package}-[^-]+\.dist-info", each.name)]
+    return found[0] if found else None
+
+
+def contents() -> dict[str, bytes]:
+    """What goes into the bundle, by path. Raises SettingsError when a licence is missing."""
+    ours: Any = files("gocm_lib")
+    theirs: Any = files("urllib3")
+    found = {"__main__.py": MAIN, **dict(_walk(ours, "gocm_lib")), **dict(_walk(theirs, "urllib3"))}
+    about = _about(theirs.parent, "urllib3")
+    if about is not None:
+        found |= dict(_walk(about, about.name))
+    if not any(path.startswith("urllib3-") and "LICENSE" in path for path in found):
+        raise SettingsError("urllib3 has no licence beside it: bundle from a virtual environment made by pip")
+    own = _about(ours.parent, "gocm")
+    places = [ours.parent / "LICENSE", *([own / "licenses" / "LICENSE", own / "LICENSE"] if own else [])]
+    licence = next((place for place in places if place.is_file()), None)
+    if licence is None:
+        raise SettingsError("GoCM's LICENSE is missing: bundle from a whole checkout or installation")
+    return found | {"LICENSE": licence.read_bytes()}
+
+
+def build(found: Mapping[str, bytes], epoch: int) -> bytes:
+    """The bundle of these files, all changed last at `epoch` (seconds since 1970)."""
+    target = io.BytesIO()
+    target.write(SHEBANG)
+    changed = time.gmtime(max(epoch, EARLIEST))[:6]
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as bundle:
+        for path in sorted(found):
+            entry = zipfile.ZipInfo(path, changed)
+            entry.create_system = 3  # Unix, on whatever it is built
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            bundle.writestr(entry, found[path])
+    return target.getvalue()
+
+
+def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
+    """`gocm bundle`. Raises SettingsError."""
+    given = environ.get("SOURCE_DATE_EPOCH", "0")
+    if not re.fullmatch("[0-9]{1,10}", given) or int(given) >= 1 << 32:
+        raise SettingsError("SOURCE_DATE_EPOCH must be a number of seconds")
+    made = build(contents(), int(given))
+    fresh = f"{settings.output}.{os.getpid()}"
+    try:
+        with open(fresh, "wb") as file:
+            file.write(made)
+        os.chmod(fresh, 0o755)
+        os.rename(fresh, settings.output)  # a server that runs from the old one keeps its file
+    except OSError as error:
+        raise SettingsError(f"{settings.output} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    print(f"{settings.output}: {len(made)} bytes")
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    try:
+        given = config.parse(BundleSettings, sys.argv[1:], {}, "gocm bundle").settings
+        raise SystemExit(command(given, os.environ))
+    except SettingsError as problem:
+        print(f"gocm: {problem}", file=sys.stderr)
+        raise SystemExit(problem.code) from None

@@ -1,0 +1,330 @@
+"""From command line, GOCM_ variables and configuration file to Settings.
+
+The command line is above the environment, that above the file, that above the defaults. Promises one SettingsError
+that names the option and where its value came from, and tells what to do.
+"""
+
+import argparse
+import difflib
+import os
+import platform
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+
+import urllib3
+
+from gocm_lib import __version__
+from gocm_lib.settings import (
+    BenchSettings,
+    BundleSettings,
+    Exit,
+    SandboxSettings,
+    Settings,
+    SettingsError,
+    flag,
+    is_loopback,
+    option_flag,
+    option_variable,
+    secret,
+    show,
+)
+
+AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings, BundleSettings)
+COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = 3, 2, 1, 0  # how much a source counts
+
+
+class Source(NamedTuple):
+    """Where an option's value came from: how much that counts, and its name there."""
+
+    rank: int
+    name: str
+
+
+class Given(NamedTuple, Generic[AnySettings]):
+    """Settings, and where the value of each option that was given came from."""
+
+    settings: AnySettings
+    sources: Mapping[str, Source]
+
+    def name(self, option: str) -> str:
+        """An option as the operator gave it, for an error about it."""
+        return self.sources[option].name if option in self.sources else "--" + option.replace("_", "-")
+
+    def rank(self, option: str) -> int:
+        return self.sources[option].rank if option in self.sources else DEFAULT
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+# ------------------------------------------------------------------------------------------------------ three sources
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.DOTALL)
+        if unknown:
+            word = unknown[1].partition("=")[0]
+            message = f"unknown option or argument {word[:64]}" + _nearest(word, self._option_string_actions)
+        raise SettingsError(f"{message} (see {self.prog} --help)", Exit.USAGE)
+
+
+def _parser(kind: type, program: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"gocm {__version__} (python {platform.python_version()}, urllib3 {urllib3.__version__})"
+    parser.add_argument("--version", action="version", version=version)
+    for row in fields(kind):
+        # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
+        names = (option_flag(row), *row.metadata["also"])
+        help_text = row.metadata["help"].replace("%", "%%")
+        if row.metadata["read"] is flag:
+            parser.add_argument(*names, dest=row.name, action="store_const", const="true", help=help_text)
+        else:
+            shown = f" (default {show(row, row.default)})" if row.default not in ("", ()) else ""
+            parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], help=help_text + shown)
+    return parser
+
+
+def _from_file(path: str, kind: type) -> dict[str, tuple[str, Source]]:
+    """The options in a TOML file, as texts. Raises SettingsError."""
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path} is not TOML: {error}") from None
+    known = {row.name: row for row in fields(kind) if row.name != "config"}
+    texts: dict[str, tuple[str, Source]] = {}
+    for key, value in found.items():
+        name, where = key.replace("-", "_"), f"{key} in {path}"
+        if name not in known:
+            raise SettingsError(f"{where[:200]!r} is no option{_nearest(name, known)}")
+        if name in texts:
+            raise SettingsError(f"{where} is given twice")
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = ",".join(value)
+        if not isinstance(value, (str, int, float)):
+            raise SettingsError(f"{where} must be a text, a number, true or false")
+        texts[name] = str(value).lower() if isinstance(value, bool) else str(value), Source(FILE, where)
+        if known[name].metadata["hidden"] and os.stat(path).st_mode & 0o007:
+            raise SettingsError(f"{where} is a secret, and everybody here may read that file: chmod o= {path}")
+    return texts
+
+
+def parse(
+    kind: type[AnySettings],
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    program: str = "gocm",
+    description: str = "",
+) -> Given[AnySettings]:
+    """Settings of the given kind from the command line, then GOCM_ variables, then the file that `config` names, then
+    defaults.
+
+    Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
+    raise SystemExit(0), as argparse does.
+    """
+    words = vars(_parser(kind, program, description).parse_args(list(argv)))
+    texts: dict[str, tuple[str, Source]] = {}
+    for row in fields(kind):
+        if row.name in words:
+            texts[row.name] = words[row.name], Source(COMMAND_LINE, option_flag(row))
+        elif option_variable(row) in environ:
+            texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
+    if texts.get("config", [""])[0]:
+        texts = _from_file(texts["config"][0], kind) | texts
+    values, rows = {}, {row.name: row for row in fields(kind)}
+    for name, (text, source) in texts.items():
+        try:
+            values[name] = rows[name].metadata["read"](text)
+        except ValueError as error:
+            raise SettingsError(f"{source.name} {error}") from None
+    return Given(kind(**values), {name: source for name, (_, source) in texts.items()})
+
+
+def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
+    """Raise SettingsError for a GOCM_ variable that is no option's: a misspelt one would silently not work."""
+    known = {option_variable(row) for kind in kinds for row in fields(kind)}
+    for name in environ:
+        # Kubernetes gives every container such variables for each service, one named gocm among them.
+        theirs = re.match("GOCM_(SERVICE_|PORT_[0-9])", name)
+        if name.startswith("GOCM_") and name not in known and not theirs:
+            raise SettingsError(f"{name[:64]} is no option's variable{_nearest(name, known)}")
+
+
+# -------------------------------------------------------------------------------------------- what follows from others
+
+
+def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
+    """systemd's StateDirectory= when we have one, else the place XDG gives to state that must outlive a restart. The
+    sandbox has its own: what waits for Google must not be delivered to a pretend one, nor the other way.
+    """
+    if environ.get("STATE_DIRECTORY"):
+        directory = Path(environ["STATE_DIRECTORY"].split(":")[0])
+    else:
+        directory = Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm"
+    return str(directory / ("sandbox.db" if sandbox else "gocm.db"))
+
+
+def _credential(environ: Mapping[str, str], name: str) -> str:
+    """The path of a credential that systemd has given us (LoadCredential=), "" when it has not."""
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(directory, name)
+    return path if directory and os.path.exists(path) else ""
+
+
+def _read_key(path: str, source: str) -> str:
+    try:
+        key = secret(Path(path).read_text().strip())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+    if not key:
+        raise SettingsError(f"{source} {path} is empty: put the API key into it")
+    return key
+
+
+def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The API key by the source that counts most, --apikey, --apikey-file, then systemd's credential `apikey`, and that
+    source's name.
+    """
+    settings, key, file = given.settings, given.rank("apikey"), given.rank("apikey_file")
+    if settings.apikey and settings.apikey_file and key == file:
+        raise SettingsError(f"{given.name('apikey')} and {given.name('apikey_file')} both give the key: choose one")
+    if settings.apikey_file and file >= key:
+        return _read_key(settings.apikey_file, given.name("apikey_file")), given.name("apikey_file")
+    if settings.apikey:
+        return settings.apikey, given.name("apikey")
+    kept = _credential(environ, "apikey")
+    return (_read_key(kept, "the credential"), "systemd's credential") if kept else ("", "")
+
+
+def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Settings]:
+    """The same with what follows from others and from where systemd and Google's tools keep things: an API key, auth
+    tokens, TLS files and Google credentials may be systemd's credentials `apikey`, `auth-tokens`, `tls-cert`,
+    `tls-key` and `fcm.json`, the last also GOOGLE_APPLICATION_CREDENTIALS.
+    """
+    settings = given.settings
+    values: dict[str, Any] = {}
+    sources = dict(given.sources)
+
+    def fill(name: str, value: Any, source: str) -> None:
+        if value:
+            values[name], sources[name] = value, Source(given.rank(name), source)
+
+    fill("apikey", *_apikey(given, environ))
+    if not (settings.credentials or settings.token_command or settings.fcm_metadata or settings.sandbox):
+        fill("credentials", environ.get("GOOGLE_APPLICATION_CREDENTIALS"), "GOOGLE_APPLICATION_CREDENTIALS")
+        fill("credentials", _credential(environ, "fcm.json"), "systemd's credential")
+    if not (settings.auth_token_file or settings.no_auth):
+        fill("auth_token_file", _credential(environ, "auth-tokens"), "systemd's credential")
+    if not (settings.tls_cert or settings.tls_key):
+        fill("tls_cert", _credential(environ, "tls-cert"), "systemd's credential")
+        fill("tls_key", _credential(environ, "tls-key"), "systemd's credential")
+    if not settings.spool:
+        fill("spool", default_spool(environ, settings.sandbox), "default")
+    if not settings.senders:
+        fill("senders", min(4, os.cpu_count() or 1), "default")
+    return Given(replace(settings, **values), sources)
+
+
+# --------------------------------------------------------------------------------------- right alone, wrong together
+
+
+def _check(given: Given[Settings]) -> None:
+    _check_upstreams(given)
+    _check_listeners(given)
+    settings = given.settings
+    if settings.retry_base > settings.retry_cap:
+        raise SettingsError(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
+
+
+def _check_upstreams(given: Given[Settings]) -> None:
+    settings = given.settings
+    kinds = ("credentials", "token_command", "fcm_metadata")
+    named = [given.name(kind) for kind in kinds if getattr(settings, kind)]
+    if len(named) > 1:
+        raise SettingsError(f"{named[0]} and {named[1]} both give access tokens for FCM: choose one")
+    if not settings.apikey and not settings.sandbox and not named:
+        raise SettingsError(
+            "--apikey-file is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
+            "or --sandbox to try GoCM without Google"
+        )
+    if settings.token_command and not settings.fcm_project:
+        raise SettingsError(
+            f"--fcm-project is missing: the command of {given.name('token_command')} does not name the project"
+        )
+    if settings.sandbox and settings.port == settings.sandbox_port != 0:
+        raise SettingsError(f"{given.name('sandbox_port')} is also --port: choose another")
+
+
+def _check_listeners(given: Given[Settings]) -> None:
+    settings = given.settings
+    for first, second in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(settings, first) and not getattr(settings, second):
+            raise SettingsError(f"{given.name(first)} needs {given.name(second)}: https takes both")
+    for name in ("socket_mode", "socket_group"):
+        if getattr(settings, name) != getattr(Settings, name) and not settings.socket:
+            raise SettingsError(f"{given.name(name)} needs --socket: it says who may connect to that")
+    if settings.no_auth and settings.auth_token_file:
+        raise SettingsError(f"{given.name('no_auth')} and {given.name('auth_token_file')} contradict: choose one")
+    if settings.host != "none":
+        check_open(settings, settings.host, f"{given.name('host')} {settings.host}")
+
+
+def check_open(settings: Settings, host: str, what: str) -> None:
+    """Raise SettingsError when anybody could use the address `host` to send."""
+    if not (is_loopback(host) or settings.no_auth or settings.auth_token_file):
+        raise SettingsError(
+            f"{what} can be reached by other machines: give --auth-token-file, listen on 127.0.0.1, or say --no-auth "
+            "if a firewall guards it"
+        )
+
+
+def load(
+    argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = ""
+) -> Given[Settings]:
+    """The server's settings, complete and checked. Raises SettingsError."""
+    given = parse(Settings, argv, environ, program, description)
+    check_variables(environ, (Settings, SandboxSettings))
+    given = _complete(given, environ)
+    _check(given)
+    return given
+
+
+# ------------------------------------------------------------------------------------------------------------ showing
+
+
+def _toml(row: Field, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)) and not show(row, value).startswith("0"):
+        return show(row, value) if "e" not in show(row, value) else repr(value)
+    quoted = show(row, value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted) + '"'
+
+
+def describe(given: Given[Settings]) -> Iterable[str]:
+    """Lines of a configuration file that would give the same settings, each with its source; secrets are hidden."""
+    for row in fields(given.settings):
+        value = getattr(given.settings, row.name)
+        source = given.sources.get(row.name)
+        said = source.name if source else "default"
+        if row.metadata["hidden"] and value:
+            yield f"# {row.name} is hidden ({said})"
+        elif row.name == "config":
+            yield f"# config = {_toml(row, value)} ({said})"
+        else:
+            yield f"{row.name} = {_toml(row, value)}  # {said}"

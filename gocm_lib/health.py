@@ -1,0 +1,44 @@
+"""Whether GoCM is alive, and whether it can do its work: the rules. Pure: `now` is an argument.
+
+Alive (/livez, systemd's watchdog) is what moves; where something stands still, only a restart helps. Ready (/readyz) is
+what can take messages and send them. That an upstream is paused or away makes neither false: its messages are kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+# Seconds without a move until a part is taken for stuck. A commit may take the intake 30; a sender that stands still is
+# replaced long before.
+STILL = 45.0
+
+
+def stuck(pulses: Mapping[str, float], now: float, limit: float = STILL) -> list[str]:
+    """The parts that have not moved for `limit` seconds, by when each last moved."""
+    return sorted(name for name, moved_at in pulses.items() if now - moved_at > limit)
+
+
+class Abilities(NamedTuple):
+    """What sending and taking need."""
+
+    stopping: bool
+    state_answers: bool
+    refusing: str  # why no message is taken, "" when they are
+    senders: int  # that are ready
+    without_token: Sequence[str]  # upstreams that we have no access token for
+    upstreams: int
+
+
+def unready(able: Abilities) -> list[str]:
+    """Why messages cannot be taken and sent just now; empty when they can."""
+    reasons = []
+    if able.stopping:
+        reasons.append("stopping")
+    if not able.state_answers:
+        reasons.append("the state process does not answer: nothing can be kept")
+    if able.refusing:
+        reasons.append(f"messages are refused: {able.refusing}")
+    if not able.senders:
+        reasons.append("no sender is ready")
+    if len(able.without_token) == able.upstreams:
+        reasons.append(f"no access token for {' and '.join(able.without_token)}")
+    return reasons

@@ -1,0 +1,148 @@
+"""The sockets that clients connect to: TCP, UNIX, or opened by systemd; and TLS for them.
+
+Promises that a UNIX socket is never open to everybody, not even for a moment, that one which somebody listens on is not
+taken away from him, and that we remove none but our own.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import ssl
+import stat
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BACKLOG = 1024
+PATIENCE = 5.0  # seconds to wait for another GoCM that is making a socket in the same directory
+
+
+class ListenError(Exception):
+    """A socket cannot be made; str() is the line for the operator."""
+
+
+class Listener(NamedTuple):
+    """A listening socket: `host` is its address, a path if it is a UNIX socket. `made`: device and inode of the file
+    that we made for it, None when we made none.
+    """
+
+    sock: socket.socket
+    host: str
+    made: tuple[int, int] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a UNIX socket: who may connect is the file's mode's to say, and no browser can."""
+        return self.sock.family == socket.AF_UNIX
+
+    def __str__(self) -> str:
+        return self.host if self.is_local else f"{self.host} port {self.sock.getsockname()[1]}"
+
+    def remove(self) -> None:
+        """Remove the file that we made, unless another is in its place."""
+        if self.made:
+            with contextlib.suppress(OSError):
+                found = os.stat(self.host)
+                if (found.st_dev, found.st_ino) == self.made:
+                    os.unlink(self.host)
+
+
+def inherited(sock: socket.socket) -> Listener:
+    """The listener of a socket that somebody else has opened for us."""
+    name = sock.getsockname()
+    return Listener(sock, name[0] if isinstance(name, tuple) else str(name))
+
+
+def tcp(host: str, port: int) -> Listener:
+    """Listen on an address. Raises ListenError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return Listener(socket.create_server((host, port), family=family, backlog=BACKLOG), host)
+    except UnicodeError:  # of a name with an empty or overlong part
+        raise ListenError(f"cannot listen on {host}: that is no host name; give another --host") from None
+    except OSError as error:
+        # create_server adds to the text of a plain OSError what we say ourselves.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise ListenError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from None
+
+
+def unix(path: str, mode: int, group: str) -> Listener:
+    """Listen on a UNIX socket of this mode (and group, if one is named). Raises ListenError."""
+    path = os.path.abspath(path)
+    fresh = f"{path}.{os.getpid()}"
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        with _alone_in(os.path.dirname(path)):
+            _check_place(path)
+            # Made under another name, for us alone; then given its group and mode; then put into its place at once.
+            before = os.umask(0o177)
+            try:
+                sock.bind(fresh)
+            finally:
+                os.umask(before)
+            if group:
+                shutil.chown(fresh, group=group)
+            os.chmod(fresh, mode)
+            sock.listen(BACKLOG)
+            os.rename(fresh, path)
+    except (OSError, LookupError) as error:
+        sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ListenError(f"cannot listen on the socket {path}: {reason}") from None
+    found = os.stat(path)
+    return Listener(sock, path, (found.st_dev, found.st_ino))
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """Hold the directory's lock, so that of two that start at once the second sees the first one's socket."""
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(held)
+
+
+def _check_place(path: str) -> None:
+    """Raise OSError unless nothing is at the path, or a socket that nobody listens on."""
+    if not os.path.lexists(path):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            # A file that is no socket refuses, too.
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                return
+            raise OSError(errno.EEXIST, "there is something that is no socket: move it away") from None
+        except TimeoutError:
+            pass  # its backlog is full: somebody is there
+    raise OSError(errno.EADDRINUSE, "another server listens on it")
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """What a server needs to speak TLS 1.2 or later. Raises ListenError when the files are no such pair."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # Asked for by OpenSSL for an encrypted key; without an answer it would ask at the terminal.
+        context.load_cert_chain(cert, key or None, password=lambda: b"")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None) or str(error)
+        raise ListenError(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
+    return context

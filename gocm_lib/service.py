@@ -1,0 +1,294 @@
+"""What is asked for and what is answered: the route table and its thin handlers.
+
+Promises that `ok` is answered only when the job is on disk, and that nothing but 200 means that a message was taken.
+How requests come and answers go is module server's.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from gocm_lib import access, health, job, log, metrics, pages
+from gocm_lib.client import Client, StateUnavailable
+from gocm_lib.credentials import Credentials
+from gocm_lib.intake import Intake
+from gocm_lib.job import BadRequest, Draft, Job
+from gocm_lib.limits import Refused
+from gocm_lib.request import Request
+from gocm_lib.settings import Settings
+from gocm_lib.upstream import DIALECTS
+from gocm_lib.vitals import Vitals
+
+LARGEST_PAGE = 10_000  # entries that may be asked for
+LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+CHALLENGE = 'Bearer realm="gocm", Basic realm="gocm"'
+
+
+class Response(NamedTuple):
+    """`written`, if given, is called once: with whether the whole response was handed to the network."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: dict[str, str] = {}
+    written: Callable[[bool], None] | None = None
+
+
+def refusal(problem: BadRequest) -> Response:
+    """The answer to a client's mistake."""
+    headers = {"Allow": problem.allow} if problem.allow else {}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = CHALLENGE
+    return Response(problem.status, pages.error(problem), headers=headers)
+
+
+def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:
+    """503 or 507: nothing was taken; come again after so many seconds."""
+    return Response(status, pages.error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
+
+
+class Service:
+    """What the handlers work on, and the handlers. Methods named in ROUTES take a Request and return a Response."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        upstreams: Sequence[str],
+        intake: Intake,
+        client: Client,
+        credentials: Credentials,
+        vitals: Vitals,
+    ) -> None:
+        """Raises SettingsError when the file of auth tokens is no good."""
+        self.upstreams = tuple(upstreams)  # the first is the default
+        self.intake = intake
+        self.client = client
+        self.credentials = credentials
+        self.vitals = vitals
+        self.draining = False
+        self._readers = {"canonical": threading.Lock(), "notregistered": threading.Lock()}
+        vitals.expect(route.path for route in ROUTES)
+        self.follow(settings)
+
+    def follow(self, settings: Settings) -> None:
+        """Go by these settings from now on. Raises SettingsError, and goes on as before, when they are no good."""
+        self.policy = access.read_policy(settings)
+        self.settings = settings
+
+    def admit(self, method: str, path: str, headers: Mapping[str, str], local: bool) -> "Route":
+        """The route of a request that may be made; `local` if it came by a UNIX socket. Raises BadRequest."""
+        route = find_route(method, path)
+        access.check(headers, self.policy, local=local, public=route.public)
+        return route
+
+    def answer(self, request: Request, local: bool) -> Response:
+        """The response to a request."""
+        try:
+            return self.admit(request.method, request.path, request.headers, local).handler(self, request)
+        except BadRequest as problem:
+            return refusal(problem)
+        except StateUnavailable as problem:
+            return unavailable(f"try again: {problem}")
+        except Exception:
+            log.logger.exception("%s %s failed", request.method, request.path)
+            return refusal(BadRequest("internal error; the log says more", status=500))
+
+    def send(self, request: Request) -> Response:
+        """POST /gcm/send: keep a message for its tokens, then answer."""
+        if self.draining:
+            return unavailable("stopping: send it again in a moment")
+        if request.query:
+            raise BadRequest("nothing is read from the query string: put it into the body")
+        most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
+        content_type = request.headers.get("content-type", "")
+        if job.media_type(content_type) == job.LINES:
+            return self._send_lines(job.parse_lines(request.body, most))
+        accepted = self._accept(job.parse(content_type, request.body, most))
+        if refused := self.intake.submit([accepted]).get(accepted.id):
+            return unavailable(refused.reason, refused.status, refused.retry_after)
+        return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
+
+    def _accept(self, draft: Draft) -> Job:
+        """The job that a draft becomes, if it can be sent."""
+        name = draft.upstream or self.upstreams[0]
+        if name not in self.upstreams:
+            raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
+        return job.accept(
+            draft,
+            job_id=self.intake.mint(),
+            upstream=name,
+            message=DIALECTS[name].message(draft),
+            now=time.time(),
+            max_age=self.settings.max_age,
+        )
+
+    def _send_lines(self, drafts: Sequence[Draft | BadRequest]) -> Response:
+        """Keep all good ones of many messages, in one commit; the answer says of each what became of it. Its status is
+        200 when at least one was kept, else that of the first.
+        """
+        lines: list[Job | BadRequest | Refused] = []
+        for draft in drafts:
+            try:
+                lines.append(draft if isinstance(draft, BadRequest) else self._accept(draft))
+            except BadRequest as problem:
+                lines.append(problem)
+        jobs = [line for line in lines if isinstance(line, Job)]
+        refused = self.intake.submit(jobs) if jobs else {}
+        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in lines]
+        kept = any(isinstance(line, Job) for line in lines)
+        status = 200 if kept else lines[0].status
+        waits = [line.retry_after for line in lines if isinstance(line, Refused)]
+        headers = {"Retry-After": str(max(waits))} if waits else {}
+        return Response(status, b"".join(map(pages.line, lines)), job.LINES, headers)
+
+    def report(self, request: Request) -> Response:
+        """GET /gcm/report: the counters."""
+        return Response(200, pages.report(self.client.snapshot()))
+
+    def canonical(self, request: Request) -> Response:
+        """GET /gcm/report/canonical: tokens to replace."""
+        return self._list("canonical", pages.canonical, request)
+
+    def notregistered(self, request: Request) -> Response:
+        """GET /gcm/report/notregistered: tokens to delete."""
+        return self._list("notregistered", pages.notregistered, request)
+
+    def _list(self, which: str, page: Callable[[list], bytes], request: Request) -> Response:
+        query = _query(request.query, {"peek", "ack", "limit"})
+        limit = _number(query, "limit", 1, LARGEST_PAGE)
+        if query.get("peek", "1") != "1":
+            raise BadRequest("peek takes no value but 1", "peek")
+        if "ack" in query and "peek" in query:
+            raise BadRequest("give peek or ack, not both", "ack")
+        ack = _number(query, "ack", 0, 1 << 62)
+        if ack is not None:
+            if request.method != "HEAD":
+                self.client.forget(which, ack)
+            entries = self.client.page(which, ack, limit or LARGEST_PAGE)
+            return Response(200, page(entries), headers={"GoCM-Cursor": str(entries[-1][0] if entries else ack)})
+        if "peek" in query or request.method == "HEAD":
+            return Response(200, page(self.client.page(which, 0, limit or LARGEST_ANSWER)))
+        return self._hand_out(which, page, limit or LARGEST_ANSWER)
+
+    def _hand_out(self, which: str, page: Callable[[list], bytes], limit: int) -> Response:
+        """A list as the original gives it: read and cleared at once. We clear what was in the answer, after it was
+        written; until then the next reader waits, so that no entry is given to two.
+        """
+        turn = self._readers[which]
+        if not turn.acquire(timeout=self.client.limit):
+            return unavailable("another reader of this list is not done yet")
+        try:
+            entries = self.client.page(which, 0, limit)
+            body = page(entries)
+        except BaseException:
+            turn.release()
+            raise
+
+        def written(whole: bool) -> None:
+            try:
+                if whole and entries:
+                    self.client.forget(which, entries[-1][0])
+            except StateUnavailable as error:
+                log.logger.warning("%d entries of %s will be given again: %s", len(entries), which, error)
+            finally:
+                turn.release()
+
+        return Response(200, body, written=written)
+
+    def metrics(self, request: Request) -> Response:
+        """GET /metrics: Prometheus's text format."""
+        figures = self.vitals.figures(self.client, self.credentials)
+        return Response(200, metrics.prometheus(figures), metrics.CONTENT_TYPE)
+
+    def livez(self, request: Request) -> Response:
+        """GET /livez: whether every part moves."""
+        stuck = health.stuck(self.vitals.pulses.copy(), time.monotonic())
+        return _health([f"{name} stands still" for name in stuck])
+
+    def readyz(self, request: Request) -> Response:
+        """GET /readyz: whether messages can be taken and sent. An upstream that is paused is only told."""
+        figures = self.vitals.figures(self.client, self.credentials)
+        snapshot = figures.snapshot
+        without = [name for name, expires_at in figures.token_expiry.items() if expires_at is None]
+        able = health.Abilities(
+            stopping=self.draining,
+            state_answers=snapshot is not None,
+            refusing=snapshot.refusing if snapshot else "",
+            senders=figures.senders,
+            without_token=without,
+            upstreams=len(self.upstreams),
+        )
+        paused = snapshot.pause_reasons if snapshot else {}
+        return _health(health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()])
+
+
+def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:
+    return Response(503 if reasons else 200, pages.health(reasons, notes))
+
+
+class Route(NamedTuple):
+    """`public`: it is answered without a token, for probes that have none."""
+
+    method: str
+    path: str
+    handler: Callable[[Service, Request], Response]
+    meaning: str
+    public: bool = False
+
+
+# README's table is checked against this one. HEAD is answered wherever GET is, and never clears anything.
+ROUTES = (
+    Route("POST", "/gcm/send", Service.send, "keep a message and send it to its tokens"),
+    Route("GET", "/gcm/report", Service.report, "the counters"),
+    Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
+    Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
+    Route("GET", "/metrics", Service.metrics, "all figures, for Prometheus"),
+    Route("GET", "/livez", Service.livez, "200 while every part moves, else 503: restart it", public=True),
+    Route("GET", "/readyz", Service.readyz, "200 while messages can be taken and sent, else 503 and why", public=True),
+    Route("GET", "/healthz", Service.livez, "the same as `/livez`", public=True),
+)
+_BY_PATH: dict[str, dict[str, Route]] = {}
+for _route in ROUTES:
+    _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
+# The original's own README asks for the report with a slash at its end.
+_BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
+
+
+# What a path is counted as.
+COUNTED_AS = {path: next(iter(methods.values())).path for path, methods in _BY_PATH.items()}
+
+
+def find_route(method: str, path: str) -> Route:
+    """The route of a request. Raises BadRequest with 404 for an unknown path, 405 for a wrong method."""
+    methods = _BY_PATH.get(path)
+    if methods is None:
+        raise BadRequest("no such path; see README for the routes", status=404)
+    route = methods.get("GET" if method == "HEAD" else method)
+    if route is None:
+        allow = ", ".join(methods) + (", HEAD" if "GET" in methods else "")
+        raise BadRequest(f"use {allow} here", status=405, allow=allow)
+    return route
+
+
+def _query(text: str, known: set[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8, errors="strict")
+    except ValueError:
+        raise BadRequest("malformed query string") from None
+    for name, _ in pairs:
+        if name not in known:
+            raise BadRequest("unknown query parameter; known are " + ", ".join(sorted(known)), name[:64])
+    if len(dict(pairs)) != len(pairs):
+        raise BadRequest("a query parameter is given twice")
+    return dict(pairs)
+
+
+def _number(query: dict[str, str], name: str, low: int, high: int) -> int | None:
+    if name not in query:
+        return None
+    if not re.fullmatch("[0-9]{1,19}", query[name]) or not low <= int(query[name]) <= high:
+        raise BadRequest(f"{name} must be a number from {low} to {high}", name)
+    return int(query[name])

@@ -1,0 +1,206 @@
+"""What the front process knows of the whole: who moves, what was asked of it, what its senders have counted.
+
+Written by whoever does the thing, in whole verbs; read for /metrics, /readyz, Graphite and systemd's watchdog. What is
+kept here is of this run and gone with it; what must survive is counted in the spool (module report).
+"""
+
+import os
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gocm_lib import meter
+from gocm_lib.client import Client, StateUnavailable
+from gocm_lib.credentials import Credentials
+from gocm_lib.meter import Histogram
+from gocm_lib.report import Snapshot
+from gocm_lib.upstream import DIALECTS
+
+UPSTREAMS = tuple(DIALECTS)
+
+# Why a request was turned down, by its status: the causes are few, so that somebody can watch them.
+CAUSES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "foreign_site",
+    404: "no_such_path",
+    405: "wrong_method",
+    408: "too_slow",
+    411: "no_length",
+    413: "too_large",
+    415: "wrong_type",
+    417: "bad_request",
+    421: "wrong_host",
+    431: "too_large",
+    500: "internal",
+    503: "busy",
+    505: "bad_request",
+    507: "no_room",
+}
+EXPORTS = ("graphite", "statsd")
+KINDS = ("state", "sender", "sandbox")  # of children
+
+
+class ProcessFigures(NamedTuple):
+    """CPU seconds used so far, and bytes in memory."""
+
+    cpu: float
+    memory: float
+
+
+class Figures(NamedTuple):
+    """All there is to tell, of about one moment. `snapshot` is None while the state process does not answer."""
+
+    now: float
+    started_at: float
+    snapshot: Snapshot | None
+    upstreams: dict[str, meter.Traffic]
+    token_expiry: dict[str, float | None]  # of each configured upstream; inf: never, None: there is no token
+    queue_wait: Histogram
+    requests: dict[tuple[str, int], int]
+    durations: dict[str, Histogram]
+    rejected: dict[str, int]
+    senders: int  # that are ready
+    restarts: dict[str, int]
+    processes: dict[str, ProcessFigures]  # by kind
+    files: int
+    max_files: int
+    export_failures: dict[str, int]
+
+
+class Vitals:
+    def __init__(self) -> None:
+        self.started_at = time.time()
+        self.pulses: dict[str, float] = {}  # when each part last moved
+        self.restarts: Counter[str] = Counter()  # of children, by kind
+        self.rejected: Counter[str] = Counter()  # requests, by cause
+        self.requests: Counter[tuple[str, int]] = Counter()  # by route and status
+        self.durations: dict[str, Histogram] = {}  # by route
+        self.queue_wait = Histogram(meter.WAIT)
+        self.export_failures: Counter[str] = Counter()
+        self.processes: dict[str, int] = {"front": os.getpid()}
+        self.senders: set[str] = set()  # that are ready
+        self._meters: dict[str, Sequence[float]] = {}  # of senders that may still count
+        self._ended = meter.add_up([], UPSTREAMS)  # what those counted that are gone
+        self._counting = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------ what happened
+
+    def move(self, part: str, at: float | None = None) -> None:
+        """A part moves: now, or last at that time (monotonic)."""
+        self.pulses[part] = time.monotonic() if at is None else at
+
+    def still(self, part: str) -> None:
+        """A part has ended: nobody need wait for it to move."""
+        self.pulses.pop(part, None)
+
+    def expect(self, routes: Iterable[str]) -> None:
+        """These routes will be asked for: they are there from the start, with nothing counted."""
+        for route in (*routes, "other"):
+            self.requests[route, 200] = 0
+            self.durations[route] = Histogram(meter.REQUEST)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request to a route was answered; it took so long."""
+        with self._counting:
+            self.requests[route, status] += 1
+            self.durations[route].observe(seconds)
+            if status >= 400:
+                self.rejected[CAUSES.get(status, "bad_request")] += 1
+
+    def child_started(self, name: str, pid: int) -> None:
+        """A child is there."""
+        with self._counting:
+            self.processes[name] = pid
+
+    def counts_in(self, name: str, cells: Sequence[float]) -> None:
+        """A sender counts in these cells (module meter)."""
+        with self._counting:
+            self._meters[name] = cells
+
+    def child_ready(self, kind: str, name: str) -> None:
+        """A child can do its work."""
+        if kind == "sender":
+            with self._counting:
+                self.senders.add(name)
+
+    def leaves(self, name: str) -> None:
+        """A sender finishes what it has in hand, and takes nothing more."""
+        with self._counting:
+            self.senders.discard(name)
+            self.pulses.pop(name, None)
+
+    def child_ended(self, kind: str, name: str, died: bool) -> None:
+        """A child is gone; what it counted stays."""
+        with self._counting:
+            self.processes.pop(name, None)
+            self.pulses.pop(name, None)
+            self.senders.discard(name)
+            self.restarts[kind] += died
+            if name in self._meters:
+                self._ended = meter.add_up([self._ended, self._meters.pop(name)], UPSTREAMS)
+
+    # ------------------------------------------------------------------------------------------------- what there is
+
+    def figures(self, client: Client, credentials: Credentials) -> Figures:
+        """All figures. Asks the state process for its own."""
+        try:
+            snapshot = client.snapshot()
+        except StateUnavailable:
+            snapshot = None
+        with self._counting:
+            cells = meter.add_up([self._ended, *self._meters.values()], UPSTREAMS)
+            durations = {route: Histogram(h.bounds, h.counts, h.total) for route, h in self.durations.items()}
+            requests, processes = dict(self.requests), dict(self.processes)
+            rejected = {cause: self.rejected[cause] for cause in dict.fromkeys(CAUSES.values())}
+        read = [(name.partition("-")[0], read_process(pid)) for name, pid in processes.items()]
+        return Figures(
+            now=time.time(),
+            started_at=self.started_at,
+            snapshot=snapshot,
+            upstreams=meter.read(cells, UPSTREAMS),
+            token_expiry=credentials.expiry(),
+            queue_wait=self.queue_wait,
+            requests=requests,
+            durations=durations,
+            rejected=rejected,
+            senders=len(self.senders),
+            restarts={kind: self.restarts[kind] for kind in KINDS},
+            processes=_by_kind(read),
+            files=open_files(),
+            max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            export_failures={to: self.export_failures[to] for to in EXPORTS},
+        )
+
+
+def _by_kind(read: Iterable[tuple[str, ProcessFigures | None]]) -> dict[str, ProcessFigures]:
+    """The figures of all processes of a kind added up: generations of senders come and go."""
+    found: dict[str, ProcessFigures] = {}
+    for kind, figures in read:
+        if figures:
+            so_far = found.get(kind, ProcessFigures(0.0, 0.0))
+            found[kind] = ProcessFigures(so_far.cpu + figures.cpu, so_far.memory + figures.memory)
+    return found
+
+
+def read_process(pid: int) -> ProcessFigures | None:
+    """A process's figures from /proc (proc(5)); None when it is gone, or there is no such thing here."""
+    try:
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    ticks = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return ProcessFigures(ticks, float(pages * resource.getpagesize()))
+
+
+def open_files() -> int:
+    """How many files this process has open; 0 where nobody says."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0

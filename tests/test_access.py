@@ -1,0 +1,217 @@
+"""Who may ask: tokens, names, pages of other sites; TLS."""
+
+import base64
+import json
+import signal
+import ssl
+
+import pytest
+import trustme
+from conftest import FORM, Http, form
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cli import secret
+
+from gocm_lib import access
+from gocm_lib.access import Policy
+from gocm_lib.job import BadRequest
+from gocm_lib.settings import Settings
+
+short = pytest.mark.short
+TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
+
+
+def policy(tmp_path, *tokens, **more):
+    path = secret(tmp_path / "tokens", "# ours\n" + "\n".join(tokens) + "\n") if tokens else ""
+    return access.read_policy(Settings(auth_token_file=path, **more))
+
+
+def status(headers, policy, local=False, public=False):
+    try:
+        access.check(headers, policy, local=local, public=public)
+    except BadRequest as problem:
+        return problem.status
+    return 200
+
+
+def basic(password, user="x"):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@short
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {OTHER}", 200),
+        (basic(TOKEN), 200),
+        (basic(TOKEN, ""), 200),
+        (f"Bearer {TOKEN}0", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        (basic("wrong"), 401),
+        ("Basic ???", 401),
+        ("Basic " + base64.b64encode(TOKEN.encode()).decode(), 401),
+        (f"Digest {TOKEN}", 401),
+        (TOKEN, 401),
+        ("", 401),
+        ("# ours", 401),
+    ],
+)
+def test_one_of_the_tokens_is_needed(tmp_path, given, expected):
+    asked = policy(tmp_path, TOKEN, OTHER)
+    assert status({"authorization": given}, asked) == expected
+    assert status({"authorization": given}, asked, public=True) == 200
+    assert status({"authorization": given}, asked, local=True) == expected, "a UNIX socket is no token"
+
+
+@short
+@given(st.binary(max_size=64))
+def test_any_bytes_for_a_token_are_an_answer(given):
+    header = given.decode("latin-1")
+    for scheme in ("Bearer ", "Basic ", ""):
+        assert status({"authorization": scheme + header}, Policy((b"\0" * 32,))) == 401
+
+
+@short
+@pytest.mark.parametrize(
+    "host, expected",
+    [
+        ("localhost", 200),
+        ("localhost:5601", 200),
+        ("LOCALHOST.", 200),
+        ("127.0.0.1:5601", 200),
+        ("[::1]:5601", 200),
+        ("", 200),
+        ("10.0.0.7", 200),
+        ("evil.example", 421),
+        ("evil.example:5601", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("push.example", 421),
+    ],
+)
+def test_a_name_that_nobody_allowed_is_refused(tmp_path, host, expected):
+    """A page may have chosen it, to be taken for our own (DNS rebinding)."""
+    assert status({"host": host}, policy(tmp_path)) == expected
+    assert status({"host": host}, policy(tmp_path, no_auth=True)) == 200
+    assert status({"host": host}, policy(tmp_path), local=True) == 200, "no browser speaks to a UNIX socket"
+    named = policy(tmp_path, allowed_hosts=("push.example",))
+    assert status({"host": host}, named) == (200 if host == "push.example" else expected)
+    assert status({"host": host, "authorization": f"Bearer {TOKEN}"}, policy(tmp_path, TOKEN)) == 200
+
+
+@short
+@pytest.mark.parametrize(
+    "headers, expected",
+    [
+        ({"origin": "http://localhost:5601"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:3000"}, 403),
+        ({"origin": ""}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(headers, expected):
+    assert status({"host": "localhost:5601", **headers}, Policy()) == expected
+
+
+def test_a_page_can_neither_send_nor_clear_a_list(server):
+    server.send(["gone-a"])
+    server.settled()
+    http, foreign = server.http(), {"Sec-Fetch-Site": "cross-site"}
+    code, headers, body = http.ask("POST", "/gcm/send", form(["b"]), {**FORM, "Origin": "http://evil.example"})
+    assert code == 403 and json.loads(body)["field"] == "origin"
+    assert http.ask("GET", "/gcm/report/notregistered", headers=foreign)[0] == 403
+    assert http.ask("GET", "/gcm/report/notregistered", headers={"Host": "evil.example"})[0] == 421
+    assert server.report()["attempts"] == 1
+    assert http.json("GET", "/gcm/report/notregistered") == {"tokens": ["gone-a"]}
+    figures = http.ask("GET", "/metrics")[2].decode()
+    assert 'gocm_rejected_total{cause="foreign_site"} 2\n' in figures
+    assert 'gocm_rejected_total{cause="wrong_host"} 1\n' in figures
+
+
+def test_tokens_are_asked_for_and_rotated(start, tmp_path):
+    path = tmp_path / "tokens"
+    server = start("--auth-token-file", secret(path, TOKEN), "--access-log")
+    http = server.http()
+    for route in ("/gcm/report", "/gcm/report/notregistered", "/metrics"):
+        code, headers, body = http.ask("GET", route)
+        assert code == 401 and headers["WWW-Authenticate"].startswith("Bearer ")
+        assert json.loads(body)["field"] == "authorization"
+        assert http.ask("GET", route, headers={"Authorization": basic(TOKEN)})[0] == 200
+    for route in ("/livez", "/readyz", "/healthz"):
+        assert http.ask("GET", route)[0] == 200
+    assert http.ask("POST", "/gcm/send", form(["a"]), FORM)[0] == 401
+    assert http.ask("POST", "/gcm/send", form(["a"]), {**FORM, "Authorization": f"Bearer {TOKEN}"})[0] == 200
+    secret(path, f"{TOKEN}\n{OTHER}\n")
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("tokens and certificates were read again")
+    assert http.ask("GET", "/gcm/report", headers={"Authorization": f"Bearer {OTHER}"})[0] == 200
+    assert http.ask("GET", "/gcm/report", headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
+    secret(path, "short")
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("nothing is changed: --auth-token-file .* line 1")
+    assert http.ask("GET", "/gcm/report", headers={"Authorization": f"Bearer {OTHER}"})[0] == 200
+    assert TOKEN not in server.log() and OTHER not in server.log()
+
+
+def test_a_body_is_not_asked_for_without_a_token(start, tmp_path):
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
+    http = Http(server.port)
+    http.connection.putrequest("POST", "/gcm/send")
+    for name, value in {**FORM, "Content-Length": "100000", "Expect": "100-continue"}.items():
+        http.connection.putheader(name, value)
+    http.connection.endheaders()
+    assert http.connection.getresponse().status == 401
+
+
+@pytest.fixture
+def authority(tmp_path):
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return made
+
+
+def issue(authority, tmp_path):
+    """A certificate for this machine, in tls.pem and key.pem."""
+    secret(tmp_path / "key.pem")
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(str(tmp_path / "tls.pem"), append=number > 0)
+
+
+def https(server, tmp_path):
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    return Http(server.port, lambda sock: context.wrap_socket(sock, server_hostname="localhost"))
+
+
+def test_https_with_a_certificate_that_is_renewed(start, authority, tmp_path):
+    issue(authority, tmp_path)
+    files = ("--tls-cert", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    server = start(*files, "--head-timeout", "0.6", "--idle-timeout", "1")
+    http = https(server, tmp_path)
+    tokens = [f"t{n}" for n in range(9000)]  # more than a TLS record, in and out
+    code, _, body = http.ask("POST", "/gcm/send", form([*tokens, "gone-" + "x" * 3000]), FORM)
+    assert (code, body) == (200, b"ok\n")
+    before = http.connection.sock.getpeercert()["serialNumber"]
+    plain = Http(server.port)
+    with pytest.raises((OSError, ConnectionError)):
+        plain.ask("GET", "/gcm/report")
+    silent = Http(server.port)
+    silent.connection.connect()  # shakes no hands, and is not waited for
+    assert silent.connection.sock.recv(1) == b""
+    issue(authority, tmp_path)
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("certificates were read again")
+    again = https(server, tmp_path)
+    assert again.ask("GET", "/livez")[0] == 200
+    assert again.connection.sock.getpeercert()["serialNumber"] != before
+    idle = again.connection.sock
+    assert idle.recv(1) == b"", "an idle connection is closed in time"

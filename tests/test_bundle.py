@@ -1,0 +1,137 @@
+"""The single file: the same bytes from every Python, and all of GoCM in it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import urllib3
+from conftest import ROOT, Program, Server, eventually
+
+SITE = str(Path(urllib3.__file__).parent.parent)
+
+
+def build(python, target, **environ):
+    """Build with this Python, which has nothing installed but finds our urllib3."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": SITE, **environ}
+    command = [python, "-m", "gocm_lib.bundle", "-o", str(target)]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return target.read_bytes()
+
+
+def pythons():
+    """Every Python from 3.11 on that is here."""
+    places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3"), "python3"]
+    found = {}
+    for place in [sys.executable, *places, *(f"python3.{minor}" for minor in range(11, 20))]:
+        what = "import sys; print(*sys.version_info[:2])"
+        try:
+            done = subprocess.run([str(place), "-c", what], capture_output=True, text=True)
+        except OSError:
+            continue
+        version = tuple(map(int, done.stdout.split())) if done.returncode == 0 else (0,)
+        if version >= (3, 11):
+            found.setdefault(version, str(place))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle in a folder of its own."""
+    target = tmp_path_factory.mktemp("bundle") / "gocm.pyz"
+    build(sys.executable, target)
+    return target
+
+
+def test_every_python_builds_the_same_bytes(bundle, tmp_path):
+    for version, python in pythons().items():
+        made = build(python, tmp_path / "made.pyz", TZ="Asia/Tokyo", PYTHONHASHSEED="7")
+        assert made == bundle.read_bytes(), f"{version} builds another"
+    epoch = build(sys.executable, tmp_path / "dated.pyz", SOURCE_DATE_EPOCH="1700000000")
+    assert epoch != bundle.read_bytes() and len(epoch) == bundle.stat().st_size
+    assert zipfile.ZipFile(tmp_path / "dated.pyz").infolist()[0].date_time[:3] == (2023, 11, 14)
+    assert bundle.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_licences_are_inside(bundle):
+    with zipfile.ZipFile(bundle) as found:
+        names = found.namelist()
+        assert found.read("LICENSE") == (ROOT / "LICENSE").read_bytes()
+        assert any(name.startswith("urllib3-") and "LICENSE" in name for name in names)
+        assert not any(name.endswith((".pyc", "RECORD", "INSTALLER")) or "__pycache__" in name for name in names)
+        assert sorted(names) == names
+
+
+class Single(Server):
+    """A server that runs from the single file, by a Python that has nothing else installed."""
+
+    bundle: Path
+
+    def command(self, words):
+        return [sys.executable, "-S", str(self.bundle), *words]
+
+
+def test_a_session_through_the_single_file(bundle, sandbox, key_file, tmp_path):
+    place = tmp_path / "opt"
+    place.mkdir()
+    shutil.copy(bundle, place / "gocm-1.pyz")
+    (place / "gocm.pyz").symlink_to("gocm-1.pyz")
+    os.chmod(place, 0o555)
+    Single.bundle = place / "gocm.pyz"
+    words = ("--gcm-url", sandbox.url(), "--apikey-file", key_file)
+    server = Single(tmp_path / "gocm.db", *words, environ={"HOME": "/proc/nowhere", "PYTHONPATH": ""})
+    try:
+        server.send(["a", "canonical-b", "gone-c"])
+        assert server.settled() == {"attempts": 3, "failures": 1, "pending": 0, "canonicals": 1, "notregistered": 1}
+        assert server.http().json("GET", "/gcm/report/notregistered") == {"tokens": ["gone-c"]}
+        os.chmod(place, 0o755)
+        (place / "gocm-2.pyz").write_bytes(b"another version")
+        os.replace(_link(place, "gocm-2.pyz"), place / "gocm.pyz")
+        for name in ("sender.*", "state"):  # what takes their place is of the version that runs
+            for pid in server.children(name):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: server.report_or_none())
+        server.send(["d"])
+        assert server.settled()["attempts"] == 4
+        for pid in server.children():
+            assert "/work" not in Path(f"/proc/{pid}/maps").read_text().replace(str(tmp_path), "")
+        assert "Traceback" not in server.log() and server.terminate() == 0
+    finally:
+        server.kill_group()
+
+
+def _link(place, target):
+    fresh = place / "fresh"
+    fresh.symlink_to(target)
+    return fresh
+
+
+def test_its_sandbox_and_other_commands(bundle, tmp_path):
+    Single.bundle = bundle
+    words = ("--sandbox", "--sandbox-port", "0")
+    server = Single(tmp_path / "gocm.db", *words, environ={"HOME": "/proc/nowhere"})
+    try:
+        server.send(["phone-1", "gone-phone-2"])
+        assert server.settled()["notregistered"] == 1
+    finally:
+        server.kill_group()
+    for words, printed in ((["--version"], "gocm "), (["check-config", "--sandbox"], "the configuration is good")):
+        done = subprocess.run([sys.executable, "-I", "-S", bundle, *words], capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0 and done.stdout.startswith(printed), done.stderr
+    again = tmp_path / "again.pyz"
+    subprocess.run([bundle, "bundle", "-o", again], check=True, capture_output=True, cwd="/")
+    assert again.read_bytes() == bundle.read_bytes(), "it can build itself"
+
+
+def test_mistakes_are_told(tmp_path):
+    program = Program("bundle", "-o", "/nowhere/gocm.pyz")
+    assert program.wait() == 73 and program.lines == [
+        "gocm: /nowhere/gocm.pyz cannot be written: No such file or directory"
+    ]
+    program = Program("bundle", "-o", str(tmp_path / "x"), environ={"SOURCE_DATE_EPOCH": "now"})
+    assert program.wait() == 78 and len(program.lines) == 1

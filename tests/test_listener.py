@@ -1,0 +1,159 @@
+"""UNIX sockets: never open to everybody, never stolen, never left behind; and who may connect."""
+
+import grp
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+
+import pytest
+from conftest import Http, Program, Server, eventually
+from test_cli import ends
+
+from gocm_lib import listener
+from gocm_lib.listener import ListenError
+from gocm_lib.settings import Exit
+
+short = pytest.mark.short
+SEEN = []  # (event, mode) of files in the directory that is watched, when something is about to happen to one
+WATCHED = []
+
+
+def _watch(event, arguments):
+    if WATCHED and event in ("os.chmod", "os.chown", "os.rename"):
+        for name in os.listdir(WATCHED[0]):
+            SEEN.append((event, stat.S_IMODE(os.lstat(os.path.join(WATCHED[0], name)).st_mode)))
+
+
+@pytest.fixture
+def made():
+    """Listeners that are closed after the test."""
+    found = []
+    yield found
+    for each in found:
+        each.sock.close()
+
+
+@short
+def test_it_is_for_nobody_else_until_it_has_its_mode(tmp_path, made):
+    sys.addaudithook(_watch)
+    group = grp.getgrgid(os.getgid()).gr_name
+    before = os.umask(0)
+    WATCHED.append(str(tmp_path))
+    try:
+        made.append(listener.unix(str(tmp_path / "s"), 0o660, group))
+    finally:
+        WATCHED.clear()
+        os.umask(before)
+    assert {event for event, _ in SEEN} == {"os.chown", "os.chmod", "os.rename"}
+    assert [mode for event, mode in SEEN] == [0o600 if event != "os.rename" else 0o660 for event, _ in SEEN]
+    assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o660 and os.listdir(tmp_path) == ["s"]
+
+
+@short
+def test_a_live_one_is_not_taken_and_a_stale_one_is_replaced(tmp_path, made):
+    path = str(tmp_path / "s")
+    made.append(listener.unix(path, 0o600, ""))
+    with pytest.raises(ListenError, match="another server listens on it"):
+        listener.unix(path, 0o600, "")
+    made.pop().sock.close()
+    made.append(listener.unix(path, 0o600, ""))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    assert os.listdir(tmp_path) == ["s"]
+
+
+@short
+@pytest.mark.parametrize("what", ["a file", "a directory", "a link to a file", "a dangling link"])
+def test_what_is_no_socket_is_left_alone(tmp_path, what):
+    path = tmp_path / "s"
+    (tmp_path / "other").write_text("mine")
+    match what:
+        case "a file":
+            path.write_text("mine")
+        case "a directory":
+            path.mkdir()
+        case "a link to a file":
+            path.symlink_to(tmp_path / "other")
+        case _:
+            path.symlink_to(tmp_path / "nowhere")
+    before = sorted(os.listdir(tmp_path)), os.lstat(path).st_ino
+    with pytest.raises(ListenError, match="cannot listen on the socket"):
+        listener.unix(str(path), 0o600, "")
+    assert (sorted(os.listdir(tmp_path)), os.lstat(path).st_ino) == before
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+@short
+def test_of_many_that_start_at_once_one_has_it(tmp_path, made):
+    path, refused = str(tmp_path / "s"), []
+
+    def start():
+        try:
+            made.append(listener.unix(path, 0o600, ""))
+        except ListenError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and len(refused) == 7
+
+
+@short
+def test_an_unknown_group_is_told(tmp_path):
+    with pytest.raises(ListenError, match="no such group"):
+        listener.unix(str(tmp_path / "s"), 0o600, "nosuchgroup")
+    assert os.listdir(tmp_path) == []
+
+
+@short
+def test_another_s_socket_in_its_place_is_not_removed(tmp_path, made):
+    path = str(tmp_path / "s")
+    first = listener.unix(path, 0o600, "")
+    first.sock.close()
+    made.append(listener.unix(path, 0o600, ""))
+    first.remove()
+    assert os.listdir(tmp_path) == ["s"]
+    made[0].remove()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_server_on_a_socket_alone(sandbox, key_file, tmp_path):
+    path = str(tmp_path / "s")
+    words = ("--host", "none", "--socket", path, "--socket-mode", "0600", "--gcm-url", sandbox.url())
+    words += ("--apikey-file", key_file, "--spool", str(tmp_path / "gocm.db"))
+    server = Program(*words, "--access-log")
+    try:
+        server.logged(f"listens on {path}, keeps")
+        assert Http(path).json("GET", "/gcm/report")["pending"] == 0
+        server.logged("access .*client=local")
+        other = ("--spool", str(tmp_path / "other.db"))
+        assert ends(*words, *other) == (
+            Exit.ADDRESS,
+            [f"gocm: cannot listen on the socket {path}: another server listens on it"],
+        )
+        assert Http(path).json("GET", "/gcm/report")["pending"] == 0
+        ping = Program("ping", "--host", "none", "--socket", path)
+        assert ping.wait() == 0
+        server.kill_group()
+        assert os.path.exists(path), "nobody could remove it"
+        server = Program(*words)
+        eventually(lambda: server.find("listens on"))
+        assert Http(path).json("GET", "/gcm/report")["pending"] == 0
+        assert server.terminate() == 0 and not os.path.exists(path)
+    finally:
+        server.kill_group()
+
+
+def test_tcp_and_a_socket_at_once(start, tmp_path):
+    server = start(unix=str(tmp_path / "s"))
+    server.send(["a"])
+    server.send(["b"], client=Http(server.port))
+    assert isinstance(server, Server) and server.settled()["attempts"] == 2
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
