@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import urllib3
-from conftest import ROOT, Program, Server, eventually
+from conftest import FORM, ROOT, Http, Program, Server, eventually, form
+from test_cli import secret
 
 SITE = str(Path(urllib3.__file__).parent.parent)
 
@@ -109,6 +111,49 @@ def _link(place, target):
     fresh = place / "fresh"
     fresh.symlink_to(target)
     return fresh
+
+
+class Nobody(Program):
+    """The single file run by a user without a home, a capability or a file, as the unit has it."""
+
+    python = "/usr/bin/python3"
+    bundle: Path
+
+    def command(self, words):
+        user = ("--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--bounding-set=-all")
+        return ["setpriv", *user, self.python, str(self.bundle), *words]
+
+
+def nobody_can_run():
+    """Whether there is a Python, new enough, that every user may run, and we may become another."""
+    found = [Nobody.python, "-c", "import sys, sqlite3, ssl; sys.exit(sys.version_info < (3, 11))"]
+    return os.getuid() == 0 and bool(shutil.which("setpriv")) and subprocess.run(found).returncode == 0
+
+
+@pytest.mark.skipif(not nobody_can_run(), reason="needs root, setpriv and a Python in /usr/bin")
+def test_as_a_user_that_owns_nothing(bundle, sandbox):
+    """Secrets are as systemd hands them over; nothing but the spool's directory can be written."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are for us alone
+        place = Path(name)
+        place.chmod(0o755)
+        Nobody.bundle = Path(shutil.copy(bundle, place))
+        (place / "state").mkdir()
+        (place / "credentials").mkdir()
+        for part, text in (("apikey", "k"), ("auth-tokens", "0123456789abcdef")):
+            secret(place / "credentials" / part, text, 0o400)
+        for path in (place / "state", place / "credentials", *(place / "credentials").iterdir()):
+            os.chown(path, 65534, 65534)
+        environ = {"STATE_DIRECTORY": f"{place}/state", "CREDENTIALS_DIRECTORY": f"{place}/credentials", "HOME": "/no"}
+        server = Nobody("--port", "0", "--gcm-url", sandbox.url(), environ=environ)
+        try:
+            http = Http(int(server.logged(r"port (\d+), keeps messages in \S+/state/gocm.db")))
+            token = {"Authorization": "Bearer 0123456789abcdef"}
+            assert http.ask("POST", "/gcm/send", form(["a"]), {**FORM, **token})[0] == 200
+            assert http.ask("POST", "/gcm/send", form(["b"]), FORM)[0] == 401
+            eventually(lambda: sandbox.received()["delivered"] == {"a": 1})
+            assert server.terminate() == 0 and "Traceback" not in server.log()
+        finally:
+            server.kill_group()
 
 
 def test_its_sandbox_and_other_commands(bundle, tmp_path):

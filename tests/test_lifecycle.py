@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FORM, Http, Program, eventually, stand_still
+from conftest import FORM, LIMIT, Http, Program, eventually, stand_still
 from load import post_from_clients
 
 # What a lifecycle test ends with: every token that was accepted arrived, only `twice` of them more than once, and the
@@ -59,15 +59,19 @@ def test_each_sender_in_turn_is_killed_twice_round(start, sandbox):
         check_ledger(server, sandbox, tokens)
 
 
-def test_a_busy_sender_is_killed(start, sandbox):
-    """Only what was in its hands may arrive twice; what the others of its generation had in flight does not."""
-    sandbox.mode(latency=3.0)
-    server = start("--senders", "2")
+@pytest.mark.parametrize("latency", [3.0, pytest.param(18.0, marks=pytest.mark.slow)])
+def test_a_busy_sender_is_killed(start, sandbox, latency):
+    """Only what was in its hands may arrive twice; what the others of its generation had in flight does not, however
+    long they have to wait for it.
+    """
+    sandbox.mode(latency=latency)
+    server = start("--senders", "2", "--upstream-timeout", "25")
     tokens = [f"t{n}" for n in range(200)]
     for token in tokens:
         server.send([token])
     in_flight = eventually(lambda: len(found := arrived(sandbox)) == 200 and found)
     os.kill(server.children("sender.*")[0], signal.SIGKILL)
+    eventually(lambda: server.report()["pending"] == 0, limit=LIMIT + 2 * latency)
     received = check_ledger(server, sandbox, tokens, twice=in_flight)
     again = sum(times > 1 for times in received["arrived"].values())
     assert 0 < again < 200, "one sender's flights are repeated, the other's are not"

@@ -394,7 +394,7 @@ def test_a_dripping_client_is_cut_off(raw, start, drip):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_an_idle_connection_is_closed_without_a_word(raw):
+def test_an_idle_connection_is_closed_without_a_word(raw, shared):
     assert raw.rest() == b""
     assert Raw(shared.place).send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n").rest().count(b"HTTP/1.1") == 1
 
