@@ -21,6 +21,7 @@ from gocm_lib.settings import Settings, SettingsError
 
 SHORTEST = 16  # characters of a token: shorter ones can be guessed
 LONGEST = 4096
+LARGEST = 1 << 20  # characters in the file
 
 
 class Policy(NamedTuple):
@@ -42,7 +43,9 @@ def read_policy(settings: Settings) -> Policy:
 def _read_tokens(path: str) -> tuple[bytes, ...]:
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file.read(1 << 20).splitlines()]
+            lines = [line.strip() for line in file.read(LARGEST).splitlines()]
+            if file.read(1):
+                raise SettingsError(f"--auth-token-file {path} is longer than {LARGEST} characters")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise SettingsError(f"--auth-token-file {path} cannot be read: {reason}") from None
@@ -95,8 +98,8 @@ def _is_foreign(headers: Mapping[str, str]) -> bool:
     """Whether a browser sends this for a page of another site (fetch.spec.whatwg.org; "none" is the user himself)."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
-    origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
+    origin, host = headers.get("origin"), headers.get("host", "").lower()
+    return origin is not None and not (host and origin.partition("://")[2].lower() == host)
 
 
 def _token(authorization: str) -> bytes | None:

@@ -63,11 +63,18 @@ def _start_log(process: str, given: Settings) -> None:
         ) from None
 
 
+def _check_log(path: str) -> None:
+    place = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        raise SettingsError(f"--logto {path} cannot be written", Exit.SPOOL_UNWRITABLE)
+
+
 def _check_config(words: Sequence[str]) -> int:
     """All that a start would look at, but for ports and the spool, which a running server has in use."""
     child.forbid_core_dumps()
     settings = config.load(words, os.environ, "gocm check-config").settings
     access.read_policy(settings)
+    _check_log(settings.logto)
     try:
         if settings.tls_cert:
             listener.tls_context(settings.tls_cert, settings.tls_key)
@@ -107,7 +114,9 @@ def _ping(words: Sequence[str]) -> int:
 
 
 def _connect(settings: Settings) -> http.client.HTTPConnection:
-    if settings.socket and settings.host == "none":
+    if settings.host == "none":
+        if not settings.socket:
+            raise SettingsError("--host none leaves nobody to ask: give --socket")
         connection = http.client.HTTPConnection("localhost", timeout=PING_PATIENCE)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(PING_PATIENCE)

@@ -7,7 +7,7 @@ in the same process, with the key in a file without a name (memfd_create(2)) tha
 import os
 import re
 import sys
-from collections.abc import Container, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 from gocm_lib.settings import secret
 
@@ -59,10 +59,10 @@ def restart(words: Sequence[str], environ: MutableMapping[str, str]) -> None:
     os.execv(sys.executable, [sys.executable, *before, *rest])
 
 
-def _is_mistaken(key: str, beside: Container[str]) -> bool:
+def _is_mistaken(key: str, beside: Iterable[str]) -> bool:
     """Whether the key is none, or there is a file of one beside it: then the error is to name what was given."""
     try:
         secret(key)
     except ValueError:
         return True
-    return "--apikey-file" in beside or f"{VARIABLE}_FILE" in beside
+    return any(word.partition("=")[0] in ("--apikey-file", f"{VARIABLE}_FILE") for word in beside)

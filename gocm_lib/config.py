@@ -25,6 +25,7 @@ from gocm_lib.settings import (
     SandboxSettings,
     Settings,
     SettingsError,
+    file_mode,
     flag,
     is_loopback,
     option_flag,
@@ -142,12 +143,14 @@ def parse(
     for row in fields(kind):
         if row.name in words:
             texts[row.name] = words[row.name], Source(COMMAND_LINE, option_flag(row))
-        elif option_variable(row) in environ:
+        elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
             texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
     if texts.get("config", [""])[0]:
         texts = _from_file(texts["config"][0], kind) | texts
     values, rows = {}, {row.name: row for row in fields(kind)}
     for name, (text, source) in texts.items():
+        if "\0" in text:
+            raise SettingsError(f"{source.name} has a NUL character in it")
         try:
             values[name] = rows[name].metadata["read"](text)
         except ValueError as error:
@@ -155,13 +158,16 @@ def parse(
     return Given(kind(**values), {name: source for name, (_, source) in texts.items()})
 
 
+def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable is one of those that Kubernetes gives to all for each service; one may be named gocm."""
+    return bool(re.match("GOCM_(SERVICE_|PORT_[0-9])", name)) or (name == "GOCM_PORT" and "://" in environ[name])
+
+
 def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
     """Raise SettingsError for a GOCM_ variable that is no option's: a misspelt one would silently not work."""
     known = {option_variable(row) for kind in kinds for row in fields(kind)}
     for name in environ:
-        # Kubernetes gives every container such variables for each service, one named gocm among them.
-        theirs = re.match("GOCM_(SERVICE_|PORT_[0-9])", name)
-        if name.startswith("GOCM_") and name not in known and not theirs:
+        if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
             raise SettingsError(f"{name[:64]} is no option's variable{_nearest(name, known)}")
 
 
@@ -243,9 +249,9 @@ def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Setti
 # --------------------------------------------------------------------------------------- right alone, wrong together
 
 
-def _check(given: Given[Settings]) -> None:
+def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     _check_upstreams(given)
-    _check_listeners(given)
+    _check_listeners(given, environ)
     settings = given.settings
     if settings.retry_base > settings.retry_cap:
         raise SettingsError(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
@@ -270,7 +276,7 @@ def _check_upstreams(given: Given[Settings]) -> None:
         raise SettingsError(f"{given.name('sandbox_port')} is also --port: choose another")
 
 
-def _check_listeners(given: Given[Settings]) -> None:
+def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None:
     settings = given.settings
     for first, second in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(settings, first) and not getattr(settings, second):
@@ -280,6 +286,8 @@ def _check_listeners(given: Given[Settings]) -> None:
             raise SettingsError(f"{given.name(name)} needs --socket: it says who may connect to that")
     if settings.no_auth and settings.auth_token_file:
         raise SettingsError(f"{given.name('no_auth')} and {given.name('auth_token_file')} contradict: choose one")
+    if settings.host == "none" and not settings.socket and not environ.get("LISTEN_FDS"):
+        raise SettingsError(f"{given.name('host')} none leaves nothing to listen on: give --socket")
     if settings.host != "none":
         check_open(settings, settings.host, f"{given.name('host')} {settings.host}")
 
@@ -300,7 +308,7 @@ def load(
     given = parse(Settings, argv, environ, program, description)
     check_variables(environ, (Settings, SandboxSettings))
     given = _complete(given, environ)
-    _check(given)
+    _check(given, environ)
     return given
 
 
@@ -310,8 +318,8 @@ def load(
 def _toml(row: Field, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (int, float)) and not show(row, value).startswith("0"):
-        return show(row, value) if "e" not in show(row, value) else repr(value)
+    if isinstance(value, (int, float)) and row.metadata["read"] is not file_mode:
+        return repr(value) if isinstance(value, float) and not value.is_integer() else f"{value:.0f}"
     quoted = show(row, value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted) + '"'
 

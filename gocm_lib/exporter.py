@@ -25,14 +25,19 @@ class Exporter:
     def __init__(
         self, settings: Settings, vitals: Vitals, client: Client, credentials: Credentials, systemd: Systemd
     ) -> None:
+        """To be made before anything is served, so that nothing is counted twice or not at all."""
         self._settings = settings
         self._vitals = vitals
         self._client = client
         self._credentials = credentials
         self._systemd = systemd
-        self._before: dict[str, float] | None = None  # what StatsD was told of each counter
+        # What StatsD was told of each counter; what was counted before this run is not news to it.
+        self._before = _counters(metrics.samples(vitals.figures(client, credentials), settings.metrics_prefix))
         self._failing: set[str] = set()
         self._status = ""
+
+    def start(self) -> None:
+        """Send from now on, in a thread of its own."""
         threading.Thread(target=self._run, name="exporter", daemon=True).start()
 
     def _run(self) -> None:
@@ -66,9 +71,6 @@ class Exporter:
             sock.shutdown(socket.SHUT_WR)
 
     def _to_statsd(self, samples: list[Sample]) -> None:
-        counters = {path: value for path, kind, value in samples if kind == "counter"}
-        if self._before is None:
-            self._before = counters  # what was counted before we began is not news
         host, port = _address(self._settings.statsd)
         [family, kind, protocol, _, address], *_ = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         with socket.socket(family, kind, protocol) as sock:
@@ -78,7 +80,8 @@ class Exporter:
                 sock.send(datagram)
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # of the last one
                 raise OSError(error, os.strerror(error))
-        self._before = counters
+        # Those that are missing, while the state process is away, are still what they were.
+        self._before |= _counters(samples)
 
     def _tell_systemd(self, figures: Figures) -> None:
         snapshot = figures.snapshot
@@ -89,6 +92,10 @@ class Exporter:
         if status != self._status:
             self._systemd.notify(f"STATUS={log.one_line(status)}")
         self._status = status
+
+
+def _counters(samples: list[Sample]) -> dict[str, float]:
+    return {path: value for path, kind, value in samples if kind == "counter"}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -64,8 +64,8 @@ def tcp(host: str, port: int) -> Listener:
     except UnicodeError:  # of a name with an empty or overlong part
         raise ListenError(f"cannot listen on {host}: that is no host name; give another --host") from None
     except OSError as error:
-        # create_server adds to the text of a plain OSError what we say ourselves.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        # Python adds to the text what we say ourselves.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise ListenError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from None
 
 
@@ -143,6 +143,7 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
         # Asked for by OpenSSL for an encrypted key; without an answer it would ask at the terminal.
         context.load_cert_chain(cert, key or None, password=lambda: b"")
     except (OSError, ssl.SSLError, ValueError) as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None) or str(error)
+        reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
+        reason = reason or "they are no PEM certificate and its key"
         raise ListenError(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
     return context

@@ -178,7 +178,7 @@ METRICS = (
         "gocm_restarts_total", "counter", ("kind",), "children that died and were replaced", _by(lambda f: f.restarts)
     ),
     Metric(
-        "gocm_process_cpu_seconds_total", "counter", ("process",), "CPU time of our processes that run now",
+        "gocm_process_cpu_seconds_total", "counter", ("process",), "CPU time of our processes, those that are gone too",
         _by(lambda f: {name: figures.cpu for name, figures in f.processes.items()}),
     ),
     Metric(

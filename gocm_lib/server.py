@@ -24,7 +24,7 @@ from gocm_lib import cpu, log
 from gocm_lib.job import BadRequest
 from gocm_lib.listener import Listener
 from gocm_lib.request import Reader, Request
-from gocm_lib.service import COUNTED_AS, Response, Service, refusal, unavailable
+from gocm_lib.service import COUNTED_AS, PROBES, Response, Service, refusal, unavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
@@ -135,7 +135,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
         """Count a request that was answered, and log it if that is wanted: without its query, and without a path that
         is none of ours, for both may hold tokens.
         """
-        self.service.vitals.answered(COUNTED_AS.get(path, "other"), response.status, took)
+        refused = response.status >= 400 and path not in PROBES
+        self.service.vitals.answered(COUNTED_AS.get(path, "other"), response.status, took, refused)
         if self.service.settings.access_log:
             client = self.client_address[0] if self.client_address else "local"
             fields = {
@@ -184,6 +185,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         settings = self.service.settings
         request = self.reader.next()  # pipelined: it may be here already
         began: float | None = None
+        admitted = False
         while request is None:
             if self.reader.idle:
                 patience = settings.idle_timeout
@@ -191,11 +193,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 began = began or time.monotonic()
                 length = self.reader.head.length if self.reader.head else 0
                 patience = began + settings.head_timeout + length / BODY_RATE - time.monotonic()
-                if self.reader.head and self.reader.awaits_continue():
-                    # What needs no body to be refused is refused before the client is told to send it.
+                if self.reader.head and not admitted:
+                    # What needs no body to be refused is refused without it: who has no token costs no memory.
                     head = self.reader.head
                     self.service.admit(head.method, head.path, head.headers, self.server.listener.is_local)
-                    self._send(CONTINUE)
+                    admitted = True
+                    if self.reader.awaits_continue():
+                        self._send(CONTINUE)
             data = self._receive(patience)
             if data is None and not self.reader.idle:
                 raise _Late
@@ -226,9 +230,11 @@ class ClientConnection(socketserver.BaseRequestHandler):
         view = memoryview(data)
         if self.server.tls:
             self.request.settimeout(self.service.settings.head_timeout)
+        # A TLS socket takes all that it is given within that time, or fails.
+        piece = BODY_RATE if self.server.tls else len(data)
         deadline = time.monotonic() + self.service.settings.head_timeout + len(data) / BODY_RATE
         while True:
-            sent = self.request.send(view)
+            sent = self.request.send(view[:piece])
             if sent == len(view):
                 return
             view = view[sent:]
@@ -296,7 +302,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def _turn_away(self, request: socket.socket) -> None:
         """503 without a thread: what can be done without waiting for the client, which may be one of thousands."""
-        self.service.vitals.answered("other", 503, 0.0)
+        self.service.vitals.answered("other", 503, 0.0, True)
         try:
             request.setblocking(False)
             if not self.tls:

@@ -257,6 +257,8 @@ for _route in ROUTES:
 _BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
 
 
+# Where 503 is an answer, not a refusal.
+PROBES = frozenset(route.path for route in ROUTES if route.public)
 # What a path is counted as.
 COUNTED_AS = {path: next(iter(methods.values())).path for path, methods in _BY_PATH.items()}
 

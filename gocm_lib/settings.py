@@ -4,6 +4,7 @@ Where the texts come from (command line, environment, file) is module config's. 
 """
 
 import enum
+import grp
 import ipaddress
 import os
 import re
@@ -149,9 +150,24 @@ def socket_path(value: str) -> str:
     directory = os.path.dirname(os.path.abspath(value))
     if value and not os.path.isdir(directory):
         raise ValueError(f"cannot be made: there is no directory {directory}")
-    if len(os.fsencode(value)) > 107:  # sun_path of unix(7)
-        raise ValueError("is longer than the 107 bytes that a socket's path may have")
+    if len(os.fsencode(os.path.abspath(value))) > 99:
+        # 107 are sun_path of unix(7); it is made under a longer name (module listener).
+        raise ValueError("is longer than the 99 bytes that a socket's path may have here")
     return value
+
+
+def group(value: str) -> str:
+    try:
+        grp.getgrnam(value)
+    except KeyError:
+        if value:
+            raise ValueError(f"{value}: there is no such group") from None
+    return value
+
+
+def host(value: str) -> str:
+    """An address or a name; an IPv6 address may have the brackets that it has in a URL."""
+    return value[1:-1] if value.startswith("[") and value.endswith("]") else value
 
 
 def file_mode(value: str) -> int:
@@ -231,7 +247,7 @@ class Settings:
     apikey_file: str = option("", secret_file, "file that holds the API key", metavar="FILE", live=True)
     host: str = option(
         "127.0.0.1",
-        text,
+        host,
         "address to listen on, or `none` for a --socket only",
         also=("-host", "--ipaddress", "-ipaddress"),
         metavar="ADDRESS",
@@ -241,7 +257,7 @@ class Settings:
     )
     socket: str = option("", socket_path, "UNIX socket to listen on, too", metavar="PATH")
     socket_mode: int = option(0o660, file_mode, "who may connect to it, as chmod(1) has it", metavar="MODE")
-    socket_group: str = option("", text, "the group that it belongs to", metavar="GROUP")
+    socket_group: str = option("", group, "the group that it belongs to", metavar="GROUP")
     auth_token_file: str = option(
         "",
         secret_file,
@@ -417,4 +433,4 @@ def show(row: Field, value: Any) -> str:
         return f"{value:04o}"
     if isinstance(value, tuple):
         return ",".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

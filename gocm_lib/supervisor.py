@@ -45,7 +45,7 @@ from gocm_lib import (
     state,
 )
 from gocm_lib.client import Client, StateUnavailable
-from gocm_lib.credentials import Credentials
+from gocm_lib.credentials import Credentials, Source
 from gocm_lib.exporter import Exporter
 from gocm_lib.feeder import WAIT, Feeder
 from gocm_lib.intake import LIMIT as intake_limit
@@ -262,7 +262,7 @@ class Supervisor:
             live -= OF_UPSTREAMS if self.settings.sandbox else set()
             changed = {name: getattr(fresh, name) for name in names if name in live}
             settings = replace(self.settings, **changed)
-            self._follow(settings)
+            self._follow(settings, {} if settings.sandbox else self._sources(fresh))
         except (SettingsError, ListenError) as problem:
             log.logger.error("SIGHUP: nothing is changed: %s", problem)
             return
@@ -276,12 +276,20 @@ class Supervisor:
         if fixed := [name for name in names if name not in live]:
             log.logger.warning("SIGHUP: these need a restart: %s", ", ".join(fixed))
 
-    def _follow(self, settings: Settings) -> None:
-        """Go by these settings. Raises SettingsError or ListenError, and goes by the old ones, if they are no good."""
+    def _sources(self, fresh: Settings) -> dict[str, Source]:
+        """The sources of credentials by these settings. Raises SettingsError when they are for others than we serve."""
+        found, project = credentials.sources(fresh)
+        if set(found) != set(self.servers[0].service.upstreams) or project != self.settings.fcm_project:
+            raise SettingsError("an upstream or its project that is given, changed or taken away needs a restart")
+        return found
+
+    def _follow(self, settings: Settings, found: dict[str, Source]) -> None:
+        """Go by these settings and sources of credentials. Raises SettingsError or ListenError, and goes by the old
+        ones, if they are no good.
+        """
         if bool(settings.tls_cert) != bool(self.settings.tls_cert):
             raise SettingsError("--tls-cert given or taken away needs a restart")
         self._check_open(settings)
-        found = {} if settings.sandbox else credentials.sources(settings)[0]
         tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         self.servers[0].service.follow(settings)
         for each in self.servers:
@@ -321,11 +329,12 @@ class Supervisor:
         service = Service(self.settings, upstreams, intake, client, self.credentials, self.vitals)
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
+        exporting = Client(self.address, self.authkey)
+        exporter = Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
         for each in self.servers:
             each.start()
         self._tell_started(upstreams)
-        exporting = Client(self.address, self.authkey)
-        Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
+        exporter.start()
 
     def _tell_started(self, upstreams: Sequence[str]) -> None:
         settings = self.settings
@@ -340,6 +349,8 @@ class Supervisor:
         """Make the sockets, unless systemd has opened them. Raises Stop."""
         settings = self.settings
         self.listeners = [listener.inherited(sock) for sock in self.systemd.sockets]
+        if self.listeners:
+            log.logger.info("systemd has opened the sockets: --host and --port are not used")
         self._check_open(settings)
         if not self.listeners and settings.host != "none":
             self.listeners.append(self._or_stop(Exit.ADDRESS, listener.tcp, settings.host, settings.port))

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, MutableMapping
 
 from gocm_lib import log
+from gocm_lib.settings import SettingsError
 
 FIRST_SOCKET = 3  # sd_listen_fds(3)
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -17,13 +18,13 @@ class Systemd:
     """`watchdog`: the seconds within which it must hear from us, or None. `sockets`: those it has opened for us."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Take what is for us out of the environment: our children must not take it for theirs."""
+        """Take what is for us out of the environment: our children must not take it for theirs. Raises SettingsError
+        when what is said to be a socket is none.
+        """
         found = {name: environ.pop(name, "") for name in OURS}
         self._address = found["NOTIFY_SOCKET"]
         self.watchdog = _watchdog(found)
-        self.sockets = [socket.socket(fileno=FIRST_SOCKET + n) for n in range(_sockets(found))]
-        for sock in self.sockets:
-            sock.set_inheritable(False)
+        self.sockets = [_socket(FIRST_SOCKET + n) for n in range(_sockets(found))]
 
     def notify(self, message: str) -> None:
         """Tell it lines like READY=1."""
@@ -35,6 +36,15 @@ class Systemd:
                 sock.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
             except OSError as error:
                 log.logger.warning("cannot notify systemd: %s", error.strerror)
+
+
+def _socket(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise SettingsError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
+    sock.set_inheritable(False)
+    return sock
 
 
 def _for_us(pid: str) -> bool:

@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,8 @@ class Vitals:
         self.senders: set[str] = set()  # that are ready
         self._meters: dict[str, Sequence[float]] = {}  # of senders that may still count
         self._ended = meter.add_up([], UPSTREAMS)  # what those counted that are gone
+        self._read: dict[tuple[str, int], ProcessFigures] = {}  # of processes, when they were last looked at
+        self._ended_cpu: dict[str, ProcessFigures] = {}  # of those that are gone, by kind
         self._counting = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------ what happened
@@ -104,12 +106,12 @@ class Vitals:
             self.requests[route, 200] = 0
             self.durations[route] = Histogram(meter.REQUEST)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request to a route was answered; it took so long."""
+    def answered(self, route: str, status: int, seconds: float, refused: bool) -> None:
+        """A request to a route was answered; it took so long. Was it refused?"""
         with self._counting:
             self.requests[route, status] += 1
             self.durations[route].observe(seconds)
-            if status >= 400:
+            if refused:
                 self.rejected[CAUSES.get(status, "bad_request")] += 1
 
     def child_started(self, name: str, pid: int) -> None:
@@ -146,6 +148,19 @@ class Vitals:
 
     # ------------------------------------------------------------------------------------------------- what there is
 
+    def _read_processes(self, processes: Mapping[str, int]) -> list[tuple[str, ProcessFigures]]:
+        """The figures of what runs, by name. What a process had used when it was last looked at stays when it is gone:
+        else the sum of its kind would go down.
+        """
+        found = {each: read_process(each[1]) for each in processes.items()}
+        with self._counting:
+            for each in self._read.keys() - found.keys():
+                kind, gone = each[0].partition("-")[0], self._read.pop(each)
+                so_far = self._ended_cpu.get(kind, ProcessFigures(0.0, 0.0))
+                self._ended_cpu[kind] = ProcessFigures(so_far.cpu + gone.cpu, 0.0)
+            self._read |= {each: figures for each, figures in found.items() if figures}
+            return [(name, figures) for (name, _), figures in self._read.items()]
+
     def figures(self, client: Client, credentials: Credentials) -> Figures:
         """All figures. Asks the state process for its own."""
         try:
@@ -157,7 +172,7 @@ class Vitals:
             durations = {route: Histogram(h.bounds, h.counts, h.total) for route, h in self.durations.items()}
             requests, processes = dict(self.requests), dict(self.processes)
             rejected = {cause: self.rejected[cause] for cause in dict.fromkeys(CAUSES.values())}
-        read = [(name.partition("-")[0], read_process(pid)) for name, pid in processes.items()]
+        running = self._read_processes(processes)
         return Figures(
             now=time.time(),
             started_at=self.started_at,
@@ -170,20 +185,20 @@ class Vitals:
             rejected=rejected,
             senders=len(self.senders),
             restarts={kind: self.restarts[kind] for kind in KINDS},
-            processes=_by_kind(read),
+            processes=_by_kind([*self._ended_cpu.items(), *running]),
             files=open_files(),
             max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             export_failures={to: self.export_failures[to] for to in EXPORTS},
         )
 
 
-def _by_kind(read: Iterable[tuple[str, ProcessFigures | None]]) -> dict[str, ProcessFigures]:
+def _by_kind(read: Iterable[tuple[str, ProcessFigures]]) -> dict[str, ProcessFigures]:
     """The figures of all processes of a kind added up: generations of senders come and go."""
     found: dict[str, ProcessFigures] = {}
-    for kind, figures in read:
-        if figures:
-            so_far = found.get(kind, ProcessFigures(0.0, 0.0))
-            found[kind] = ProcessFigures(so_far.cpu + figures.cpu, so_far.memory + figures.memory)
+    for name, figures in read:
+        kind = name.partition("-")[0]
+        so_far = found.get(kind, ProcessFigures(0.0, 0.0))
+        found[kind] = ProcessFigures(so_far.cpu + figures.cpu, so_far.memory + figures.memory)
     return found
 
 

@@ -4,10 +4,11 @@ import base64
 import json
 import signal
 import ssl
+import time
 
 import pytest
 import trustme
-from conftest import FORM, Http, form
+from conftest import FORM, Http, dial, eventually, form
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import secret
@@ -171,6 +172,14 @@ def test_a_body_is_not_asked_for_without_a_token(start, tmp_path):
     assert http.connection.getresponse().status == 401
 
 
+def test_a_body_is_not_read_without_a_token(start, tmp_path):
+    """Or those who have none could fill our memory."""
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
+    sock = dial(server.port)
+    sock.sendall(f"POST /gcm/send HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n{'x' * 1000}".encode())
+    assert sock.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
 @pytest.fixture
 def authority(tmp_path):
     made = trustme.CA()
@@ -201,6 +210,15 @@ def test_https_with_a_certificate_that_is_renewed(start, authority, tmp_path):
     code, _, body = http.ask("POST", "/gcm/send", form([*tokens, "gone-" + "x" * 3000]), FORM)
     assert (code, body) == (200, b"ok\n")
     before = http.connection.sock.getpeercert()["serialNumber"]
+    slow = https(server, tmp_path)  # reads a large answer at its leisure, and longer than a head may take
+    server.send([f"gone-{n}-{'x' * 1000}" for n in range(4000)], client=https(server, tmp_path))
+    eventually(lambda: http.json("GET", "/gcm/report")["notregistered"] == 4001)
+    slow.connection.request("GET", "/gcm/report/notregistered?peek=1", headers={"Host": "localhost"})
+    answer, began, size = slow.connection.getresponse(), time.monotonic(), 0
+    while piece := answer.read(400_000):
+        size += len(piece)
+        eventually(lambda due=began + size / 2e6: time.monotonic() > due)
+    assert size > 4_000_000
     plain = Http(server.port)
     with pytest.raises((OSError, ConnectionError)):
         plain.ask("GET", "/gcm/report")

@@ -12,7 +12,7 @@ from conftest import FORM, Http, Program, eventually, form
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gocm_lib import cli, config, settings
+from gocm_lib import cli, conceal, config, settings
 from gocm_lib.settings import Exit, Settings, SettingsError
 
 short = pytest.mark.short
@@ -41,6 +41,7 @@ def test_go_s_spelling_works(words):
 def test_go_s_other_flags():
     assert parse("-apikey", "K", "-ipaddress", "::1", "-logto", "/x").host == "::1"
     assert parse("-apikey", "K", "-host", "127.0.0.2").host == "127.0.0.2"
+    assert parse("-apikey", "K", "-host", "[::1]").host == "::1"
 
 
 @short
@@ -120,7 +121,7 @@ MISTAKES = [
     (KEY, {}, 'host = "::"', 78, "host in {file} :: can be reached by other machines"),
     ((*KEY, "--no-auth", "--auth-token-file", "{secret}"), {}, "", 78, "--no-auth and --auth-token-file contradict"),
     ((*KEY, "--socket", "/nowhere/gocm.sock"), {}, "", 78, "--socket cannot be made: there is no directory /nowhere"),
-    ((*KEY, "--socket", "/tmp/" + "x" * 110), {}, "", 78, "--socket is longer than the 107 bytes"),
+    ((*KEY, "--socket", "/tmp/" + "x" * 95), {}, "", 78, "--socket is longer than the 99 bytes"),
     ((*KEY, "--socket", "/tmp/s", "--socket-mode", "0666"), {}, "", 78, "--socket-mode 0666 lets everybody"),
     ((*KEY, "--socket", "/tmp/s", "--socket-mode", "rw"), {}, "", 78, "--socket-mode must be octal"),
     ((*KEY, "--socket-group", "root"), {}, "", 78, "--socket-group needs --socket"),
@@ -139,6 +140,9 @@ MISTAKES = [
     (("--token-command", "x", "--fcm-project", "my-project"), {"GOCM_FCM_METADATA": "1"}, "", 78, "GOCM_FCM_METADATA"),
     ((*KEY, "--fcm-rate", "-1"), {}, "", 78, "--fcm-rate"),
     (("--sandbox", "--port", "5602"), {}, "", 78, "--sandbox-port is also --port"),
+    ((*KEY, "--host", "none"), {}, "", 78, "--host none leaves nothing to listen on: give --socket"),
+    ((*KEY, "--socket", "/tmp/s", "--socket-group", "nosuchgroup"), {}, "", 78, "there is no such group"),
+    (KEY, {}, 'logto = "a\\u0000b"', 78, "logto in {file} has a NUL"),
 ]
 
 
@@ -161,7 +165,12 @@ def test_mistakes_are_told_in_one_line(tmp_path, words, environ, text, code, nam
 
 @short
 def test_what_kubernetes_puts_into_the_environment_is_not_ours():
-    assert parse(*KEY, GOCM_SERVICE_HOST="10.0.0.1", GOCM_PORT_5601_TCP="tcp://10.0.0.1:5601").port == 5601
+    theirs = {
+        "GOCM_SERVICE_HOST": "10.0.0.1",
+        "GOCM_PORT_5601_TCP": "tcp://10.0.0.1:5601",
+        "GOCM_PORT": "tcp://10.0.0.1:80",
+    }
+    assert parse(*KEY, **theirs).port == 5601
 
 
 @short
@@ -186,7 +195,9 @@ def test_systemd_s_credentials_are_found(tmp_path):
 @short
 def test_the_printed_configuration_gives_the_same_settings_again(tmp_path):
     path = secret(
-        tmp_path / "gocm.toml", 'logto = "a\\"b\\\\c"\nmax-age = 90.5\naccess_log = true\nallowed_hosts = "a,b"\n'
+        tmp_path / "gocm.toml",
+        'logto = "a\\"b\\\\c"\nmax-age = 90.5\ndead-age=604800.25\nretry_base=0.1234567\n'
+        'access_log = true\nallowed_hosts = "a,b"\n',
     )
     key = secret(tmp_path / "key", "S3CRET")
     found = config.load(["--config", path, "--apikey-file", key, "--port", "7"], {"GOCM_SENDERS": "3"})
@@ -287,6 +298,7 @@ def test_check_config_says_what_a_start_would(tmp_path, key_file):
             "spaces, like those of: openssl rand -hex 32"
         ],
     )
+    assert ends(*good, "--logto", "/nowhere/log") == (73, ["gocm: --logto /nowhere/log cannot be written"])
     pair = ("--tls-cert", secret(tmp_path / "cert"), "--tls-key", secret(tmp_path / "key"))
     code, [line] = ends(*good, *pair)
     assert code == 78 and line.startswith(
@@ -323,6 +335,13 @@ def everything_about(program):
             except OSError:
                 pass  # it has ended
     return found
+
+
+@short
+def test_two_keys_are_left_to_be_told():
+    for words in (["--apikey", "K", "--apikey-file=F"], ["--apikey=K", "--apikey-file", "F"], ["--apikey", "a b"]):
+        conceal.restart(words, environ := {})
+        assert not environ, "it has not started us anew"
 
 
 @pytest.mark.parametrize("how", ["word", "go's word", "variable"])

@@ -150,6 +150,22 @@ def test_sighup_reads_the_key_file_again(sandbox, run, tmp_path):
     assert "good-key" not in server.log() and "bad-key" not in server.log()
 
 
+def test_sighup_does_not_pretend_to_change_upstreams(sandbox, run, tmp_path):
+    """What is served is settled at the start; to take half of a change would leave a key that was withdrawn in use."""
+    config = tmp_path / "gocm.toml"
+    config.touch(0o600)
+    config.write_text('apikey = "good-key"\n')
+    server = run("--gcm-url", sandbox.url(), "--config", str(config))
+    config.write_text('apikey = "good-key"\nfcm-project = "my-project"\ntoken-command = "echo t"\n')
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("nothing is changed: an upstream .* needs a restart")
+    config.write_text('fcm-project = "my-project"\ntoken-command = "echo t"\n')
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: len(server.find("nothing is changed: an upstream .* needs a restart")) == 2)
+    server.send(["a"])
+    assert server.settled()["attempts"] == 1
+
+
 def test_sighup_with_a_broken_file_keeps_the_old_one(account, run):
     sandbox, path = account
     server = run("--fcm-url", f"http://127.0.0.1:{sandbox.port}", "--credentials", str(path))

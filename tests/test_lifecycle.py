@@ -59,7 +59,7 @@ def test_each_sender_in_turn_is_killed_twice_round(start, sandbox):
         check_ledger(server, sandbox, tokens)
 
 
-@pytest.mark.parametrize("latency", [3.0, pytest.param(18.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("latency", [3.0, pytest.param(22.0, marks=pytest.mark.slow)])
 def test_a_busy_sender_is_killed(start, sandbox, latency):
     """Only what was in its hands may arrive twice; what the others of its generation had in flight does not, however
     long they have to wait for it.

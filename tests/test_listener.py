@@ -1,5 +1,6 @@
 """UNIX sockets: never open to everybody, never stolen, never left behind; and who may connect."""
 
+import contextlib
 import grp
 import os
 import signal
@@ -88,20 +89,24 @@ def test_what_is_no_socket_is_left_alone(tmp_path, what):
 
 @short
 def test_of_many_that_start_at_once_one_has_it(tmp_path, made):
-    path, refused = str(tmp_path / "s"), []
-
-    def start():
-        try:
+    def start(path, ready):
+        ready.wait()
+        with contextlib.suppress(ListenError):
             made.append(listener.unix(path, 0o600, ""))
-        except ListenError as error:
-            refused.append(str(error))
 
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1 and len(refused) == 7
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they meet at every step
+    try:
+        for turn in range(20):
+            ready = threading.Barrier(8)
+            threads = [threading.Thread(target=start, args=(str(tmp_path / str(turn)), ready)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(each.host for each in made) == sorted(str(tmp_path / str(turn)) for turn in range(20))
 
 
 @short

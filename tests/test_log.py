@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FORM, Http, Program, eventually, form
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gocm_lib import log
@@ -34,6 +34,8 @@ anything = st.text(max_size=60) | st.text(min_size=1, max_size=30).map(lambda te
 
 
 @short
+@example("json", "a\u2028b\u2029c\x85d", {})
+@example("text", "a\u2028b\u2029c\x85d\ne", {"a": "\u2028"})
 @given(st.sampled_from(sorted(log.FORMATS)), anything, st.dictionaries(st.sampled_from("abc"), st.text(max_size=9)))
 def test_a_record_is_one_line_of_at_most_a_pipe_s_atom(form, message, fields):
     line = written(form, message, fields)
@@ -95,10 +97,11 @@ def test_every_process_opens_its_log_anew(run, sandbox, key_file, tmp_path):
     try:
         eventually(path.exists)
         [port] = eventually(lambda: listening(program))
+        http = Http(port)
+        assert http.json("GET", "/gcm/report")["pending"] == 0  # every process is there, and has opened it
         path.rename(old)
         program.process.send_signal(signal.SIGHUP)
         eventually(path.exists)
-        http = Http(port)
         sandbox.mode(status=401)
         assert http.ask("POST", "/gcm/send", form(["a"]), FORM)[0] == 200
         eventually(lambda: "warning state: upstream gcm is paused" in path.read_text())

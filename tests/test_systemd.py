@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import FORM, LIMIT, ROOT, Http, Program, Server, eventually, form, stand_still
+from conftest import FORM, LIMIT, ROOT, Http, Program, Server, dial, eventually, form, stand_still
 
 UNITS = ROOT / "systemd"
 
@@ -175,6 +175,38 @@ def test_no_connection_is_refused_while_it_restarts(sandbox, key_file, tmp_path)
         server.kill_group()
 
 
+def test_what_came_before_the_end_is_answered_and_nothing_after(start, sandbox):
+    """Half a request, and a connection that has not spoken yet, are no reason to refuse anybody."""
+    sandbox.mode(silent=True)
+    server = start("--drain", "6")
+    late = [server.http() for _ in range(50)]
+    for kept in late:
+        kept.json("GET", "/gcm/report")
+    server.send(["a"])
+    eventually(lambda: sandbox.received()["in_flight"] == 1)
+    request = f"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM['Content-Type']}\r\n"
+    request = (request + "Content-Length: 19\r\n\r\ntokens=b&payload={}").encode()
+    threads = f"/proc/{server.process.pid}/task"
+    before = len(os.listdir(threads))
+    half, silent = dial(server.port), dial(server.port)
+    half.sendall(request[:-5])
+    eventually(lambda: len(os.listdir(threads)) >= before + 2)  # both are accepted
+    server.process.send_signal(signal.SIGTERM)
+    server.logged("stopping on SIGTERM")
+    silent.sendall(request)
+    half.sendall(request[-5:])
+    for sock in (half, silent):
+        answer = sock.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"Connection: close" in answer
+    answers = []
+    eventually(lambda: answers.append(late.pop().ask("POST", "/gcm/send", form(["c"]), FORM)) or answers[-1][0] == 503)
+    assert answers[-1][1]["Retry-After"]
+    assert server.wait() == 0
+    sandbox.mode(silent=False)
+    start().settled()
+    assert set(sandbox.received()["delivered"]) - {"c"} == {"a", "b"}, "c was taken while others were waited for"
+
+
 def test_a_handed_socket_that_others_can_reach_needs_a_token(sandbox, key_file):
     sock = socket.socket()
     sock.bind(("0.0.0.0", 0))
@@ -182,6 +214,14 @@ def test_a_handed_socket_that_others_can_reach_needs_a_token(sandbox, key_file):
     os.set_inheritable(sock.fileno(), True)
     server = Activated([sock], "--gcm-url", sandbox.url(), "--apikey-file", key_file, "--spool", ":memory:")
     assert server.wait() == 78 and "that systemd has opened can be reached by other machines" in server.log()
+
+
+def test_what_is_said_to_be_a_socket_and_is_none_is_told(key_file):
+    with open(key_file) as no_socket:
+        server = Activated([no_socket], "--apikey-file", key_file, "--spool", ":memory:")
+        assert server.wait() == 78 and server.lines == [
+            "gocm: LISTEN_FDS: descriptor 3 is no socket: Socket operation on non-socket"
+        ]
 
 
 def test_a_socket_handed_to_another_process_is_not_ours(start):
