@@ -9,6 +9,7 @@ never shows one.
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -82,6 +83,7 @@ def check(headers: Mapping[str, str], policy: Policy, *, local: bool, public: bo
             raise BadRequest("this token is not known here", "authorization", 401)
 
 
+@functools.lru_cache(maxsize=64)  # clients call us by the same few names
 def _is_ours(host: str, names: frozenset[str]) -> bool:
     """Whether a Host header names us: an address, localhost, or one of the names. HTTP/1.0 may have none."""
     name = re.sub(r":[0-9]*\Z", "", host).lower().rstrip(".")
