@@ -175,6 +175,15 @@ def test_no_connection_is_refused_while_it_restarts(sandbox, key_file, tmp_path)
         server.kill_group()
 
 
+def refuses(port):
+    """Whether nobody listens on the port."""
+    try:
+        dial(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_what_came_before_the_end_is_answered_and_nothing_after(start, sandbox):
     """Half a request, and a connection that has not spoken yet, are no reason to refuse anybody."""
     sandbox.mode(silent=True)
@@ -194,6 +203,7 @@ def test_what_came_before_the_end_is_answered_and_nothing_after(start, sandbox):
     server.process.send_signal(signal.SIGTERM)
     server.logged("stopping on SIGTERM")
     silent.sendall(request)
+    eventually(lambda: refuses(server.port))
     half.sendall(request[-5:])
     for sock in (half, silent):
         answer = sock.makefile("rb").read()

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,11 +15,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from gocm_lib import health, meter, metrics
+from gocm_lib.client import Client
+from gocm_lib.credentials import Credentials
 from gocm_lib.health import Abilities
 from gocm_lib.meter import CODES, LATENCY, Histogram, Meter
 from gocm_lib.metrics import METRICS, Sample
 from gocm_lib.outcome import FAILURES, RETRIES
-from gocm_lib.vitals import CAUSES
+from gocm_lib.vitals import CAUSES, Vitals
 
 short = pytest.mark.short
 
@@ -198,6 +202,23 @@ def test_meters_add_up(events):
         assert sum(traffic.latency.counts) == len(mine) - mine.count(0)
         successes = [now for now, (_, upstream, status) in enumerate(events, 1) if (upstream, status) == (name, 200)]
         assert traffic.succeeded_at == max(successes, default=0)
+
+
+def test_the_time_of_processes_that_are_gone_still_counts():
+    vitals = Vitals()
+    burn = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+
+    def used():
+        return vitals.figures(Client("/nowhere", b"", 0.1), Credentials({})).processes["sender"].cpu
+
+    vitals.child_started("sender-1.1", burn.pid)
+    try:
+        before = eventually(lambda: (cpu := used()) >= 0.1 and cpu)
+    finally:
+        burn.kill()
+        burn.wait()
+    vitals.child_ended("sender", "sender-1.1", died=True)
+    assert used() >= before
 
 
 # -------------------------------------------------------------------------------------------------- Graphite and StatsD
