@@ -292,7 +292,8 @@ def _check_tokens(tokens: Any, field: str, max_tokens: int) -> tuple[str, ...]:
     if not isinstance(tokens, list):
         raise BadRequest(f"{field} must be a list of texts", field)
     if len(tokens) > max_tokens:
-        raise BadRequest(f"more than the {max_tokens} there is room for: send them in several calls", field, 413)
+        what_fits = f"more than {max_tokens} of them" if max_tokens else "no more fits into one call"
+        raise BadRequest(f"{what_fits}: send them in several calls", field, 413)
     for place, token in enumerate(tokens):
         if not isinstance(token, str):
             raise BadRequest(f"{what} number {place + 1} is not a text", field)
