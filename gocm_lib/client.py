@@ -19,7 +19,10 @@ from typing import Any
 LIMIT = 1.5  # seconds for a call, and
 TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
 
-VERBS = ("accept", "begin", "claim", "settle", "accuse", "release", "snapshot", "page", "forget")
+VERBS = (
+    *("accept", "begin", "claim", "settle", "accuse", "release"),
+    *("snapshot", "page", "forget", "failed", "replay", "discard"),
+)
 
 
 class StateUnavailable(Exception):

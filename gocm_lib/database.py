@@ -12,10 +12,10 @@ import struct
 import sys
 from pathlib import Path
 
-from gocm_lib import report, spool
+from gocm_lib import idempotency, report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
@@ -65,7 +65,7 @@ def _create(path: str) -> None:
 
 def _lay_out(db: sqlite3.Connection) -> None:
     db.executescript(
-        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} {idempotency.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
         f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

@@ -12,8 +12,8 @@ from queue import Empty, SimpleQueue
 
 from gocm_lib import cpu, log
 from gocm_lib.client import Client, StateUnavailable
+from gocm_lib.idempotency import NotKept
 from gocm_lib.job import Job
-from gocm_lib.limits import Refused
 from gocm_lib.vitals import Vitals
 
 LARGEST_BATCH = 512  # messages, and
@@ -30,13 +30,13 @@ def next_id(last: int, now: float) -> int:
 
 
 class _Waiting:
-    __slots__ = ("jobs", "tokens", "problem", "refused", "given_up", "done")
+    __slots__ = ("jobs", "tokens", "problem", "answers", "given_up", "done")
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
         self.tokens = sum(len(job.tokens) for job in jobs)
         self.problem: str | None = None
-        self.refused: dict[int, Refused] = {}
+        self.answers: dict[int, NotKept] = {}
         self.given_up = False
         self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
         self.done.acquire()
@@ -57,8 +57,8 @@ class Intake:
             self._last_id = next_id(self._last_id, time.time())
             return self._last_id
 
-    def submit(self, jobs: Sequence[Job]) -> dict[int, Refused]:
-        """Return when the jobs are on disk, in one commit; those for which there is no room are returned, by their ids.
+    def submit(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
+        """Return when the jobs are on disk, in one commit; what is to be said of those that are not, by their ids.
         Raises StateUnavailable when they could not be brought there in time.
         """
         waiting = _Waiting(jobs)
@@ -68,7 +68,7 @@ class Intake:
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
             raise StateUnavailable(waiting.problem)
-        return waiting.refused
+        return waiting.answers
 
     def _run(self) -> None:
         cpu.stay()
@@ -95,14 +95,14 @@ class Intake:
                 self._commit(still_waiting)
 
     def _commit(self, batch: list[_Waiting]) -> None:
-        problem, refused = None, {}
+        problem, answers = None, {}
         try:
-            refused = self._client.accept([job for waiting in batch for job in waiting.jobs])
+            answers = self._client.accept([job for waiting in batch for job in waiting.jobs])
         except StateUnavailable as error:
             problem = str(error)
             log.logger.warning("%d messages refused: %s", sum(len(waiting.jobs) for waiting in batch), problem)
         for waiting in batch:
             waiting.problem = problem
-            if refused:
-                waiting.refused = {job.id: refused[job.id] for job in waiting.jobs if job.id in refused}
+            if answers:
+                waiting.answers = {job.id: answers[job.id] for job in waiting.jobs if job.id in answers}
             waiting.done.release()

@@ -44,8 +44,17 @@ class Draft(NamedTuple):
     template: dict[str, Any] | None  # a whole FCM v1 message
 
 
+class Once(NamedTuple):
+    """What makes a request one and the same (module idempotency): the hashes of its key and of its body."""
+
+    key: bytes
+    body: bytes
+
+
 class Job(NamedTuple):
-    """An accepted message. `message` is the Message as compact JSON, but for its target; its dialect wrote it."""
+    """An accepted message. `message` is the Message as compact JSON, but for its target; its dialect wrote it. `once`:
+    its request is to be taken once only.
+    """
 
     id: int
     upstream: str
@@ -54,6 +63,7 @@ class Job(NamedTuple):
     message: str
     accepted_at: float
     expires_at: float
+    once: Once | None = None
 
 
 class Run(NamedTuple):
@@ -113,6 +123,13 @@ def cut(claimed: Slice, most: int) -> Iterator[Slice]:
 def disk_size(job: Job) -> int:
     """About how many bytes a job takes on the disk: its message, and for each token a row and its place in an index."""
     return len(job.message) + sum(map(len, job.tokens)) + 150 * (len(job.tokens) + 1)
+
+
+def parse_id(text: str) -> int:
+    """A job's id as format_id writes it. Raises BadRequest."""
+    if not re.fullmatch("[0-9a-f]{16}", text) or not 0 < int(text, 16) < 1 << 62:
+        raise BadRequest("a job's id is the 16 digits of X-GoCM-Job", "job")
+    return int(text, 16)
 
 
 def format_id(job_id: int) -> str:
@@ -333,6 +350,7 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
 
 
 READERS = {"application/x-www-form-urlencoded": _form_fields, "application/json": _json_fields}
+FORM = "application/x-www-form-urlencoded"
 LINES = "application/x-ndjson"  # many messages in one body, each a line of JSON
 
 
@@ -380,7 +398,9 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
     return Draft(upstream, target, tokens, _check_payload(found), _check_options(found), template)
 
 
-def accept(draft: Draft, *, job_id: int, upstream: str, message: str, now: float, max_age: float) -> Job:
+def accept(
+    draft: Draft, *, job_id: int, upstream: str, message: str, now: float, max_age: float, once: Once | None = None
+) -> Job:
     """The Job of a draft that is taken at `now`, with the message as its upstream's dialect wrote it."""
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life)
+    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, once)

@@ -119,6 +119,10 @@ METRICS = (
         _counted("failures", FAILURES),
     ),
     Metric(
+        "gocm_tokens_replayed_total", "counter", ("upstream",), "failed tokens that were sent again as if new",
+        _counted("replayed"),
+    ),
+    Metric(
         "gocm_retries_total", "counter", ("upstream", "cause"), "attempts after which a token is tried again",
         _counted("retries", RETRIES),
     ),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from gocm_lib.job import BadRequest, Job, format_id
 from gocm_lib.limits import Refused
 from gocm_lib.report import Snapshot
+from gocm_lib.spool import Failed
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -39,6 +40,30 @@ def canonical(entries: Sequence[tuple]) -> bytes:
 def notregistered(entries: Sequence[tuple]) -> bytes:
     """The list of dead tokens; `null` when empty."""
     return go_json({"tokens": [token for _, token in entries] or None})
+
+
+def failed(entries: Sequence[Failed]) -> bytes:
+    """A page of tokens that were set aside, each with why, and what to ask for next (null: there is no more)."""
+    shown = [
+        {
+            "job": format_id(each.job),
+            "n": each.n,
+            "token": each.token,
+            "upstream": each.upstream,
+            "reason": each.failure,
+            "detail": each.reason,
+            "attempts": each.attempts,
+            "failed_at": round(each.died_at, 3),
+        }
+        for each in entries
+    ]
+    last = f"{shown[-1]['job']}.{shown[-1]['n']}" if shown else None
+    return json.dumps({"failed": shown, "next": last}).encode() + b"\n"
+
+
+def done(what: str, count: int, left: bool) -> bytes:
+    """How many failed tokens were replayed or discarded, and whether some are left that there was no room for."""
+    return json.dumps({what: count, "left": left}).encode() + b"\n"
 
 
 def error(problem: BadRequest) -> bytes:

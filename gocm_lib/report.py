@@ -29,6 +29,7 @@ COUNTERS = {
     "attempts": "tokens that were tried, each once however often it was retried, as the Go server counted its calls",
     "delivered": "tokens that the upstream took",
     "failures": "tokens that came to an end without being delivered",
+    "replayed": "failed tokens that somebody had sent again, as if they were new",
     "retries": "attempts after which a token is to be tried again",
     "canonicals": "how often the upstream replaced a token",
     "notregistered": "how often the upstream called a token dead",

@@ -11,19 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from gocm_lib import access, health, job, log, metrics, pages
+from gocm_lib import access, health, idempotency, job, log, metrics, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
+from gocm_lib.idempotency import Conflict, Known
 from gocm_lib.intake import Intake
-from gocm_lib.job import BadRequest, Draft, Job
+from gocm_lib.job import BadRequest, Draft, Job, Once
 from gocm_lib.limits import Refused
 from gocm_lib.request import Request
 from gocm_lib.settings import Settings
+from gocm_lib.spool import Which
 from gocm_lib.upstream import DIALECTS
 from gocm_lib.vitals import Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+SMALL_PAGE = 100  # failed tokens in a page when no number is asked for
+KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
 CHALLENGE = 'Bearer realm="gocm", Basic realm="gocm"'
 
 
@@ -104,14 +108,22 @@ class Service:
             raise BadRequest("nothing is read from the query string: put it into the body")
         most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
         content_type = request.headers.get("content-type", "")
+        once = idempotency.read(request.headers.get("idempotency-key"), request.body)
         if job.media_type(content_type) == job.LINES:
+            if once:
+                raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
             return self._send_lines(job.parse_lines(request.body, most))
-        accepted = self._accept(job.parse(content_type, request.body, most))
-        if refused := self.intake.submit([accepted]).get(accepted.id):
-            return unavailable(refused.reason, refused.status, refused.retry_after)
-        return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(accepted.id)})
+        accepted = self._accept(job.parse(content_type, request.body, most), once)
+        match self.intake.submit([accepted]).get(accepted.id):
+            case Refused() as refused:
+                return unavailable(refused.reason, refused.status, refused.retry_after)
+            case Conflict():
+                raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
+            case Known() as known:
+                return _taken(known.job, {"Idempotency-Replayed": "true"})
+        return _taken(accepted.id, {})
 
-    def _accept(self, draft: Draft) -> Job:
+    def _accept(self, draft: Draft, once: Once | None = None) -> Job:
         """The job that a draft becomes, if it can be sent."""
         name = draft.upstream or self.upstreams[0]
         if name not in self.upstreams:
@@ -123,6 +135,7 @@ class Service:
             message=DIALECTS[name].message(draft),
             now=time.time(),
             max_age=self.settings.max_age,
+            once=once,
         )
 
     def _send_lines(self, drafts: Sequence[Draft | BadRequest]) -> Response:
@@ -198,6 +211,45 @@ class Service:
 
         return Response(200, body, written=written)
 
+    def failed(self, request: Request) -> Response:
+        """GET /gcm/failed: a page of tokens that were set aside as failed."""
+        query = _query(request.query, {"limit", "after", "job", "reason", "upstream", "older"})
+        after = re.fullmatch(r"([0-9a-f]{16})\.([0-9]{1,9})", query.get("after", "0" * 16 + ".0"))
+        if not after:
+            raise BadRequest("after must be the `next` of the page before", "after")
+        place = (int(after[1], 16), int(after[2])) if "after" in query else (0, -1)
+        limit = _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
+        return Response(200, pages.failed(self.client.failed(_which(query), place, limit)))
+
+    def replay(self, request: Request) -> Response:
+        """POST /gcm/failed/replay: send failed tokens again, as if they were new."""
+        if self.draining:
+            return unavailable("stopping: send it again in a moment")
+        return self._deal(request, "replayed", lambda which: self.client.replay(which, time.time()))
+
+    def discard(self, request: Request) -> Response:
+        """POST /gcm/failed/discard: forget failed tokens."""
+        return self._deal(request, "discarded", self.client.discard)
+
+    def _deal(self, request: Request, what: str, some: Callable[[Which], int]) -> Response:
+        """Do something to all failed tokens that are asked for, some at a time; those that fail meanwhile are left."""
+        if job.media_type(request.headers.get("content-type", "")) != job.FORM:
+            raise BadRequest("send a form: curl -d all=1", "content-type", 415)
+        if request.query:
+            raise BadRequest("nothing is read from the query string: put it into the body")
+        fields = _query(request.body.decode("latin-1"), {"all", "job", "reason", "upstream", "older"})
+        if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
+            raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
+        which, count = _which(fields), 0
+        while done := some(which):
+            count += done
+        left = bool(self.client.failed(which, (0, -1), 1))
+        if not count and not left:
+            raise BadRequest("no failed token is so", status=404)
+        if not count:
+            return unavailable("there is no room for any: --max-pending")
+        return Response(200, pages.done(what, count, left))
+
     def metrics(self, request: Request) -> Response:
         """GET /metrics: Prometheus's text format."""
         figures = self.vitals.figures(self.client, self.credentials)
@@ -225,6 +277,11 @@ class Service:
         return _health(health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()])
 
 
+def _taken(job_id: int, headers: Mapping[str, str]) -> Response:
+    """The answer to a message that is on disk, as the original gives it."""
+    return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(job_id), **headers})
+
+
 def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:
     return Response(503 if reasons else 200, pages.health(reasons, notes))
 
@@ -245,6 +302,9 @@ ROUTES = (
     Route("GET", "/gcm/report", Service.report, "the counters"),
     Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
     Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
+    Route("GET", "/gcm/failed", Service.failed, "tokens that were set aside as failed, and why"),
+    Route("POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new"),
+    Route("POST", "/gcm/failed/discard", Service.discard, "forget failed tokens"),
     Route("GET", "/metrics", Service.metrics, "all figures, for Prometheus"),
     Route("GET", "/livez", Service.livez, "200 while every part moves, else 503: restart it", public=True),
     Route("GET", "/readyz", Service.readyz, "200 while messages can be taken and sent, else 503 and why", public=True),
@@ -286,6 +346,17 @@ def _query(text: str, known: set[str]) -> dict[str, str]:
     if len(dict(pairs)) != len(pairs):
         raise BadRequest("a query parameter is given twice")
     return dict(pairs)
+
+
+def _which(fields: Mapping[str, str]) -> Which:
+    """The failed tokens that are asked for; `older` is in seconds. Raises BadRequest."""
+    reason, upstream = fields.get("reason", ""), fields.get("upstream", "")
+    if "reason" in fields and reason not in KEPT_FAILURES:
+        raise BadRequest("what is kept failed for " + ", ".join(KEPT_FAILURES), "reason")
+    if "upstream" in fields and upstream not in DIALECTS:
+        raise BadRequest("there is " + ", ".join(DIALECTS), "upstream")
+    older = _number(fields, "older", 0, 10**9) or 0
+    return Which(job.parse_id(fields["job"]) if "job" in fields else 0, reason, upstream, time.time() - older)
 
 
 def _number(query: dict[str, str], name: str, low: int, high: int) -> int | None:

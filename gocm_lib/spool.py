@@ -15,7 +15,8 @@ has one row left. A token is in exactly one place:
                    +----- reject_ready: the job's message was found bad -----------------> gone
 
     CLAIMED --- accuse: its sender died a third time with it in the air -----------------> DEAD
-    DEAD ------ prune: too old, or too many of them -------------------------------------> gone
+    DEAD ------ prune: too old, or too many of them; discard -----------------------------> gone
+    DEAD ------ replay -------------------------------------------------------------------> READY
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
 claimed it may say what became of it. Of the ready ones those that wait (`waits`: for a retry, or given back) are taken
@@ -70,6 +71,7 @@ CREATE TABLE dead (
     n INTEGER NOT NULL,
     token TEXT NOT NULL,
     attempts INTEGER NOT NULL,
+    failure TEXT NOT NULL,
     reason TEXT NOT NULL,
     died_at REAL NOT NULL,
     PRIMARY KEY (job, n)
@@ -119,6 +121,36 @@ class Held(NamedTuple):
     token: str
     accepted_at: float
     expires_at: float
+
+
+class Which(NamedTuple):
+    """Which dead tokens: those of a job (0: any), that failed for one of outcome.FAILURES ("": any), with an upstream
+    ("": any), before a time.
+    """
+
+    job: int
+    failure: str
+    upstream: str
+    before: float
+
+    def conditions(self) -> tuple[str, tuple]:
+        """The same in SQL, and the values for it."""
+        given = {"dead.job = ?": self.job, "failure = ?": self.failure, "job.upstream = ?": self.upstream}
+        wanted = {condition: value for condition, value in given.items() if value}
+        return " AND ".join(["died_at < ?", *wanted]), (self.before, *wanted.values())
+
+
+class Failed(NamedTuple):
+    """A dead token: where it belongs, and why it failed."""
+
+    job: int
+    n: int
+    token: str
+    upstream: str
+    attempts: int
+    failure: str
+    reason: str
+    died_at: float
 
 
 class Buried(NamedTuple):
@@ -239,7 +271,7 @@ class Spool:
         )
         self.in_hand[generation, upstream] += len(rows) - len(expired)
         for job, n, _token, attempts, *_ in expired:
-            self.bury((0, upstream), job, n, attempts + 1, attempts, "too old", now)
+            self.bury((0, upstream), job, n, attempts + 1, attempts, "expired", "too old", now)
         self.finish({row[0] for row in expired})
         return slices, [row[2] for row in expired]
 
@@ -322,13 +354,15 @@ class Spool:
         )
         self.in_hand[holder] -= 1
 
-    def bury(self, holder: Holder, job: int, n: int, attempt: int, attempts: int, reason: str, now: float) -> None:
+    def bury(
+        self, holder: Holder, job: int, n: int, attempt: int, attempts: int, failure: str, reason: str, now: float
+    ) -> None:
         """Set a token that is in a generation's hands (0: a ready one) for `attempt` aside as failed after so many
-        attempts: it is kept, but not sent again by itself.
+        attempts: it is kept, but not sent again by itself. `failure` is one of outcome.FAILURES, `reason` in words.
         """
         self.tally["dead"] += self.db.execute(
-            "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ? FROM token WHERE job = ? AND n = ?",
-            (attempts, reason, now, job, n),
+            "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ?, ? FROM token WHERE job = ? AND n = ?",
+            (attempts, failure, reason, now, job, n),
         ).rowcount
         self.remove(holder, [(job, n, attempt, 1)])
 
@@ -373,7 +407,7 @@ class Spool:
             holder = self.db.execute(
                 "SELECT generation, upstream FROM token WHERE job = ? AND n = ?", (job, n)
             ).fetchone()
-            self.bury(holder, job, n, tries + 1, tries, POISONED, now)
+            self.bury(holder, job, n, tries + 1, tries, "killed_senders", POISONED, now)
             buried.append(Buried(holder[1], token, aloft and tries == 0))
         self.finish({row[0] for row in doomed})
         return buried, 0
@@ -387,13 +421,57 @@ class Spool:
         rows = self.db.execute(
             "SELECT job, n, died_at FROM dead WHERE died_at < ? ORDER BY died_at LIMIT ?", (too_many, limit)
         ).fetchall()
-        self.db.executemany("DELETE FROM dead WHERE job = ? AND n = ?", [row[:2] for row in rows])
-        self.tally["dead"] -= len(rows)
+        self._drop_dead([row[:2] for row in rows])
+        return sum(row[2] >= before for row in rows)
+
+    def _drop_dead(self, places: Sequence[tuple[int, int]]) -> None:
+        """Forget dead tokens, by job and number, and the jobs that nothing needs any more."""
+        self.db.executemany("DELETE FROM dead WHERE job = ? AND n = ?", places)
+        self.tally["dead"] -= len(places)
         self.db.executemany(
             "DELETE FROM job WHERE id = ? AND finished = 1 AND NOT EXISTS (SELECT 1 FROM dead WHERE job = id)",
-            [(job,) for job in {row[0] for row in rows}],
+            [(job,) for job in {job for job, _ in places}],
         )
-        return sum(row[2] >= before for row in rows)
+
+    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
+        """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
+        conditions, values = which.conditions()
+        rows = self.db.execute(
+            "SELECT dead.job, n, token, job.upstream, attempts, failure, reason, died_at FROM dead"
+            f" JOIN job ON job.id = dead.job WHERE (dead.job, n) > (?, ?) AND {conditions}"
+            " ORDER BY dead.job, n LIMIT ?",
+            (*after, *values, limit),
+        )
+        return [Failed(*row) for row in rows]
+
+    def discard(self, which: Which, limit: int) -> int:
+        """Forget up to `limit` dead tokens; how many there were."""
+        found = self.failed(which, (0, -1), limit)
+        self._drop_dead([(each.job, each.n) for each in found])
+        return len(found)
+
+    def replay(self, which: Which, limit: int, now: float) -> list[str]:
+        """Make up to `limit` dead tokens ready again, as if they had come now; their upstreams."""
+        found = self.failed(which, (0, -1), limit)
+        jobs = [(job,) for job in {each.job for each in found}]
+        reopened = self.db.executemany("UPDATE job SET finished = 0 WHERE id = ? AND finished = 1", jobs)
+        self.tally["jobs"] += reopened.rowcount if jobs else 0
+        self.db.executemany(
+            "UPDATE job SET expires_at = ? + expires_at - accepted_at, accepted_at = ? WHERE id = ?",
+            [(now, now, job) for (job,) in jobs],
+        )
+        for (job,) in jobs:
+            self.recent.pop(job, None)
+        self.db.executemany(
+            "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (each.job, each.n, each.token, self.serving[each.upstream] + place // CHUNK * CHUNK, now, each.upstream)
+                for place, each in enumerate(found)
+            ],
+        )
+        self.tally["tokens"] += len(found)
+        self._drop_dead([(each.job, each.n) for each in found])
+        return [each.upstream for each in found]
 
     def find_sound(self, jobs: Iterable[int]) -> None:
         """Remember that the upstream has said something of a token of these jobs, so that their messages are good."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
 from gocm_lib.database import Room, SpoolError, checkpoint, cut_log, is_full, is_passing, open_spool, shrink, usage
+from gocm_lib.idempotency import Keys, Known, NotKept
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
 from gocm_lib.outcome import (
@@ -43,13 +44,14 @@ from gocm_lib.outcome import (
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import Count, RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
-from gocm_lib.spool import Held, Span, Spool
+from gocm_lib.spool import Failed, Held, Span, Spool, Which
 from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 
 HOUSEKEEPING = 1.0  # seconds between two looks at what has grown too old
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
+AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 
 
@@ -87,6 +89,7 @@ class State:
         self.traffic = Traffic(paces)
         self.spool = Spool(db)
         self.report = RunReport(db, keeping.max_report)
+        self.keys = Keys(db)
         self.drain = Drain(0.0, 0.0)
         self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
@@ -112,23 +115,40 @@ class State:
             self.spool.tally, self.spool.in_hand, self.report.lengths, self.condemned = before
             raise
 
-    def accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
         """Keep jobs: when this returns they are on disk, all but those it returns, by their ids."""
         with self.changed:
             try:
                 with self._transaction():
-                    refused = self._accept(jobs)
+                    answers = self._accept(jobs)
             except sqlite3.OperationalError as error:
                 if not is_full(error):
                     raise
                 checkpoint(self.db)  # it may be the log that fills it
-                refused = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
-            if refused:
-                self._note_refusal(next(iter(refused.values())), jobs[0].accepted_at)
+                answers = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
+            if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
+                self._note_refusal(refused[0], jobs[0].accepted_at)
             self.changed.notify_all()
-        return refused
+        return answers
 
-    def _accept(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+    def _accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
+        """Keep those of the jobs whose requests are new and for which there is room; what became of the others."""
+        met = {job.id: self.keys.meet(job) for job in jobs if job.once}
+        known = {job: answer for job, answer in met.items() if answer is not None}
+        new = [job for job in jobs if job.id not in known] if known else jobs
+        refused = self._make_room(new) if new else {}
+        for job in new if refused else ():
+            if job.id in refused:
+                self.keys.forget(job)
+        answers: dict[int, NotKept] = dict(refused)
+        for job_id, answer in known.items():
+            if answer != Known(job_id):  # else it is kept, and told again
+                # Of two alike in one commit the second is what the first is.
+                answers[job_id] = refused.get(answer.job, answer) if isinstance(answer, Known) else answer
+        return answers
+
+    def _make_room(self, jobs: Sequence[Job]) -> dict[int, Refused]:
+        """Keep those jobs for which there is room; the others, by their ids."""
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
         used, unused = usage(self.db)
         used += self.room.overlong_log()
@@ -219,6 +239,9 @@ class State:
         if not self.spool.tally["tokens"]:
             shrink(self.db)
         self.room.keep_reserve(self.keeping.limits.free_disk)
+        if self.keys.has_old(now):
+            with self._transaction():
+                self.keys.prune(now)
         if self.spool.tally["dead"]:
             with self._transaction():
                 dropped = self.spool.prune(now - self.keeping.dead_age, self.keeping.max_dead)
@@ -315,7 +338,7 @@ class State:
             self.spool.retry(holder, job, n, result.attempt, step.due_at)
             return
         if step.action is Action.BURY:
-            self.spool.bury(holder, job, n, result.attempt, result.attempt, step.reason, now)
+            self.spool.bury(holder, job, n, result.attempt, result.attempt, step.counted, step.reason, now)
         else:
             self.spool.remove(holder, [(job, n, result.attempt, 1)])
         if outcome.verdict is Verdict.DELIVERED:
@@ -431,6 +454,26 @@ class State:
         """Delete a list's entries up to number `upto`: somebody has them."""
         with self.changed, self._transaction():
             self.report.forget(which, upto)
+
+    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
+        """Tokens that were set aside as failed."""
+        with self.changed:
+            return self.spool.failed(which, after, limit)
+
+    def discard(self, which: Which) -> int:
+        """Forget some of the failed tokens; how many, at most AT_ONCE."""
+        with self.changed, self._transaction():
+            return self.spool.discard(which, AT_ONCE)
+
+    def replay(self, which: Which, now: float) -> int:
+        """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
+        with self.changed:
+            room = self.keeping.limits.pending - self.spool.tally["tokens"]
+            with self._transaction():
+                upstreams = self.spool.replay(which, max(0, min(AT_ONCE, room)), now)
+                self.report.count(Counter(Count("replayed", upstream) for upstream in upstreams))
+            self.changed.notify_all()
+        return len(upstreams)
 
     def last_job(self) -> int:
         """The highest job id on disk: new ids must be above it, whatever the clock says."""

@@ -35,6 +35,7 @@ CAUSES = {
     415: "wrong_type",
     417: "bad_request",
     421: "wrong_host",
+    422: "key_reused",
     431: "too_large",
     500: "internal",
     503: "busy",

@@ -16,6 +16,7 @@ from gocm_lib.job import Job
 from gocm_lib.limits import Limits
 from gocm_lib.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Policy, Result, Verdict, start_pace
 from gocm_lib.report import COUNTERS
+from gocm_lib.spool import Which
 from gocm_lib.state import Keeping, State
 
 pytestmark = pytest.mark.short
@@ -184,6 +185,18 @@ class Model(RuleBasedStateMachine):
         assert released == len(gone)
         for held in gone:
             self.waiting[held] = self.held.pop(held)[1] - 1
+
+    @rule()
+    def replay(self):
+        assert self.state.replay(Which(0, "", "", self.now + 1), self.now) == len(self.dead)
+        self.waiting.update(dict.fromkeys(self.dead, 0))
+        self.counters["replayed"] += len(self.dead)
+        self.dead.clear()
+
+    @rule()
+    def discard(self):
+        assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.dead)
+        self.dead.clear()
 
     @rule(seconds=st.sampled_from([0.5, 60.0]))
     def pass_time(self, seconds):

@@ -1,0 +1,97 @@
+"""Requests that are made once, however often they are sent: the client names each by an Idempotency-Key.
+
+Owns the table `idempotency`, the only SQL for it. The same key with the same body within LIFE is one job, and is
+answered alike; with another body it is a mistake. The caller owns the transaction: a key is kept together with its job
+or not at all, so neither a crash nor a restart comes between. Of keys and bodies only hashes are kept.
+"""
+
+import hashlib
+import re
+import sqlite3
+from typing import NamedTuple
+
+from gocm_lib.job import BadRequest, Job, Once
+from gocm_lib.limits import Refused
+
+LONGEST = 128  # characters of a key
+LIFE = 86400.0  # seconds for which a key is kept
+PRUNED = 5000  # keys that are forgotten at once, so that nobody waits long for the lock
+
+SCHEMA = """
+CREATE TABLE idempotency (
+    key BLOB PRIMARY KEY,
+    body BLOB NOT NULL,
+    job INTEGER NOT NULL,
+    accepted_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX idempotency_age ON idempotency (accepted_at);
+"""
+
+# A string of RFC 9651, as draft-ietf-httpapi-idempotency-key-header has it, or bare, as most clients send it.
+_QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+_BARE = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
+
+
+class Known(NamedTuple):
+    """The request was made before, and became this job."""
+
+    job: int
+
+
+class Conflict(NamedTuple):
+    """The key was used for another request."""
+
+
+NotKept = Refused | Known | Conflict  # why a job was not kept
+
+
+def read(header: str | None, body: bytes) -> Once | None:
+    """What makes a request one and the same: from its Idempotency-Key header (None: it has none) and its body. Raises
+    BadRequest for what is no key.
+    """
+    if header is None:
+        return None
+    quoted = _QUOTED.fullmatch(header)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
+    if not key or not (quoted or _BARE.fullmatch(key)):
+        raise BadRequest("give a key of printable ASCII without spaces, quoted or bare", "idempotency-key")
+    if len(key) > LONGEST:
+        raise BadRequest(f"the key is longer than {LONGEST} characters", "idempotency-key")
+    return Once(hashlib.sha256(key.encode()).digest(), hashlib.sha256(body).digest())
+
+
+class Keys:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def meet(self, job: Job) -> Known | Conflict | None:
+        """Whether the job's request was made before; it may have become this very job, if a caller repeats itself whose
+        answer was lost. None: it was not, and now its key is kept.
+        """
+        assert job.once is not None
+        key, body = job.once
+        found = self.db.execute("SELECT body, job, accepted_at FROM idempotency WHERE key = ?", (key,)).fetchone()
+        if found is None or found[2] <= job.accepted_at - LIFE:
+            self.db.execute(
+                "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?)", (key, body, job.id, job.accepted_at)
+            )
+            return None
+        return Known(found[1]) if found[0] == body else Conflict()
+
+    def forget(self, job: Job) -> None:
+        """Take a job's key back: there was no room for it."""
+        if job.once is not None:
+            self.db.execute("DELETE FROM idempotency WHERE key = ? AND job = ?", (job.once.key, job.id))
+
+    def has_old(self, now: float) -> bool:
+        """Whether some keys' time is over."""
+        oldest = self.db.execute("SELECT min(accepted_at) FROM idempotency").fetchone()[0]
+        return oldest is not None and oldest <= now - LIFE
+
+    def prune(self, now: float) -> None:
+        """Forget keys whose time is over, the oldest first, up to PRUNED of them."""
+        self.db.execute(
+            "DELETE FROM idempotency WHERE key IN"
+            " (SELECT key FROM idempotency WHERE accepted_at <= ? ORDER BY accepted_at LIMIT ?)",
+            (now - LIFE, PRUNED),
+        )

@@ -1,0 +1,169 @@
+"""Idempotency-Key: the same request is one job, through restarts and kills; another under its key is told."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+
+import pytest
+from conftest import FORM, eventually, form
+from hypothesis import given
+from hypothesis import strategies as st
+from test_spool import claim, new_job, new_state
+
+from gocm_lib import idempotency
+from gocm_lib.idempotency import LIFE, Conflict, Known
+from gocm_lib.job import BadRequest
+from gocm_lib.limits import Limits, Refused
+from gocm_lib.outcome import DELIVERED, Result
+
+short = pytest.mark.short
+
+
+def keyed(number, key, body=b"b", tokens=("a",), now=1000.0):
+    """A job whose request has a key and a body."""
+    return new_job(number, list(tokens), now)._replace(once=idempotency.read(key, body))
+
+
+@short
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=130))
+def test_a_key_is_the_same_quoted_and_bare(key):
+    quoted = '"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if len(key) > 128:
+        with pytest.raises(BadRequest, match="longer than 128"):
+            idempotency.read(quoted, b"")
+        return
+    found = idempotency.read(quoted, b"")
+    assert found != idempotency.read(quoted, b"x") and found.key != idempotency.read('"other' + quoted[1:], b"").key
+    if " " not in key and not key.startswith('"'):
+        assert idempotency.read(key, b"") == found
+
+
+@short
+@pytest.mark.parametrize("key", ["", '""', '"', '"a', "a b", "a\tb", "é", '"é"', '"a"b', '"\\a"', "x" * 129])
+def test_what_is_no_key_is_told(key):
+    with pytest.raises(BadRequest) as caught:
+        idempotency.read(key, b"")
+    assert caught.value.field == "idempotency-key" and caught.value.status == 400
+
+
+@short
+def test_the_same_request_is_one_job():
+    state = new_state()
+    assert state.accept([keyed(1, "k"), keyed(2, "k"), keyed(3, "k", b"other"), keyed(4, "l")]) == {
+        2: Known(1),
+        3: Conflict(),
+    }
+    assert state.accept([keyed(5, "k")]) == {5: Known(1)}
+    assert len(claim(state)) == 2 and state.snapshot().counters["accepted_messages"] == 2
+
+
+@short
+def test_a_caller_who_repeats_himself_is_not_told_that_he_did():
+    """His answer was lost, with the process that gave it; he must not be sent away, nor his message sent twice."""
+    state = new_state()
+    assert state.accept([keyed(1, "k")]) == {} == state.accept([keyed(1, "k")])
+    for place in claim(state):
+        state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
+    assert state.accept([keyed(1, "k")]) == {} == claim(state), "it was sent already"
+    assert state.snapshot().counters["accepted_messages"] == 1
+
+
+@short
+def test_a_key_lives_for_a_day():
+    state = new_state()
+    state.accept([keyed(1, "k")])
+    assert state.accept([keyed(2, "k", now=1000.0 + LIFE - 1)]) == {2: Known(1)}
+    claim(state, now=1000.0 + LIFE)
+    assert state.db.execute("SELECT count(*) FROM idempotency").fetchone() == (0,), "forgotten by itself"
+    assert state.accept([keyed(3, "k", b"another", now=1000.0 + LIFE)]) == {}
+
+
+@short
+def test_what_there_was_no_room_for_leaves_its_key_free():
+    state = new_state()
+    state.keeping = state.keeping._replace(limits=Limits(2, 1 << 40, 0))
+    answers = state.accept([keyed(1, "k", tokens=("a", "b")), keyed(2, "l"), keyed(3, "l")])
+    assert answers.keys() == {2, 3} and all(isinstance(answer, Refused) for answer in answers.values())
+    state.keeping = state.keeping._replace(limits=Limits(9, 1 << 40, 0))
+    assert state.accept([keyed(4, "l"), keyed(5, "k")]) == {5: Known(1)}
+
+
+def post(server, key, tokens=("a",), content_type=FORM["Content-Type"]):
+    """(status, job, whether it is an answer given again, the body) of a post with a key."""
+    headers = {"Content-Type": content_type, "Idempotency-Key": key}
+    status, headers, body = server.http().ask("POST", "/gcm/send", form(list(tokens)), headers)
+    return status, headers["X-GoCM-Job"], headers["Idempotency-Replayed"], body
+
+
+def test_through_restarts_and_kills(start, sandbox):
+    server = start()
+    status, job, again, _ = post(server, '"k"')
+    assert (status, again) == (200, None)
+    server.settled()
+    assert post(server, "k") == (200, job, "true", b"ok\n")
+    status, _, _, body = post(server, "k", ["b"])
+    assert status == 422 and json.loads(body)["field"] == "idempotency-key"
+    os.kill(server.children("state")[0], signal.SIGKILL)
+    eventually(lambda: server.report_or_none())
+    assert post(server, "k") == (200, job, "true", b"ok\n")
+    server.kill_group()
+    server = start()
+    assert post(server, "k") == (200, job, "true", b"ok\n")
+    assert server.settled()["attempts"] == 1 and sandbox.received()["arrived"] == {"a": 1}
+    assert 'gocm_rejected_total{cause="key_reused"} 0' in server.http().ask("GET", "/metrics")[2].decode()
+
+
+def test_many_at_once_are_one(start, sandbox):
+    server = start()
+    answers, ready = [], threading.Barrier(20)
+
+    def send():
+        ready.wait()
+        answers.append(post(server, "k"))
+
+    clients = [threading.Thread(target=send) for _ in range(20)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert {answer[0] for answer in answers} == {200} and len({answer[1] for answer in answers}) == 1
+    assert sum(answer[2] is None for answer in answers) == 1
+    assert server.settled()["attempts"] == 1 and sandbox.received()["arrived"] == {"a": 1}
+
+
+def insist(server, numbers):
+    """Send each message until it is told ok, as a client should."""
+    for number in numbers:
+        status = 0
+        while status != 200:
+            with contextlib.suppress(OSError):
+                status = post(server, f"key-{number}", [f"t{number}"])[0]
+
+
+def kill_states(server, ended):
+    """Kill the state process again and again."""
+    while not ended.wait(0.7):
+        for pid in server.children("state"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_clients_that_insist_while_the_state_process_dies(start, sandbox):
+    server, ended = start(), threading.Event()
+    killer = threading.Thread(target=kill_states, args=(server, ended))
+    clients = [threading.Thread(target=insist, args=(server, range(k, k + 40))) for k in range(0, 160, 40)]
+    for thread in (killer, *clients):
+        thread.start()
+    for client in clients:
+        client.join()
+    ended.set()
+    killer.join()
+    eventually(lambda: server.report_or_none())
+    assert server.settled()["attempts"] == 160, "each was kept once"
+    assert set(sandbox.received()["delivered"]) == {f"t{number}" for number in range(160)}
+
+
+def test_lines_take_no_key(server):
+    status, _, _, body = post(server, "k", content_type="application/x-ndjson")
+    assert status == 400 and json.loads(body)["field"] == "idempotency-key"
