@@ -41,7 +41,16 @@ def read_policy(settings: Settings) -> Policy:
     return Policy(digests, None if anyone else frozenset(settings.allowed_hosts))
 
 
+def first_token(path: str) -> str:
+    """The first token of a file, to be given to a server. Raises SettingsError."""
+    return _tokens(path)[0]
+
+
 def _read_tokens(path: str) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(token.encode()).digest() for token in _tokens(path))
+
+
+def _tokens(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file.read(LARGEST).splitlines()]
@@ -50,7 +59,7 @@ def _read_tokens(path: str) -> tuple[bytes, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise SettingsError(f"--auth-token-file {path} cannot be read: {reason}") from None
-    digests = []
+    tokens = []
     for number, token in enumerate(lines, 1):
         if not token or token.startswith("#"):
             continue
@@ -59,10 +68,10 @@ def _read_tokens(path: str) -> tuple[bytes, ...]:
                 f"--auth-token-file {path}, line {number}: a token is {SHORTEST} or more printable ASCII characters "
                 "without spaces, like those of: openssl rand -hex 32"
             )
-        digests.append(hashlib.sha256(token.encode()).digest())
-    if not digests:
+        tokens.append(token)
+    if not tokens:
         raise SettingsError(f"--auth-token-file {path} has no token: put one on each line")
-    return tuple(digests)
+    return tokens
 
 
 def check(headers: Mapping[str, str], policy: Policy, *, local: bool, public: bool) -> None:

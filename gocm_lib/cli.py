@@ -1,21 +1,27 @@
 """From the command line to a running GoCM and its exit code: the commands."""
 
-import http.client
 import json
 import os
-import socket
-import ssl
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urlencode
 
 from gocm_lib import access, bench, bundle, child, conceal, config, credentials, listener, log, sandbox, upstream
 from gocm_lib.listener import ListenError
-from gocm_lib.settings import BenchSettings, BundleSettings, Exit, SandboxSettings, Settings, SettingsError
+from gocm_lib.remote import Remote, RemoteError
+from gocm_lib.settings import (
+    BenchSettings,
+    BundleSettings,
+    Exit,
+    FailedSettings,
+    SandboxSettings,
+    Settings,
+    SettingsError,
+)
 from gocm_lib.supervisor import Stop, Supervisor
 from gocm_lib.systemd import Systemd
-
-PING_PATIENCE = 5.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,39 +105,51 @@ def _print_config(words: Sequence[str]) -> int:
 def _ping(words: Sequence[str]) -> int:
     """Ask the server that these settings make whether it is ready."""
     settings = config.parse(Settings, words, os.environ, "gocm ping").settings
-    connection = _connect(settings)
-    try:
-        connection.request("GET", "/readyz", headers={"Host": "localhost"})
-        answer = connection.getresponse()
-        told = json.loads(answer.read())
-        print(f"{told['status']}: {'; '.join([*told.get('reasons', []), *told.get('notes', [])]) or 'ready'}")
-        return Exit.OK if answer.status == 200 else Exit.FAILED
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        print(f"gocm: no GoCM answers: {error}", file=sys.stderr)
-        return Exit.FAILED
-    finally:
-        connection.close()
+    status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
+    if not isinstance(told, dict) or "status" not in told:
+        raise RemoteError("what answers there is no GoCM")
+    print(f"{told['status']}: {'; '.join([*told.get('reasons', []), *told.get('notes', [])]) or 'ready'}")
+    return Exit.OK if status == 200 else Exit.FAILED
 
 
-def _connect(settings: Settings) -> http.client.HTTPConnection:
+def _place(settings: Settings) -> str:
+    """Where the server with these settings is found."""
     if settings.host == "none":
         if not settings.socket:
             raise SettingsError("--host none leaves nobody to ask: give --socket")
-        connection = http.client.HTTPConnection("localhost", timeout=PING_PATIENCE)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(PING_PATIENCE)
-        try:
-            connection.sock.connect(settings.socket)
-        except OSError as error:
-            raise SettingsError(f"no GoCM answers on {settings.socket}: {error.strerror}", Exit.FAILED) from None
-        return connection
+        return os.path.abspath(settings.socket)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    if not settings.tls_cert:
-        return http.client.HTTPConnection(host, settings.port, timeout=PING_PATIENCE)
-    context = ssl.create_default_context()
-    context.check_hostname = False  # we ask at an address, and tell nothing that is secret
-    context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, settings.port, timeout=PING_PATIENCE, context=context)
+    return f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _failed(words: Sequence[str]) -> int:
+    """`gocm failed list|replay|discard`."""
+    action = words[0] if words else ""
+    if action not in ("list", "replay", "discard"):
+        raise SettingsError("say what to do: gocm failed list, replay or discard", Exit.USAGE)
+    given = config.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
+    token = access.first_token(given.auth_token_file) if given.auth_token_file else ""
+    remote = Remote(given.to, token, given.ca)
+    fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
+    if action == "list":
+        return _list_failed(remote, fields, given.json)
+    done = remote.take("POST", f"/gcm/failed/{action}", urlencode(fields | ({"all": 1} if given.all else {})))
+    print(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done["left"] else ""))
+    return Exit.OK
+
+
+def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
+    after: dict[str, Any] = {"limit": 1000}
+    while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}"))["failed"]:
+        for entry in page:
+            if as_json:
+                print(json.dumps(entry))
+                continue
+            failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["failed_at"]))
+            columns = ("job", "n", "upstream", "reason", "token", "detail")
+            print(failed_at, *(log.one_line(str(entry[column])) for column in columns), sep="\t")
+        after["after"] = answer["next"]
+    return Exit.OK
 
 
 class Command(NamedTuple):
@@ -145,6 +163,7 @@ COMMANDS = {
     "check-config": Command(_check_config, "say whether a server would start with these options, without starting it"),
     "print-config": Command(_print_config, "print each option's value and where it came from, as a configuration file"),
     "ping": Command(_ping, "ask the server of these options whether it is ready: exit code 0 or 1"),
+    "failed": Command(_failed, "list, replay or discard the failed tokens of a running server"),
     "sandbox": Command(_sandbox, "run the pretend FCM and GCM alone"),
     "bench": Command(_bench, "measure this machine"),
     "bundle": Command(_bundle, "make the single file gocm.pyz"),

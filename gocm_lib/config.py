@@ -22,6 +22,7 @@ from gocm_lib.settings import (
     BenchSettings,
     BundleSettings,
     Exit,
+    FailedSettings,
     SandboxSettings,
     Settings,
     SettingsError,
@@ -34,7 +35,7 @@ from gocm_lib.settings import (
     show,
 )
 
-AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings, BundleSettings)
+AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings, BundleSettings, FailedSettings)
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = 3, 2, 1, 0  # how much a source counts
 
 

@@ -124,6 +124,11 @@ def readable_file(value: str) -> str:
     return value
 
 
+def server_place(value: str) -> str:
+    """A server's URL, or the path of its UNIX socket."""
+    return value if value.startswith("/") else upstream_url(value)
+
+
 def secret_file(value: str) -> str:
     """A file that we can read and others on this machine cannot."""
     readable_file(value)
@@ -417,6 +422,25 @@ class BundleSettings:
     """The options of `gocm bundle`."""
 
     output: str = option("gocm.pyz", text, "the file to write", also=("-o",), metavar="FILE")
+
+
+@dataclass(frozen=True)
+class FailedSettings:
+    """The options of `gocm failed`, and of other commands that speak to a running server."""
+
+    to: str = option(
+        "http://127.0.0.1:5601", server_place, "the server: its URL, or the path of its socket", metavar="URL"
+    )
+    auth_token_file: str = option("", secret_file, "file whose first token is given to it", metavar="FILE")
+    ca: str = option("", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE")
+    job: str = option("", text, "only those of the message with this id (X-GoCM-Job)", metavar="ID")
+    reason: str = option(
+        "", text, "only those that failed for this: attempts, expired or killed_senders", metavar="WORD"
+    )
+    upstream: str = option("", text, "only those of this upstream", metavar="NAME")
+    older: int = option(0, number(0, 10**9), "only those that failed so many seconds ago", metavar="S")
+    all: bool = option(False, flag, "replay or discard all")
+    json: bool = option(False, flag, "list as lines of JSON instead of a table")
 
 
 def option_flag(row: Field) -> str:

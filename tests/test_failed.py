@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import FORM, eventually
+from conftest import FORM, eventually, form
+from test_cli import ends, output, secret
 from test_source import block
 from test_spool import claim, new_job, new_state
 
@@ -74,6 +75,39 @@ def test_through_a_restart_and_in_pages(start, sandbox):
     assert post(server, "replay", "all=1") == (200, {"replayed": 7, "left": False})
     eventually(lambda: len(sandbox.received()["delivered"]) == 7)
     assert post(server, "replay", "all=1")[0] == 404, "nothing is left"
+
+
+def test_from_the_command_line(start, sandbox, tmp_path):
+    path = secret(tmp_path / "tokens", "0123456789abcdef\n")
+    server = start("--max-attempts", "1", "--auth-token-file", path)
+    headers = {**FORM, "Authorization": "Bearer 0123456789abcdef"}
+    assert server.http().ask("POST", "/gcm/send", form(["flaky-1-a", "flaky-9-b"]), headers)[0] == 200
+    there = ("--to", f"http://127.0.0.1:{server.port}", "--auth-token-file", path)
+
+    def listed(*more):
+        code, printed = output("failed", "list", *there, *more)
+        assert code == 0
+        return printed.splitlines()
+
+    eventually(lambda: len(listed()) == 2)
+    assert re.fullmatch(r"[\d-]+ [\d:]+\t[0-9a-f]{16}\t0\tgcm\tattempts\tflaky-1-a\tUnavailable, .*", listed()[0])
+    assert [json.loads(line)["token"] for line in listed("--json")] == ["flaky-1-a", "flaky-9-b"]
+    assert listed("--reason", "expired") == []
+    assert output("failed", "replay", *there, "--reason", "attempts") == (0, "2 replayed\n")
+    eventually(lambda: [line.split("\t")[5] for line in listed()] == ["flaky-9-b"])
+    assert output("failed", "discard", *there, "--all") == (0, "1 discarded\n")
+    assert ends("failed", "discard", *there, "--all") == (1, ["gocm: no failed token is so"])
+    assert ends("failed", "replay", *there) == (1, ["gocm: say which: job, reason, upstream, older, or all=1"])
+    assert ends("failed", "list", *there[:2]) == (1, ["gocm: a token is needed: Authorization: Bearer TOKEN"])
+    assert ends("failed", "wipe")[0] == 2 and ends("failed", "list", "--to", "http://example.org")[0] == 78
+    server.terminate()
+    [line] = ends("failed", "list", *there)[1]
+    assert line.startswith(f"gocm: no GoCM answers at http://127.0.0.1:{server.port}: Connection refused")
+
+
+def test_from_the_command_line_by_a_socket(start, tmp_path):
+    server = start(unix=str(tmp_path / "s"))
+    assert output("failed", "list", "--to", server.place) == (0, "")
 
 
 @pytest.mark.parametrize(

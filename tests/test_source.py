@@ -16,7 +16,7 @@ from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 ORDER = tuple(
     "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream limits "
     "poison traffic spool report idempotency database client state meter sender vitals intake feeder request access "
-    "health metrics pages service server exporter pretend sandbox supervisor bench bundle cli".split()
+    "health metrics pages service server exporter pretend sandbox supervisor bench bundle remote cli".split()
 )
 PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages", "meter", "health"}
 EDGE = {
@@ -98,6 +98,7 @@ def table(heading):
         ("## Sandbox", settings.SandboxSettings),
         ("## How fast is it here?", settings.BenchSettings),
         ("### One file", settings.BundleSettings),
+        ("### Failed tokens", settings.FailedSettings),
     ],
 )
 def test_the_option_tables_are_the_code_s(heading, kind):

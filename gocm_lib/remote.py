@@ -1,0 +1,80 @@
+"""Speaks to a running server, for the commands that ask it something."""
+
+import http.client
+import json
+import socket
+import ssl
+from typing import Any
+from urllib.parse import urlsplit
+
+from gocm_lib.settings import Exit, SettingsError
+
+PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+class RemoteError(SettingsError):
+    """The server does not answer, or refuses; str() is the line for the operator. The exit code is 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Exit.FAILED)
+
+
+class Remote:
+    """A server at a URL, or on the UNIX socket at a path. `ca`: PEM file of the authorities to trust, "" for the
+    system's, None to ask whoever answers (nothing secret must be told then).
+    """
+
+    def __init__(self, to: str, token: str = "", ca: str | None = "") -> None:
+        self._to = to
+        self._headers = {"Host": "localhost"} if to.startswith("/") else {}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._connection = _connection(to, ca)
+
+    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+        """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
+        try:
+            self._connection.request(method, path, body, self._headers | (FORM if body is not None else {}))
+            answer = self._connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise RemoteError(f"no GoCM answers at {self._to}: {reason}") from None
+        finally:
+            self._connection.close()  # the next request opens it again
+
+    def take(self, method: str, path: str, body: str | None = None) -> Any:
+        """The JSON of an answer that is 200. Raises RemoteError with what it says otherwise."""
+        status, told = self.ask(method, path, body)
+        if status != 200:
+            raise RemoteError(told.get("error", "") if isinstance(told, dict) else f"HTTP {status}")
+        return told
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+
+def _connection(to: str, ca: str | None) -> http.client.HTTPConnection:
+    if to.startswith("/"):
+        return _UnixConnection(to)
+    parts = urlsplit(to)
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+    except (OSError, ssl.SSLError):
+        raise SettingsError(f"--ca {ca} holds no PEM certificates") from None
+    if ca is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)
