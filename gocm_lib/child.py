@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
@@ -32,14 +32,23 @@ def enter(name: str, settings: Settings) -> None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
 
 
-def show_archive(environ: MutableMapping[str, str]) -> None:
-    """When we run from the single file: let the forkserver find it, so that it imports once what all children need.
-    Without that each would import by itself, for Pythons before 3.12.8 and 3.13.1 hand no path on to it (CPython issue
-    117378). The file itself, not a link to it: that may name another version tomorrow.
+@contextlib.contextmanager
+def same_code(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """While the forkserver is started in here, it finds what we are made of, in a folder or in the single file: Pythons
+    before 3.12.8 and 3.13.1 hand no path on to it (CPython issue 117378), so it would import nothing ahead, or another
+    GoCM that is installed. The real path, not a link: that may name another version tomorrow.
     """
-    archive = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
-    if os.path.isfile(archive):
-        environ["PYTHONPATH"] = archive
+    before = environ.get("PYTHONPATH")
+    ours = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
+    environ["PYTHONPATH"] = os.pathsep.join([ours, before] if before else [ours])
+    try:
+        yield
+    finally:
+        # Else other programs that we start, which may be Python's too, would import ours.
+        if before is None:
+            del environ["PYTHONPATH"]
+        else:
+            environ["PYTHONPATH"] = before
 
 
 def forbid_core_dumps() -> None:

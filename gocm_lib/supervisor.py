@@ -304,7 +304,6 @@ class Supervisor:
         tls = None
         if settings.tls_cert:
             tls = self._or_stop(Exit.CONFIG, listener.tls_context, settings.tls_cert, settings.tls_key)
-        child.show_archive(os.environ)
         self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
         self._ensure_forkserver()
         if settings.sandbox:
@@ -380,7 +379,8 @@ class Supervisor:
         # tracker goes first, because its start unblocks.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        forkserver.ensure_running()
+        with child.same_code(os.environ):
+            forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
     def _await_ready(self) -> None:

@@ -156,6 +156,40 @@ def test_as_a_user_that_owns_nothing(bundle, sandbox):
             server.kill_group()
 
 
+class Copy(Server):
+    """A server that runs from a copy of the code, by a Python for which another GoCM is installed."""
+
+    place: Path
+
+    def command(self, words):
+        return [sys.executable, str(self.place / "gocm.py"), *words]
+
+
+def test_children_run_the_code_that_their_parent_runs(sandbox, key_file, tmp_path):
+    shutil.copy(ROOT / "gocm.py", tmp_path)
+    shutil.copytree(ROOT / "gocm_lib", tmp_path / "gocm_lib")
+    Copy.place, state = tmp_path, tmp_path / "gocm_lib" / "state.py"
+    state.write_text(state.read_text().replace('"not delivered: ', '"this copy could not deliver: '))
+    server = Copy(tmp_path / "gocm.db", "--gcm-url", sandbox.url(), "--apikey-file", key_file)
+    try:
+        server.send(["gone-a"])
+        server.logged("state: this copy could not deliver")
+    finally:
+        server.kill_group()
+
+
+def test_what_we_start_is_not_given_our_path(bundle, sandbox, tmp_path):
+    """A token command may be a Python program, with libraries of its own."""
+    Single.bundle = bundle
+    command = f"sh -c 'echo \"[$PYTHONPATH]\" > {tmp_path}/seen; echo token'"
+    words = ("--token-command", command, "--fcm-project", "my-project", "--fcm-url", f"http://127.0.0.1:{sandbox.port}")
+    server = Single(tmp_path / "gocm.db", *words, environ={"PYTHONPATH": ""})
+    try:
+        eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text() == "[]\n")
+    finally:
+        server.kill_group()
+
+
 def test_its_sandbox_and_other_commands(bundle, tmp_path):
     Single.bundle = bundle
     words = ("--sandbox", "--sandbox-port", "0")

@@ -181,6 +181,6 @@ def test_what_is_replayed_starts_anew():
     assert claim(state, now=1060.0) == {} and state.snapshot().dead == 2
     assert [each.failure for each in state.failed(ALL, (0, -1), 9)] == ["expired", "expired"]
     assert state.failed(ALL._replace(before=1060.0), (0, -1), 9) == []
-    assert state.replay(ALL._replace(job=2), 2000.0) == 1
+    assert state.replay(ALL._replace(job=2), 2000.0) == 1 and state.snapshot().pending == 1
     assert claim(state, now=2049.0)[2, 0].attempt == 1, "its whole life is before it"
     assert state.snapshot().oldest == 2000.0

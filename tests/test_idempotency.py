@@ -73,10 +73,11 @@ def test_a_caller_who_repeats_himself_is_not_told_that_he_did():
 @short
 def test_a_key_lives_for_a_day():
     state = new_state()
-    state.accept([keyed(1, "k")])
+    state.accept([keyed(1, "k"), keyed(9, "l")])
     assert state.accept([keyed(2, "k", now=1000.0 + LIFE - 1)]) == {2: Known(1)}
+    assert state.accept([keyed(10, "l", b"another", now=1000.0 + LIFE)]) == {}
     claim(state, now=1000.0 + LIFE)
-    assert state.db.execute("SELECT count(*) FROM idempotency").fetchone() == (0,), "forgotten by itself"
+    assert state.db.execute("SELECT count(*) FROM idempotency").fetchone() == (1,), "forgotten by itself"
     assert state.accept([keyed(3, "k", b"another", now=1000.0 + LIFE)]) == {}
 
 
