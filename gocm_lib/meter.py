@@ -33,7 +33,7 @@ class Histogram:
         self.total += value * times
 
 
-class Traffic(NamedTuple):
+class Answers(NamedTuple):
     """What one upstream answered: how often each code, how fast, and when it last answered 200 (0: never)."""
 
     codes: dict[str, float]
@@ -82,11 +82,11 @@ def add_up(meters: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[
     return total
 
 
-def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Traffic]:
+def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Answers]:
     """What the cells say, by upstream."""
     found = {}
     for place, name in enumerate(upstreams):
         part = cells[place * _WIDTH : (place + 1) * _WIDTH]
         buckets = Histogram(LATENCY, part[len(CODES) : _SUM], part[_SUM])
-        found[name] = Traffic(dict(zip(CODES, part)), buckets, part[_SUCCESS])
+        found[name] = Answers(dict(zip(CODES, part)), buckets, part[_SUCCESS])
     return found

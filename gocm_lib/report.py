@@ -60,15 +60,15 @@ class Snapshot(NamedTuple):
 
     counts: dict[Count, int]
     pending: int  # messages
-    tokens: int = 0  # of those, that are to be sent still,
-    claimed: int = 0  # of those, that are in senders' hands
-    dead: int = 0  # that were set aside as failed
-    listed: dict[str, int] = {}  # entries in each list
-    oldest: float | None = None  # when the oldest pending message was accepted
-    bytes: int = 0  # in the spool
-    paused_until: dict[str, float] = {}  # by upstream
-    pause_reasons: dict[str, str] = {}
-    refusing: str = ""  # why no message is taken now
+    tokens: int  # of those, that are to be sent still,
+    claimed: int  # of those, that are in senders' hands
+    dead: int  # that were set aside as failed
+    listed: dict[str, int]  # entries in each list
+    oldest: float | None  # when the oldest pending message was accepted
+    bytes: int  # in the spool
+    paused_until: dict[str, float]  # by upstream
+    pause_reasons: dict[str, str]
+    refusing: str  # why no message is taken now
 
     @property
     def counters(self) -> dict[str, int]:

@@ -78,7 +78,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self.service = self.server.service
         self.reader = Reader(self.service.settings.max_body)
-        self.answering = False
+        self.busy = False  # a request is being read or answered
         self.served = 0  # requests answered
         self.patience = 0.0  # as the kernel was last told
         if not self.server.listener.is_local:
@@ -104,7 +104,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
 
     def is_busy(self, waiting: bool) -> bool:
         """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
-        return self.answering or not self.reader.idle or (waiting and not self.served)
+        return self.busy or (waiting and not self.served)
 
     def _serve_one(self) -> bool:
         """Read and answer one request; whether the connection goes on."""
@@ -116,19 +116,16 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return self._refuse(BadRequest("the request did not come in time", status=408))
         if request is None:
             return False
-        self.answering = True
+        began = time.monotonic()
+        response = self.service.answer(request, self.server.listener.is_local)
+        keep_alive = request.keep_alive and not self.server.gate.closing
+        rid = request_id(request.headers.get("x-request-id"))
         try:
-            began = time.monotonic()
-            response = self.service.answer(request, self.server.listener.is_local)
-            keep_alive = request.keep_alive and not self.server.gate.closing
-            rid = request_id(request.headers.get("x-request-id"))
-            try:
-                self._write(response, rid, keep_alive, request.method == "HEAD")
-            finally:
-                self._note(request.method, request.path, response, rid, time.monotonic() - began)
+            self._write(response, rid, keep_alive, request.method == "HEAD")
         finally:
-            self.served += 1
-            self.answering = False
+            self._note(request.method, request.path, response, rid, time.monotonic() - began)
+        self.served += 1
+        self.busy = not self.reader.idle  # the next one may be here already
         return keep_alive
 
     def _note(self, method: str, path: str, response: Response, rid: str, took: float) -> None:
@@ -205,6 +202,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 raise _Late
             if not data:
                 return None
+            self.busy = True
             self.reader.feed(data)
             request = self.reader.next()
         return request

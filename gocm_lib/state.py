@@ -170,11 +170,14 @@ class State:
         return refused
 
     def _keep(self, jobs: Sequence[Job]) -> None:
-        counts: Counter[Count] = Counter()
+        messages: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
         for job in self.spool.accept(jobs):
-            counts[Count("accepted_messages", job.upstream)] += 1
-            counts[Count("accepted_tokens", job.upstream)] += len(job.tokens)
-        self.report.count(counts)
+            messages[job.upstream] += 1
+            tokens[job.upstream] += len(job.tokens)
+        for upstream in messages:
+            accepted = {"accepted_messages": messages[upstream], "accepted_tokens": tokens[upstream]}
+            self.report.count({Count(name, upstream): value for name, value in accepted.items()})
 
     def _note_refusal(self, refused: Refused, now: float) -> None:
         if not 0 <= now - self.refused_at < REFUSALS_NOTED:

@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ class Figures(NamedTuple):
     now: float
     started_at: float
     snapshot: Snapshot | None
-    upstreams: dict[str, meter.Traffic]
+    upstreams: dict[str, meter.Answers]
     token_expiry: dict[str, float | None]  # of each configured upstream; inf: never, None: there is no token
     queue_wait: Histogram
     requests: dict[tuple[str, int], int]
@@ -149,18 +149,22 @@ class Vitals:
 
     # ------------------------------------------------------------------------------------------------- what there is
 
-    def _read_processes(self, processes: Mapping[str, int]) -> list[tuple[str, ProcessFigures]]:
-        """The figures of what runs, by name. What a process had used when it was last looked at stays when it is gone:
-        else the sum of its kind would go down.
+    def _read_processes(self) -> list[tuple[str, ProcessFigures]]:
+        """The figures of what runs, by name, and by kind what those had used that are gone, as they were last looked
+        at: else the sum of a kind would go down.
         """
-        found = {each: read_process(each[1]) for each in processes.items()}
         with self._counting:
-            for each in self._read.keys() - found.keys():
+            running = list(self.processes.items())
+        found = {each: read_process(each[1]) for each in running}
+        with self._counting:
+            # Those of now: another thread may have looked meanwhile, and each is to be counted once.
+            alive = self.processes.items()
+            self._read |= {each: figures for each, figures in found.items() if figures and each in alive}
+            for each in [each for each in self._read if each not in alive]:
                 kind, gone = each[0].partition("-")[0], self._read.pop(each)
                 so_far = self._ended_cpu.get(kind, ProcessFigures(0.0, 0.0))
                 self._ended_cpu[kind] = ProcessFigures(so_far.cpu + gone.cpu, 0.0)
-            self._read |= {each: figures for each, figures in found.items() if figures}
-            return [(name, figures) for (name, _), figures in self._read.items()]
+            return [*self._ended_cpu.items(), *((name, figures) for (name, _), figures in self._read.items())]
 
     def figures(self, client: Client, credentials: Credentials) -> Figures:
         """All figures. Asks the state process for its own."""
@@ -171,9 +175,8 @@ class Vitals:
         with self._counting:
             cells = meter.add_up([self._ended, *self._meters.values()], UPSTREAMS)
             durations = {route: Histogram(h.bounds, h.counts, h.total) for route, h in self.durations.items()}
-            requests, processes = dict(self.requests), dict(self.processes)
+            requests = dict(self.requests)
             rejected = {cause: self.rejected[cause] for cause in dict.fromkeys(CAUSES.values())}
-        running = self._read_processes(processes)
         return Figures(
             now=time.time(),
             started_at=self.started_at,
@@ -186,7 +189,7 @@ class Vitals:
             rejected=rejected,
             senders=len(self.senders),
             restarts={kind: self.restarts[kind] for kind in KINDS},
-            processes=_by_kind([*self._ended_cpu.items(), *running]),
+            processes=_by_kind(self._read_processes()),
             files=open_files(),
             max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             export_failures={to: self.export_failures[to] for to in EXPORTS},
