@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sqlite3
 import threading
 import time
@@ -460,30 +459,6 @@ def test_the_sandbox_beside_the_server(tmp_path):
         assert server.wait() == 0
     finally:
         server.kill_group()
-
-
-def test_systemd_is_told(tmp_path, sandbox):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(10)
-        server = Program(
-            "--port",
-            "0",
-            "--spool",
-            ":memory:",
-            "--apikey",
-            "k",
-            "--gcm-url",
-            sandbox.url(),
-            environ={"NOTIFY_SOCKET": str(tmp_path / "notify")},
-        )
-        try:
-            assert listener.recv(999).startswith(b"READY=1\n")
-            server.process.send_signal(signal.SIGTERM)
-            assert listener.recv(999) == b"STOPPING=1"
-            assert server.wait() == 0
-        finally:
-            server.kill_group()
 
 
 @pytest.mark.slow
