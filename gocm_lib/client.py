@@ -21,7 +21,7 @@ TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if
 
 VERBS = (
     *("accept", "begin", "claim", "settle", "accuse", "release"),
-    *("snapshot", "page", "forget", "failed", "replay", "discard"),
+    *("snapshot", "status", "page", "forget", "failed", "replay", "discard"),
 )
 
 

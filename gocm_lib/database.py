@@ -15,7 +15,7 @@ from pathlib import Path
 from gocm_lib import idempotency, report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
@@ -217,15 +217,19 @@ class Room:
         disk = os.statvfs(self._directory)
         return disk.f_bavail * disk.f_frsize - (0 if os.path.exists(self._reserve) else RESERVE)
 
-    def keep_reserve(self, least: int) -> None:
-        """Take the reserve, unless we have it or less than `least` bytes would be left beyond it."""
-        if not self._directory or os.path.exists(self._reserve) or self.free() < least:
-            return
+    def keep_reserve(self, least: int) -> bool:
+        """Take the reserve, unless less than `least` bytes would be left beyond it; whether we have it now."""
+        if not self._directory or os.path.exists(self._reserve):
+            return True
+        if self.free() < least:
+            return False
         descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, RESERVE)
+            return True
         except OSError:
             os.unlink(self._reserve)
+            return False
         finally:
             os.close(descriptor)
 

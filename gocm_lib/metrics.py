@@ -169,8 +169,9 @@ METRICS = (
     ),
     Metric("gocm_pending", "gauge", (), "messages that are not finished", _snapshot(lambda s, now: s.pending)),
     Metric(
-        "gocm_spool_tokens", "gauge", ("state",), "ready: to be sent (again); claimed: being sent; dead: set aside",
-        _snapshot(lambda s, now: {"ready": s.tokens - s.claimed, "claimed": s.claimed, "dead": s.dead}),
+        "gocm_spool_tokens", "gauge", ("state",),
+        "ready: to be sent (again); claimed: being sent; dead: set aside; over: ended, can be looked up",
+        _snapshot(lambda s, now: {"ready": s.tokens - s.claimed, "claimed": s.claimed, "dead": s.dead, "over": s.over}),
     ),
     Metric(
         "gocm_spool_oldest_seconds", "gauge", (), "age of the oldest message that is not finished: alert on this",

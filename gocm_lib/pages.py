@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
+from gocm_lib.history import Failed, Fate, Status
 from gocm_lib.job import BadRequest, Job, format_id
 from gocm_lib.limits import Refused
 from gocm_lib.report import Snapshot
-from gocm_lib.spool import Failed
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -40,6 +40,40 @@ def canonical(entries: Sequence[tuple]) -> bytes:
 def notregistered(entries: Sequence[tuple]) -> bytes:
     """The list of dead tokens; `null` when empty."""
     return go_json({"tokens": [token for _, token in entries] or None})
+
+
+def status(found: Status) -> bytes:
+    """What became of a job and, of a page of its tokens, of each; what to ask for next (null: there is no more)."""
+    told: dict[str, object] = {
+        "job": format_id(found.job),
+        "upstream": found.upstream,
+        "target": found.target,
+        "accepted_at": round(found.accepted_at, 3),
+        "expires_at": round(found.expires_at, 3),
+        "ended_at": round(found.finished, 3) if found.finished else None,
+        "tokens": found.size,
+        "states": found.states,
+    }
+    if found.since > found.accepted_at:
+        told["replayed_at"] = round(found.since, 3)
+    if found.paused:
+        told["paused"] = found.paused
+    results = [_result(fate) for fate in found.fates]
+    told |= {"results": results, "next": found.fates[-1].n if found.fates else None}
+    return json.dumps(told).encode() + b"\n"
+
+
+def _result(fate: Fate) -> dict[str, object]:
+    told: dict[str, object] = {"n": fate.n, "token": fate.token, "state": fate.state, "attempts": fate.attempts}
+    if fate.state == "failed":
+        told |= {"reason": fate.failure, "detail": fate.reason}
+    elif fate.state == "deferred":
+        told |= {"reason": fate.reason, "next_due": round(fate.at, 3)}
+    if fate.canonical:
+        told["canonical"] = fate.canonical
+    if fate.state in ("delivered", "failed"):
+        told["ended_at"] = round(fate.at, 3)
+    return told
 
 
 def failed(entries: Sequence[Failed]) -> bytes:

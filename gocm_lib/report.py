@@ -63,6 +63,7 @@ class Snapshot(NamedTuple):
     tokens: int  # of those, that are to be sent still,
     claimed: int  # of those, that are in senders' hands
     dead: int  # that were set aside as failed
+    over: int  # that came to another end, and are kept for those who ask
     listed: dict[str, int]  # entries in each list
     oldest: float | None  # when the oldest pending message was accepted
     bytes: int  # in the spool

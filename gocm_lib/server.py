@@ -24,7 +24,7 @@ from gocm_lib import cpu, log
 from gocm_lib.job import BadRequest
 from gocm_lib.listener import Listener
 from gocm_lib.request import Reader, Request
-from gocm_lib.service import COUNTED_AS, PROBES, Response, Service, refusal, unavailable
+from gocm_lib.service import PROBES, Response, Service, counted_as, is_ours, refusal, unavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
@@ -133,14 +133,14 @@ class ClientConnection(socketserver.BaseRequestHandler):
         is none of ours, for both may hold tokens.
         """
         refused = response.status >= 400 and path not in PROBES
-        self.service.vitals.answered(COUNTED_AS.get(path, "other"), response.status, took, refused)
+        self.service.vitals.answered(counted_as(path), response.status, took, refused)
         if self.service.settings.access_log:
             client = self.client_address[0] if self.client_address else "local"
             fields = {
                 "request_id": rid,
                 "client": client,
                 "method": method,
-                "path": path if path in COUNTED_AS else log.token(path),
+                "path": path if is_ours(path) else log.token(path),
                 "status": response.status,
                 "bytes": len(response.body),
                 "ms": round(took * 1000, 1),

@@ -14,19 +14,19 @@ from urllib.parse import parse_qsl
 from gocm_lib import access, health, idempotency, job, log, metrics, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
+from gocm_lib.history import STATES, Past, Which
 from gocm_lib.idempotency import Conflict, Known
 from gocm_lib.intake import Intake
 from gocm_lib.job import BadRequest, Draft, Job, Once
 from gocm_lib.limits import Refused
 from gocm_lib.request import Request
 from gocm_lib.settings import Settings
-from gocm_lib.spool import Which
 from gocm_lib.upstream import DIALECTS
 from gocm_lib.vitals import Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
-SMALL_PAGE = 100  # failed tokens in a page when no number is asked for
+SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
 KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
 CHALLENGE = 'Bearer realm="gocm", Basic realm="gocm"'
 
@@ -211,6 +211,21 @@ class Service:
 
         return Response(200, body, written=written)
 
+    def status(self, request: Request) -> Response:
+        """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
+        query = _query(request.query, {"limit", "after", "state"})
+        job_id = job.parse_id(request.path.rpartition("/")[2])
+        state = query.get("state", "")
+        if "state" in query and state not in STATES:
+            raise BadRequest("a token is " + ", ".join(STATES), "state")
+        after, limit = _number(query, "after", 0, 10**9), _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
+        found = self.client.status(job_id, state, -1 if after is None else after, limit)
+        if found is None:
+            raise BadRequest("no such message", "job", status=404)
+        if isinstance(found, Past):
+            raise BadRequest("what became of messages so old is not kept: --keep-jobs, --max-kept", "job", status=410)
+        return Response(200, pages.status(found))
+
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""
         query = _query(request.query, {"limit", "after", "job", "reason", "upstream", "older"})
@@ -279,7 +294,8 @@ class Service:
 
 def _taken(job_id: int, headers: Mapping[str, str]) -> Response:
     """The answer to a message that is on disk, as the original gives it."""
-    return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": job.format_id(job_id), **headers})
+    name = job.format_id(job_id)
+    return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers})
 
 
 def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:
@@ -302,6 +318,7 @@ ROUTES = (
     Route("GET", "/gcm/report", Service.report, "the counters"),
     Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
     Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
+    Route("GET", "/gcm/jobs/{id}", Service.status, "what became of a message, and of each of its tokens"),
     Route("GET", "/gcm/failed", Service.failed, "tokens that were set aside as failed, and why"),
     Route("POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new"),
     Route("POST", "/gcm/failed/discard", Service.discard, "forget failed tokens"),
@@ -319,13 +336,27 @@ _BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
 
 # Where 503 is an answer, not a refusal.
 PROBES = frozenset(route.path for route in ROUTES if route.public)
-# What a path is counted as.
-COUNTED_AS = {path: next(iter(methods.values())).path for path, methods in _BY_PATH.items()}
+
+
+def _template(path: str) -> str:
+    """A path as it is in ROUTES: what takes the place of {id} is looked at by its handler."""
+    return "/gcm/jobs/{id}" if path.startswith("/gcm/jobs/") else path
+
+
+def counted_as(path: str) -> str:
+    """The path of ROUTES as which a request for this one is counted."""
+    methods = _BY_PATH.get(_template(path))
+    return next(iter(methods.values())).path if methods else "other"
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is one of ours in every character: another may hold anything, a token too."""
+    return path in _BY_PATH or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path))
 
 
 def find_route(method: str, path: str) -> Route:
     """The route of a request. Raises BadRequest with 404 for an unknown path, 405 for a wrong method."""
-    methods = _BY_PATH.get(path)
+    methods = _BY_PATH.get(_template(path))
     if methods is None:
         raise BadRequest("no such path; see README for the routes", status=404)
     route = methods.get("GET" if method == "HEAD" else method)

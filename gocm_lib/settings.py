@@ -363,6 +363,18 @@ class Settings:
         604800.0, seconds(1, 10**9), "seconds for which tokens that were set aside as failed are kept", metavar="S"
     )
     max_dead: int = option(100000, number(0, 10**9), "of those, how many; the oldest go first", metavar="N")
+    keep_jobs: float = option(
+        86400.0,
+        seconds(0, 10**9),
+        "seconds for which can be looked up what became of a message after its end",
+        metavar="S",
+    )
+    max_kept: int = option(
+        1000000,
+        number(0, 10**9),
+        "of the tokens of such messages, how many; those that ended first go first",
+        metavar="N",
+    )
     max_report: int = option(
         1000000, number(1, 10**9), "entries that each of the two token lists may have; more are dropped", metavar="N"
     )

@@ -1,54 +1,65 @@
-"""The tokens on disk: the only SQL for them.
+"""The tokens on disk, from their acceptance to their end: the only SQL for them, but for what is asked and forgotten of
+those that have ended (module history).
 
-Owns the tables `job`, `token` and `dead`. The unit of truth is the token: a job of 1,000 tokens of which one failed
-has one row left. A token is in exactly one place:
+Owns the tables `job` and `token`. The unit of truth is the token: a job of 1,000 tokens of which one failed has one
+left to send. A token is one row, in exactly one of these states:
 
-        accept             claim               settle: delivered, unregistered, rejected
-      ---------> READY -------------> CLAIMED -------------------------------------------> gone
+        accept             claim               deliver, or end: unregistered, rejected
+      ---------> READY -------------> CLAIMED ---------------------------------------------> OVER
                  ^ | |                | | |
-                 | | |                | | +-- settle: out of attempts, too old ----------> DEAD (in `dead`, kept)
+                 | | |                | | +-- end: out of attempts, too old ---------------> DEAD
                  +-|-|----------------+ |
-                 | | |   settle: deferred (due later), or given back unsent
+                 | | |   retry: deferred (due later), or given back unsent
                  +-|-|------------------+
                    | |   release: its generation ended
-                   | +--- claim: its job has expired ------------------------------------> DEAD
-                   +----- reject_ready: the job's message was found bad -----------------> gone
+                   | +--- claim: its job has expired --------------------------------------> DEAD
+                   +----- reject_ready: the job's message was found bad -------------------> OVER
 
-    CLAIMED --- accuse: its sender died a third time with it in the air -----------------> DEAD
-    DEAD ------ prune: too old, or too many of them; discard -----------------------------> gone
-    DEAD ------ replay -------------------------------------------------------------------> READY
+    CLAIMED --- accuse: its sender died a third time with it in the air -------------------> DEAD
+    DEAD ------ replay --------------------------------------------------------------------> READY
+    DEAD ------ discard; too old, or too many of them -------------------------------------> OVER
+    OVER ------ its job ended long ago, or there is no room to remember it ----------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
 claimed it may say what became of it. Of the ready ones those that wait (`waits`: for a retry, or given back) are taken
 when they are due, the fresh ones by `rank`, which shares the upstream out among the jobs: a job's tokens get ranks that
 grow from the one that is being served when it comes, so that a small job need not wait for a large one. `deaths` counts
-the senders that died with it in the air since it last came to ground. A job's row stays while it has tokens, and with
-`finished` set while it has dead ones (they need its message to be sent again).
+the senders that died with it in the air since it last came to ground.
+
+OVER and DEAD are the generations below 0, and `due_at` is when they ended. Only of the dead is the message needed
+again. A job's row has the number of its tokens that are `open`, ready or claimed; when that comes to 0 it is
+`finished`, at that time, and negative when there is no more to forget of it than its dead tokens. The row stays as long
+as any of its tokens' rows.
 
 Every method may be repeated safely. The caller owns the transaction and the lock.
 """
 
 import json
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.job import Job, Run, Slice
 from gocm_lib.poison import FATAL, Aloft
 
-SCHEMA = """
+OVER, DEAD = -1, -2  # generations of tokens that nobody sends any more
+
+SCHEMA = f"""
 CREATE TABLE job (
     id INTEGER PRIMARY KEY,
     upstream TEXT NOT NULL,
     target TEXT NOT NULL,
     message TEXT NOT NULL,
     accepted_at REAL NOT NULL,
+    since REAL NOT NULL,
     expires_at REAL NOT NULL,
+    size INTEGER NOT NULL,
+    open INTEGER NOT NULL,
     sound INTEGER NOT NULL DEFAULT 0,
-    finished INTEGER NOT NULL DEFAULT 0
+    finished REAL NOT NULL DEFAULT 0
 );
-CREATE INDEX job_finished ON job (id) WHERE finished = 1;
+CREATE INDEX job_finished ON job (finished) WHERE finished > 0;
 CREATE TABLE token (
     job INTEGER NOT NULL,
     n INTEGER NOT NULL,
@@ -61,22 +72,18 @@ CREATE TABLE token (
     due_at REAL NOT NULL,
     upstream TEXT NOT NULL,
     deaths INTEGER NOT NULL DEFAULT 0,
+    failure TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
+    canonical TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (job, n)
 ) WITHOUT ROWID;
 CREATE INDEX token_fresh ON token (upstream, rank) WHERE generation = 0 AND waits = 0;
 CREATE INDEX token_waiting ON token (upstream, due_at) WHERE generation = 0 AND waits = 1;
 CREATE INDEX token_claimed ON token (generation, batch) WHERE generation > 0;
-CREATE TABLE dead (
-    job INTEGER NOT NULL,
-    n INTEGER NOT NULL,
-    token TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    failure TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    died_at REAL NOT NULL,
-    PRIMARY KEY (job, n)
-) WITHOUT ROWID;
-CREATE INDEX dead_age ON dead (died_at);
+CREATE INDEX token_dead ON token (job) WHERE generation = {DEAD};
+CREATE INDEX token_dead_age ON token (due_at) WHERE generation = {DEAD};
+CREATE TABLE forgotten (job INTEGER NOT NULL);
+INSERT INTO forgotten VALUES (0);
 """
 
 _COLUMNS = "job, n, token, attempts, deaths, rank"
@@ -103,7 +110,6 @@ SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
 WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
-PRUNED = 5000  # dead tokens that are forgotten at once, so that nobody waits long for the lock
 RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
 RECENT = 1000  # jobs
 CHUNK = 1000  # tokens of a job that are of one rank: they go as one multicast
@@ -115,42 +121,23 @@ Span = tuple[int, int, int, int]  # job, number of the first token, attempt, how
 
 
 class Held(NamedTuple):
-    """A token in a generation's hands: its number, itself, when its job was accepted and expires."""
+    """A token in a generation's hands: its number, itself, when its job was accepted, or replayed, and expires."""
 
     n: int
     token: str
-    accepted_at: float
+    since: float
     expires_at: float
 
 
-class Which(NamedTuple):
-    """Which dead tokens: those of a job (0: any), that failed for one of outcome.FAILURES ("": any), with an upstream
-    ("": any), before a time.
+class End(NamedTuple):
+    """How a token ended that was not simply delivered: with a `canonical` token to take its place, or failed, for one
+    of outcome.FAILURES (`failure`), in words (`reason`); `dead`: it may be replayed.
     """
 
-    job: int
-    failure: str
-    upstream: str
-    before: float
-
-    def conditions(self) -> tuple[str, tuple]:
-        """The same in SQL, and the values for it."""
-        given = {"dead.job = ?": self.job, "failure = ?": self.failure, "job.upstream = ?": self.upstream}
-        wanted = {condition: value for condition, value in given.items() if value}
-        return " AND ".join(["died_at < ?", *wanted]), (self.before, *wanted.values())
-
-
-class Failed(NamedTuple):
-    """A dead token: where it belongs, and why it failed."""
-
-    job: int
-    n: int
-    token: str
-    upstream: str
-    attempts: int
-    failure: str
-    reason: str
-    died_at: float
+    failure: str = ""
+    reason: str = ""
+    canonical: str = ""
+    dead: bool = False
 
 
 class Buried(NamedTuple):
@@ -195,12 +182,19 @@ class Spool:
         self.retry_credit: defaultdict[str, float] = defaultdict(float)
         # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
         # transaction back puts back the copy of before.
-        [[jobs]], [[finished]] = (
-            db.execute(f"SELECT count(*) FROM job {which}")
-            for which in ("", "INDEXED BY job_finished WHERE finished = 1")
+        [[jobs]] = db.execute("SELECT count(*) FROM job WHERE finished = 0")
+        [[rows]], [[dead]], *opened = (
+            db.execute(f"SELECT count(*) FROM token {which}").fetchall()
+            for which in (
+                "",
+                f"INDEXED BY token_dead WHERE generation = {DEAD}",
+                "INDEXED BY token_fresh WHERE generation = 0 AND waits = 0",
+                "INDEXED BY token_waiting WHERE generation = 0 AND waits = 1",
+                "INDEXED BY token_claimed WHERE generation > 0",
+            )
         )
-        [[tokens]], [[dead]] = db.execute("SELECT count(*) FROM token"), db.execute("SELECT count(*) FROM dead")
-        self.tally = {"jobs": jobs - finished, "tokens": tokens, "dead": dead}
+        tokens = sum(count for [[count]] in opened)
+        self.tally = {"jobs": jobs, "tokens": tokens, "dead": dead, "over": rows - tokens - dead}
         held = db.execute(
             "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
@@ -210,6 +204,7 @@ class Spool:
         # What never changes of the jobs that came last: mostly they are claimed at once, and need not be read.
         self.recent: dict[int, _JobRow] = {}
         self.newest = self.last_job()  # of all that came, whether they were kept or not
+        self.first_open = 0  # no job before this one is open
         # The rank that is being served, by upstream. It need not survive: ranks only order what is there.
         ranks = db.execute(
             "SELECT upstream, min(rank) FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0"
@@ -231,12 +226,16 @@ class Spool:
         """
         new = [job for job in jobs if job.id > self.newest or not self.knows(job.id)]
         self.newest = max([self.newest, *(job.id for job in new)])
+        self.first_open = min([self.first_open, *(job.id for job in new)])  # ids do not come in their order
         self.recent.update((job.id, _JobRow(job.upstream, job.target, job.message, job.expires_at)) for job in new)
         while len(self.recent) > RECENT:
             del self.recent[next(iter(self.recent))]
         self.db.executemany(
-            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
-            [(job.id, job.upstream, job.target, job.message, job.accepted_at, job.expires_at) for job in new],
+            "INSERT INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)",
+            [
+                (*job[:3], job.message, job.accepted_at, job.accepted_at, job.expires_at, *[len(job.tokens)] * 2)
+                for job in new
+            ],
         )
         self.db.executemany(
             "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
@@ -271,8 +270,7 @@ class Spool:
         )
         self.in_hand[generation, upstream] += len(rows) - len(expired)
         for job, n, _token, attempts, *_ in expired:
-            self.bury((0, upstream), job, n, attempts + 1, attempts, "expired", "too old", now)
-        self.finish({row[0] for row in expired})
+            self.end((0, upstream), job, n, attempts, End("expired", "too old", dead=True), now)
         return slices, [row[2] for row in expired]
 
     def _for_spans(self, statement: str, spans: Sequence[tuple]) -> int:
@@ -327,55 +325,70 @@ class Spool:
         not there was settled before.
         """
         found = self.db.execute(
-            "SELECT token.n, token.token, job.accepted_at, job.expires_at FROM token JOIN job ON job.id = token.job"
+            "SELECT token.n, token.token, job.since, job.expires_at FROM token JOIN job ON job.id = token.job"
             " WHERE token.job = ? AND token.n BETWEEN ? AND ? AND token.generation = ? AND token.attempts = ?",
             (job, n, n + span - 1, generation, attempt - 1),
         )
         return [Held(*row) for row in found]
 
-    def remove(self, holder: Holder, spans: Iterable[Span]) -> int:
-        """Drop the rows of tokens that have come to their end, of each span those that are in this generation's hands
-        for this attempt; how many. The attempt matters: a settle that is repeated late may find a token claimed once
-        more.
+    def deliver(self, holder: Holder, spans: Sequence[Span], now: float) -> int:
+        """End tokens that were delivered, of each span those that are in this generation's hands for this attempt; how
+        many. The attempt matters: a settle that is repeated late may find a token claimed once more.
         """
-        gone = self._for_spans(
-            "DELETE FROM token WHERE generation = ? AND attempts = ? AND job = ? AND {}",
-            [(holder[0], attempt - 1, job, n, n + span - 1) for job, n, attempt, span in spans],
+        ended = self._for_spans(
+            f"UPDATE token SET generation = {OVER}, attempts = ?, reason = '', due_at = ?"
+            " WHERE generation = ? AND attempts = ? AND job = ? AND {}",
+            [(attempt, now, holder[0], attempt - 1, job, n, n + span - 1) for job, n, attempt, span in spans],
         )
-        self.in_hand[holder] -= gone
-        self.tally["tokens"] -= gone
-        return gone
+        counts: Counter[int] = Counter()
+        for job, _, _, span in spans:
+            counts[job] += span
+        if ended < sum(counts.values()):  # some were settled before: rare, and dear
+            counts = Counter({job: self._uncounted(job) for job in counts})
+        self.in_hand[holder] -= ended
+        self._close(counts, OVER, now)
+        return ended
 
-    def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float) -> None:
-        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it."""
+    def _uncounted(self, job: int) -> int:
+        """How many tokens of a job have ended since that was last counted."""
+        found = self.db.execute(
+            "SELECT open - (SELECT count(*) FROM token WHERE job = id AND generation >= 0) FROM job WHERE id = ?",
+            (job,),
+        ).fetchone()
+        return found[0] if found else 0
+
+    def _close(self, ended: Mapping[int, int], generation: int, now: float) -> None:
+        """Count, by job, tokens that have just ended, OVER or DEAD; jobs that have none left to send are finished."""
+        jobs = [(count, job) for job, count in ended.items() if count]
+        finished = self.db.executemany(
+            "UPDATE job SET open = 0, finished = ? WHERE open = ? AND id = ?", [(now, *each) for each in jobs]
+        ).rowcount
+        if finished < len(jobs):
+            self.db.executemany("UPDATE job SET open = open - ? WHERE id = ? AND open > 0", jobs)
+        count = sum(ended.values())
+        self.tally["jobs"] -= finished
+        self.tally["tokens"] -= count
+        self.tally["over" if generation == OVER else "dead"] += count
+
+    def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float, reason: str) -> None:
+        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it; why."""
         self.db.execute(
-            "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, due_at = ? WHERE job = ? AND n = ?",
-            (attempts, due_at, job, n),
+            "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, reason = ?, due_at = ?"
+            " WHERE job = ? AND n = ?",
+            (attempts, reason, due_at, job, n),
         )
         self.in_hand[holder] -= 1
 
-    def bury(
-        self, holder: Holder, job: int, n: int, attempt: int, attempts: int, failure: str, reason: str, now: float
-    ) -> None:
-        """Set a token that is in a generation's hands (0: a ready one) for `attempt` aside as failed after so many
-        attempts: it is kept, but not sent again by itself. `failure` is one of outcome.FAILURES, `reason` in words.
-        """
-        self.tally["dead"] += self.db.execute(
-            "INSERT OR IGNORE INTO dead SELECT job, n, token, ?, ?, ?, ? FROM token WHERE job = ? AND n = ?",
-            (attempts, failure, reason, now, job, n),
-        ).rowcount
-        self.remove(holder, [(job, n, attempt, 1)])
-
-    def finish(self, jobs: Iterable[int]) -> None:
-        """Close those of the jobs that have no token left to send: drop them, or mark them when they have dead ones."""
-        ids, sent = [(job,) for job in jobs], "id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE token.job = job.id)"
-        if self.tally["dead"]:
-            buried = "EXISTS (SELECT 1 FROM dead WHERE dead.job = job.id)"
-            marked = self.db.executemany(
-                f"UPDATE job SET finished = 1 WHERE finished = 0 AND {sent} AND {buried}", ids
-            ).rowcount
-            self.tally["jobs"] -= marked
-        self.tally["jobs"] -= self.db.executemany(f"DELETE FROM job WHERE finished = 0 AND {sent}", ids).rowcount
+    def end(self, holder: Holder, job: int, n: int, attempts: int, how: End, now: float) -> None:
+        """End a token that is in a generation's hands (0: a ready one), after so many attempts."""
+        generation = DEAD if how.dead else OVER
+        self.db.execute(
+            "UPDATE token SET generation = ?, attempts = ?, failure = ?, reason = ?, canonical = ?, due_at = ?"
+            " WHERE job = ? AND n = ?",
+            (generation, attempts, how.failure, how.reason, how.canonical, now, job, n),
+        )
+        self.in_hand[holder] -= 1
+        self._close({job: 1}, generation, now)
 
     def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[Buried], int]:
         """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
@@ -396,7 +409,9 @@ class Spool:
         if spare:
             return [], len(doomed)
         for job in {row[0] for row in doomed}:
-            if self.db.execute("SELECT 1 FROM dead WHERE job = ? AND reason = ?", (job, POISONED)).fetchone():
+            if self.db.execute(
+                f"SELECT 1 FROM token WHERE generation = {DEAD} AND job = ? AND reason = ?", (job, POISONED)
+            ).fetchone():
                 known = {row[1] for row in doomed if row[0] == job}
                 rows = self.db.execute(
                     "SELECT n, token, attempts FROM token WHERE job = ? AND generation IN (0, ?)", (job, generation)
@@ -407,75 +422,15 @@ class Spool:
             holder = self.db.execute(
                 "SELECT generation, upstream FROM token WHERE job = ? AND n = ?", (job, n)
             ).fetchone()
-            self.bury(holder, job, n, tries + 1, tries, "killed_senders", POISONED, now)
+            self.end(holder, job, n, tries, End("killed_senders", POISONED, dead=True), now)
             buried.append(Buried(holder[1], token, aloft and tries == 0))
-        self.finish({row[0] for row in doomed})
         return buried, 0
-
-    def prune(self, before: float, most: int) -> int:
-        """Forget the dead that died before a time, and the oldest if there are more than `most`, up to PRUNED of them,
-        with the jobs that nothing needs any more; how many were forgotten only because there are too many.
-        """
-        excess = min(self.tally["dead"] - most, PRUNED)
-        too_many, limit = (float("inf"), excess) if excess > 0 else (before, PRUNED)
-        rows = self.db.execute(
-            "SELECT job, n, died_at FROM dead WHERE died_at < ? ORDER BY died_at LIMIT ?", (too_many, limit)
-        ).fetchall()
-        self._drop_dead([row[:2] for row in rows])
-        return sum(row[2] >= before for row in rows)
-
-    def _drop_dead(self, places: Sequence[tuple[int, int]]) -> None:
-        """Forget dead tokens, by job and number, and the jobs that nothing needs any more."""
-        self.db.executemany("DELETE FROM dead WHERE job = ? AND n = ?", places)
-        self.tally["dead"] -= len(places)
-        self.db.executemany(
-            "DELETE FROM job WHERE id = ? AND finished = 1 AND NOT EXISTS (SELECT 1 FROM dead WHERE job = id)",
-            [(job,) for job in {job for job, _ in places}],
-        )
-
-    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
-        """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
-        conditions, values = which.conditions()
-        rows = self.db.execute(
-            "SELECT dead.job, n, token, job.upstream, attempts, failure, reason, died_at FROM dead"
-            f" JOIN job ON job.id = dead.job WHERE (dead.job, n) > (?, ?) AND {conditions}"
-            " ORDER BY dead.job, n LIMIT ?",
-            (*after, *values, limit),
-        )
-        return [Failed(*row) for row in rows]
-
-    def discard(self, which: Which, limit: int) -> int:
-        """Forget up to `limit` dead tokens; how many there were."""
-        found = self.failed(which, (0, -1), limit)
-        self._drop_dead([(each.job, each.n) for each in found])
-        return len(found)
-
-    def replay(self, which: Which, limit: int, now: float) -> list[str]:
-        """Make up to `limit` dead tokens ready again, as if they had come now; their upstreams."""
-        found = self.failed(which, (0, -1), limit)
-        jobs = [(job,) for job in {each.job for each in found}]
-        reopened = self.db.executemany("UPDATE job SET finished = 0 WHERE id = ? AND finished = 1", jobs)
-        self.tally["jobs"] += reopened.rowcount if jobs else 0
-        self.db.executemany(
-            "UPDATE job SET expires_at = ? + expires_at - accepted_at, accepted_at = ? WHERE id = ?",
-            [(now, now, job) for (job,) in jobs],
-        )
-        for (job,) in jobs:
-            self.recent.pop(job, None)
-        self.db.executemany(
-            "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (each.job, each.n, each.token, self.serving[each.upstream] + place // CHUNK * CHUNK, now, each.upstream)
-                for place, each in enumerate(found)
-            ],
-        )
-        self.tally["tokens"] += len(found)
-        self._drop_dead([(each.job, each.n) for each in found])
-        return [each.upstream for each in found]
 
     def find_sound(self, jobs: Iterable[int]) -> None:
         """Remember that the upstream has said something of a token of these jobs, so that their messages are good."""
-        self.db.executemany("UPDATE job SET sound = 1 WHERE id = ? AND sound = 0", [(job,) for job in jobs])
+        self.db.executemany(
+            "UPDATE job SET sound = 1 WHERE id = ? AND sound = 0 AND finished = 0", [(job,) for job in jobs]
+        )
 
     def release(self, generation: int | None) -> int:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
@@ -515,21 +470,29 @@ class Spool:
             (due for (due,) in self.db.execute(_NEXT_DUE, (upstream, upstream)) if due is not None), default=None
         )
 
-    def reject_ready(self, job: int) -> int:
-        """Drop those tokens of a job that nobody has in hand, its message being bad, unless it was found sound before;
+    def reject_ready(self, job: int, reason: str, now: float) -> int:
+        """End those tokens of a job that nobody has in hand, its message being bad, unless it was found sound before;
         how many there were.
         """
         gone = self.db.execute(
-            "DELETE FROM token WHERE job = ? AND generation = 0 AND (SELECT sound FROM job WHERE id = ?) = 0",
-            (job, job),
+            f"UPDATE token SET generation = {OVER}, failure = 'bad_message', reason = ?, due_at = ?"
+            " WHERE job = ? AND generation = 0 AND (SELECT sound FROM job WHERE id = ?) = 0",
+            (reason, now, job, job),
         ).rowcount
-        self.tally["tokens"] -= gone
+        self._close({job: gone}, OVER, now)
         return gone
 
     def oldest(self) -> float | None:
-        """When the oldest job that has tokens left was accepted; None when none has."""
-        row = self.db.execute("SELECT accepted_at FROM job WHERE id = (SELECT min(job) FROM token)").fetchone()
-        return row[0] if row else None
+        """When the oldest job that has tokens left was accepted, or replayed; None when none has."""
+        if not self.tally["jobs"]:
+            self.first_open = self.newest
+            return None
+        # Asked often enough, this passes over each job once: an index of the open ones costs more.
+        row = self.db.execute(
+            "SELECT id, since FROM job WHERE id >= ? AND finished = 0 ORDER BY id LIMIT 1", (self.first_open,)
+        ).fetchone()
+        self.first_open = row[0]
+        return row[1]
 
     def claimed_tokens(self) -> int:
         """How many tokens are in some generation's hands."""
@@ -542,8 +505,12 @@ class Spool:
 
     def accepted_by(self, now: float) -> None:
         """Let no job be accepted later than now."""
-        self.db.execute("UPDATE job SET accepted_at = ? WHERE accepted_at > ?", (now, now))
+        self.db.execute(
+            "UPDATE job SET accepted_at = min(accepted_at, :now), since = min(since, :now)"
+            " WHERE accepted_at > :now OR since > :now",
+            {"now": now},
+        )
 
     def last_job(self) -> int:
-        """The highest job id there is, 0 when there is none."""
-        return self.db.execute("SELECT coalesce(max(id), 0) FROM job").fetchone()[0]
+        """The highest job id there is or was, as far as we know; 0 when there is none."""
+        return self.db.execute("SELECT max((SELECT coalesce(max(id), 0) FROM job), job) FROM forgotten").fetchone()[0]

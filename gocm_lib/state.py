@@ -7,6 +7,7 @@ so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 * Every verb may be repeated: a caller whose answer was lost, because this process died, calls again.
 """
 
+import math
 import multiprocessing.connection
 import multiprocessing.managers
 import os
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
 from gocm_lib.database import Room, SpoolError, checkpoint, cut_log, is_full, is_passing, open_spool, shrink, usage
+from gocm_lib.history import Failed, History, Past, Status, Which
 from gocm_lib.idempotency import Keys, Known, NotKept
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
@@ -44,12 +46,12 @@ from gocm_lib.outcome import (
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import Count, RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
-from gocm_lib.spool import Failed, Held, Span, Spool, Which
+from gocm_lib.spool import End, Held, Span, Spool
 from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 
-HOUSEKEEPING = 1.0  # seconds between two looks at what has grown too old
+HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
 AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
@@ -60,13 +62,15 @@ CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it fo
 
 class Keeping(NamedTuple):
     """How much is kept, and how long: the limits of what is pending, seconds and number for the dead, entries for a
-    report's list.
+    report's list, seconds and number of tokens for what is over.
     """
 
     limits: Limits
     dead_age: float
     max_dead: int
     max_report: int
+    keep_jobs: float
+    max_kept: int
 
 
 class State:
@@ -88,6 +92,7 @@ class State:
         self.draw = draw
         self.traffic = Traffic(paces)
         self.spool = Spool(db)
+        self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
         self.drain = Drain(0.0, 0.0)
@@ -150,14 +155,14 @@ class State:
     def _make_room(self, jobs: Sequence[Job]) -> dict[int, Refused]:
         """Keep those jobs for which there is room; the others, by their ids."""
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
-        used, unused = usage(self.db)
-        used += self.room.overlong_log()
-        free = self.room.free() + unused
+        pending, used, free = self._usage()
         size, tokens = sum(map(disk_size, jobs)), sum([len(job.tokens) for job in jobs])
-        together = Usage(self.spool.tally["tokens"], used + size, free - size)
+        together = Usage(pending, used + size, free - size)
         if refuse(tokens, together, self.keeping.limits, rate) is None:
             self._keep(jobs)
             return {}
+        if self._may_make_room(min(len(job.tokens) for job in jobs)) and self.history.forget(math.inf, 0):
+            return self._make_room(jobs)
         refused: dict[int, Refused] = {}
         for job in jobs:
             so_far = Usage(self.spool.tally["tokens"], used, free)
@@ -168,6 +173,20 @@ class State:
             else:
                 refused[job.id] = no
         return refused
+
+    def _may_make_room(self, tokens: int) -> bool:
+        """Whether forgetting what is over may help where so many tokens are refused: not when too many are pending, nor
+        while somebody who reads in the spool keeps SQLite's log from beginning anew, which it would only make longer.
+        """
+        return self.spool.tally["tokens"] + tokens <= self.keeping.limits.pending and not self.room.overlong_log()
+
+    def _usage(self) -> Usage:
+        used, unused = usage(self.db)
+        return Usage(self.spool.tally["tokens"], used + self.room.overlong_log(), self.room.free() + unused)
+
+    def _refuses(self) -> Refused | None:
+        """Why not even the smallest message would be taken now."""
+        return refuse(1, self._usage(), self.keeping.limits, 0.0)
 
     def _keep(self, jobs: Sequence[Job]) -> None:
         messages: Counter[str] = Counter()
@@ -202,7 +221,8 @@ class State:
         """
         started = time.monotonic()
         with self.changed:
-            self._keep_house(now)
+            if self._keep_house(now):
+                wait = min(wait, SOON)
             known = dict(self.traffic.pauses)
             while True:
                 waited = time.monotonic() - started
@@ -221,35 +241,48 @@ class State:
                     return slices, dict(self.traffic.pauses)
                 self.changed.wait(max(0.001, idle))
 
-    def _keep_house(self, now: float) -> None:
-        """Forget what is too old or too much among the dead; see to the reserve; notice a clock that was set back."""
+    def _keep_house(self, now: float) -> bool:
+        """Forget what is too old or too much; see to the reserve; notice a clock that was set back. Whether there is
+        more to be done soon.
+        """
         if now < self.latest - CLOCK_STEP:
             self._set_back(self.latest - now, now)
             self.tidied = now - HOUSEKEEPING
         self.latest = now
         if now < self.tidied + HOUSEKEEPING:
-            return
+            return False
         self.tidied = now
         try:
-            self._tidy(now)
+            if more := self._tidy(now):
+                self.tidied = now + SOON - HOUSEKEEPING
+            return more
         except sqlite3.OperationalError as error:
             if not is_passing(error):
                 raise  # else: what cannot be tidied now can be later, and must not keep anybody from sending
+            if is_full(error) and (self.spool.tally["over"] or not self.spool.tally["tokens"]):
+                self.use_reserve()  # to forget and to shrink takes room before it makes some: for the reserve, again
+            return False
 
-    def _tidy(self, now: float) -> None:
+    def _tidy(self, now: float) -> bool:
         if self.room.overlong_log():
             cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room
         if not self.spool.tally["tokens"]:
             shrink(self.db)
-        self.room.keep_reserve(self.keeping.limits.free_disk)
+        has_reserve = self.room.keep_reserve(self.keeping.limits.free_disk)
         if self.keys.has_old(now):
             with self._transaction():
                 self.keys.prune(now)
         if self.spool.tally["dead"]:
             with self._transaction():
-                dropped = self.spool.prune(now - self.keeping.dead_age, self.keeping.max_dead)
+                dropped = self.history.prune_dead(now - self.keeping.dead_age, self.keeping.max_dead)
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-dead", dropped)
+        self.spool.oldest()  # so that nobody who asks need pass over many
+        if not self.spool.tally["over"] or self.room.overlong_log():
+            return False
+        for_room = not has_reserve or (self._refuses() is not None and self._may_make_room(0))
+        with self._transaction():
+            return self.history.forget(math.inf if for_room else now - self.keeping.keep_jobs, self.keeping.max_kept)
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:
@@ -288,22 +321,22 @@ class State:
                 self.traffic.judge(result, now)
             tokens = self.spool.tally["tokens"]
             with self._transaction():
-                self._settle_delivered(generation, delivered, counts)
+                self._settle_delivered(generation, delivered, now, counts)
                 settled = [r for r in others if self._settle(generation, r, now, counts, ends)]
-                self._try_messages(settled, {result.job for result in delivered}, counts)
+                self._try_messages(settled, {result.job for result in delivered}, now, counts)
                 self.report.count(counts)
             self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
             self.changed.notify_all()
         if ends:
             self._log_ends(ends)
 
-    def _settle_delivered(self, generation: int, results: Iterable[Result], counts: Counter[Count]) -> None:
+    def _settle_delivered(self, generation: int, results: Iterable[Result], now: float, counts: Counter[Count]) -> None:
         """Settle what was simply delivered: nearly everything, so in few statements."""
         alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
         for upstream, job, n, attempt, _, span in results:
             alike[upstream, attempt == 1].append((job, n, attempt, span))
         for (upstream, first), spans in alike.items():
-            gone = self.spool.remove((generation, upstream), spans)
+            gone = self.spool.deliver((generation, upstream), spans, now)
             counts[Count("delivered", upstream)] += gone
             counts[Count("attempts", upstream)] += gone if first else 0
 
@@ -332,31 +365,30 @@ class State:
             # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
             # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
             paused = self.traffic.pauses.get(result.upstream)
-            again = max(now, paused.until) + 0.1 + min(max(0.0, now - held.accepted_at) / 8, 60.0) if paused else now
-            self.spool.retry(holder, job, n, result.attempt - 1, again)
+            again = max(now, paused.until) + 0.1 + min(max(0.0, now - held.since) / 8, 60.0) if paused else now
+            self.spool.retry(holder, job, n, result.attempt - 1, again, "")
             return
         counts[Count("attempts", result.upstream)] += result.attempt == 1
         if step.action is Action.RETRY:
             counts[Count("retries", result.upstream, step.counted)] += 1
-            self.spool.retry(holder, job, n, result.attempt, step.due_at)
+            self.spool.retry(holder, job, n, result.attempt, step.due_at, step.counted)
             return
-        if step.action is Action.BURY:
-            self.spool.bury(holder, job, n, result.attempt, result.attempt, step.counted, step.reason, now)
-        else:
-            self.spool.remove(holder, [(job, n, result.attempt, 1)])
         if outcome.verdict is Verdict.DELIVERED:
+            self.spool.end(holder, job, n, result.attempt, End(canonical=outcome.canonical), now)
             counts[Count("delivered", result.upstream)] += 1
             counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
             return
+        how = End(step.counted, step.reason, dead=step.action is Action.BURY)
+        self.spool.end(holder, job, n, result.attempt, how, now)
         counts[Count("failures", result.upstream, step.counted)] += 1
         ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts[Count("notregistered", result.upstream)] += 1
             self.report.add_notregistered(held.token)
 
-    def _try_messages(self, results: Sequence[Result], delivered: set[int], counts: Counter[Count]) -> None:
-        """Stop the jobs whose first answers all found the message itself bad; close those that are done.
+    def _try_messages(self, results: Sequence[Result], delivered: set[int], now: float, counts: Counter[Count]) -> None:
+        """Stop the jobs whose first answers all found the message itself bad.
 
         An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
         """
@@ -372,8 +404,8 @@ class State:
             if job in sound:
                 del self.condemned[job]
             elif self.condemned[job][1] >= FIRST_ANSWERS:
-                counts[Count("failures", told[job], "bad_message")] += self.spool.reject_ready(job)
-        self.spool.finish(jobs)
+                stopped = self.spool.reject_ready(job, self.condemned[job][0], now)
+                counts[Count("failures", told[job], "bad_message")] += stopped
         self.spool.find_sound(sound)
         for job in jobs & self.condemned.keys():
             if not self.spool.is_open(job):
@@ -431,9 +463,7 @@ class State:
         """What there is to report."""
         with self.changed:
             tally, pauses = self.spool.tally, self.traffic.pauses
-            used, unused = usage(self.db)
-            held = Usage(tally["tokens"], used + self.room.overlong_log(), self.room.free() + unused)
-            refused = refuse(1, held, self.keeping.limits, 0.0)
+            refused = self._refuses()
             return Snapshot(
                 counts=self.report.counts(),
                 pending=tally["jobs"],
@@ -442,7 +472,8 @@ class State:
                 dead=tally["dead"],
                 listed=dict(self.report.lengths),
                 oldest=self.spool.oldest(),
-                bytes=used,
+                over=tally["over"],
+                bytes=usage(self.db)[0],
                 paused_until={upstream: paused.until for upstream, paused in pauses.items()},
                 pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
                 refusing=refused.reason if refused else "",
@@ -458,22 +489,30 @@ class State:
         with self.changed, self._transaction():
             self.report.forget(which, upto)
 
+    def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
+        """What became of a job."""
+        with self.changed:
+            found = self.history.status(job, state, after, limit)
+            if not isinstance(found, Status) or found.upstream not in self.traffic.pauses:
+                return found
+            return found._replace(paused=self.traffic.pauses[found.upstream].reason)
+
     def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""
         with self.changed:
-            return self.spool.failed(which, after, limit)
+            return self.history.failed(which, after, limit)
 
     def discard(self, which: Which) -> int:
         """Forget some of the failed tokens; how many, at most AT_ONCE."""
         with self.changed, self._transaction():
-            return self.spool.discard(which, AT_ONCE)
+            return self.history.discard(which, AT_ONCE)
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
         with self.changed:
             room = self.keeping.limits.pending - self.spool.tally["tokens"]
             with self._transaction():
-                upstreams = self.spool.replay(which, max(0, min(AT_ONCE, room)), now)
+                upstreams = self.history.replay(which, max(0, min(AT_ONCE, room)), now)
                 self.report.count(Counter(Count("replayed", upstream) for upstream in upstreams))
             self.changed.notify_all()
         return len(upstreams)
@@ -566,7 +605,8 @@ def _give_up(verb: str, error: Exception) -> NoReturn:
 def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
     limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk)
-    keeping = Keeping(limits, settings.dead_age, settings.max_dead, settings.max_report)
+    kept = settings.max_dead, settings.max_report, settings.keep_jobs, settings.max_kept
+    keeping = Keeping(limits, settings.dead_age, *kept)
     unpaced = start_pace(UNPACED, now)
     paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
     return State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})

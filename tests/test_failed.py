@@ -6,11 +6,10 @@ import re
 import pytest
 from conftest import FORM, eventually, form
 from test_cli import ends, output, secret
-from test_source import block
 from test_spool import claim, new_job, new_state
 
+from gocm_lib.history import Which
 from gocm_lib.outcome import Outcome, Result, Verdict
-from gocm_lib.spool import Which
 
 short = pytest.mark.short
 ALL = Which(0, "", "", float("inf"))
@@ -145,21 +144,6 @@ def test_no_page_of_another_site_replays(start, sandbox):
     assert server.http().ask("POST", "/gcm/failed/discard", "all=1", foreign)[0] == 403
     assert server.http().ask("POST", "/gcm/failed/discard", "all=1", {"Content-Type": "application/json"})[0] == 415
     assert len(failed(server)["failed"]) == 1
-
-
-def test_the_readme_shows_it(start_fcm):
-    server = start_fcm("--max-attempts", "1")
-    server.send(["flaky-1-phone"])
-    server.settled()
-    shown = [line for line in block("failed") if not line.startswith("$")]
-
-    def alike(text):
-        return re.sub(r'[0-9a-f]{16}|"failed_at": [0-9.]+', "*", text)
-
-    assert alike(server.http().ask("GET", "/gcm/failed?limit=1")[2].decode().strip()) == alike(shown[0])
-    assert post(server, "replay", "reason=attempts") == (200, json.loads(shown[1]))
-    server.settled()
-    assert post(server, "discard", "all=1") == (404, json.loads(shown[2]))
 
 
 @short

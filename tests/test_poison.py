@@ -121,7 +121,9 @@ def test_a_lease_ends_once(moved_at, passed):
 
 def deaths(state):
     """Which tokens there are, as (job, n), and how many deaths are held against each."""
-    return {(job, n): count for job, n, count in state.db.execute("SELECT job, n, deaths FROM token")}
+    return {
+        (job, n): count for job, n, count in state.db.execute("SELECT job, n, deaths FROM token WHERE generation >= 0")
+    }
 
 
 def take(state, generation):
@@ -148,7 +150,7 @@ def test_a_token_that_ends_its_sender_is_buried_alone():
     assert len(take(state, 3)) == 51
     assert die(state, 3, [Aloft(1, 0, 0)], 1003.0) == 1
     assert state.snapshot().counters["failures"] == 1 and state.snapshot().pending == 1
-    assert state.db.execute("SELECT token, attempts, reason FROM dead").fetchall() == [
+    assert state.db.execute("SELECT token, attempts, reason FROM token WHERE generation = -2").fetchall() == [
         ("poison", 0, "its sender died 3 times")
     ]
     assert len(take(state, 4)) == 50
@@ -288,6 +290,6 @@ def test_a_message_that_kills_its_sender_is_buried_after_three_deaths(start, ups
     assert seen.count("poison") == FATAL
     assert set(seen) == {"poison", *innocent}
     assert server.logged("not delivered: its senders died: 1 tokens")
-    [row] = sqlite3.connect(server.spool).execute("SELECT token, reason FROM dead")
+    [row] = sqlite3.connect(server.spool).execute("SELECT token, reason FROM token WHERE generation = -2")
     assert row == ("poison", "its sender died 3 times")
     eventually(lambda: len(server.children("sender.*")) == 2)

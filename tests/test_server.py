@@ -504,3 +504,26 @@ def test_a_reader_who_goes_away_loses_nothing(server):
     rude.close()
     found = eventually(lambda: server.http().ask("GET", "/gcm/report/notregistered"))
     assert len(json.loads(found[2])["tokens"]) == 3000
+
+
+@pytest.mark.parametrize(
+    "path, status, field",
+    [
+        ("/gcm/jobs/", 400, "job"),
+        ("/gcm/jobs/17", 400, "job"),
+        ("/gcm/jobs/000000000000000G", 400, "job"),
+        ("/gcm/jobs/0000000000000000", 400, "job"),
+        ("/gcm/jobs/ffffffffffffffff", 400, "job"),
+        ("/gcm/jobs/0000000000000001/x", 400, "job"),
+        ("/gcm/jobs/%30000000000000001", 400, "job"),
+        ("/gcm/jobs/0000000000000001?limit=0", 400, "limit"),
+        ("/gcm/jobs/0000000000000001?after=x", 400, "after"),
+        ("/gcm/jobs/0000000000000001?state=lost", 400, "state"),
+        ("/gcm/jobs/0000000000000001?job=1", 400, "job"),
+        ("/gcm/jobs/0000000000000001", 404, "job"),
+        ("/gcm/jobs", 404, ""),
+    ],
+)
+def test_bad_questions_about_a_job(shared, path, status, field):
+    got, _, answer = shared.http().ask("GET", path)
+    assert (got, json.loads(answer)["field"]) == (status, field), answer

@@ -12,17 +12,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from gocm_lib import database
 from gocm_lib.database import Room
+from gocm_lib.history import STATES, Past, Which
 from gocm_lib.job import Job
 from gocm_lib.limits import Limits
 from gocm_lib.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Policy, Result, Verdict, start_pace
 from gocm_lib.report import COUNTERS
-from gocm_lib.spool import Which
+from gocm_lib.spool import DEAD, OVER
 from gocm_lib.state import Keeping, State
 
 pytestmark = pytest.mark.short
 
 POLICY = Policy(10.0, 100.0, 3)
-KEEPING = Keeping(Limits(10**9, 1 << 50, 0), dead_age=1e9, max_dead=10**9, max_report=10**9)
+KEEPING = Keeping(
+    Limits(10**9, 1 << 50, 0), dead_age=1e9, max_dead=10**9, max_report=10**9, keep_jobs=1e9, max_kept=10**9
+)
 
 
 def paces(*upstreams):
@@ -75,6 +78,9 @@ class Model(RuleBasedStateMachine):
         self.waiting = {}  # (job, n) -> attempts, for READY
         self.held = {}  # (job, n) -> (generation, attempt)
         self.dead = set()
+        self.over = {}  # (job, n) -> its failure, "" if it was delivered
+        self.sizes = {}  # job -> how many tokens
+        self.finished = {}  # job -> when the last of them ended
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.lists = {"canonical": [], "notregistered": []}
 
@@ -85,6 +91,7 @@ class Model(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.state.accept([job])
         self.waiting.update({(self.last, n): 0 for n in range(count)})
+        self.sizes[self.last] = count
         self.counters["accepted_messages"] += 1
         self.counters["accepted_tokens"] += count
 
@@ -137,9 +144,8 @@ class Model(RuleBasedStateMachine):
             self.waiting[place] = attempt
             self.counters["retries"] += 1
             return
-        if outcome.verdict is Verdict.DEFERRED:
-            self.dead.add(place)
         token = f"{place[0]}-{place[1]}"
+        self.end(place, {Verdict.DEFERRED: None, Verdict.DELIVERED: ""}.get(outcome.verdict, "failed"))
         if outcome.verdict is Verdict.DELIVERED:
             self.counters["delivered"] += 1
             if outcome.canonical:
@@ -150,6 +156,14 @@ class Model(RuleBasedStateMachine):
         if outcome.verdict is Verdict.UNREGISTERED:
             self.counters["notregistered"] += 1
             self.lists["notregistered"].append((token,))
+
+    def end(self, place, failure):
+        if failure is None:
+            self.dead.add(place)
+        else:
+            self.over[place] = failure
+        if not any(job == place[0] for job, _ in (*self.waiting, *self.held)):
+            self.finished[place[0]] = self.now
 
     @rule(place=in_hand, span=st.integers(2, 4), twice=st.booleans())
     def deliver_neighbours(self, place, span, twice):
@@ -162,6 +176,7 @@ class Model(RuleBasedStateMachine):
                 del self.held[place[0], n]
                 self.counters["attempts"] += attempt == 1
                 self.counters["delivered"] += 1
+                self.end((place[0], n), "")
 
     @rule(place=in_hand, span=st.integers(2, 4))
     def lose_neighbours(self, place, span):
@@ -173,6 +188,7 @@ class Model(RuleBasedStateMachine):
                 del self.held[place[0], n]
                 self.counters["attempts"] += attempt == 1
                 self.counters["failures"] += 1
+                self.end((place[0], n), "failed")
                 self.counters["notregistered"] += 1
                 self.lists["notregistered"].append((f"{place[0]}-{n}",))
 
@@ -191,12 +207,25 @@ class Model(RuleBasedStateMachine):
         assert self.state.replay(Which(0, "", "", self.now + 1), self.now) == len(self.dead)
         self.waiting.update(dict.fromkeys(self.dead, 0))
         self.counters["replayed"] += len(self.dead)
+        for job, _ in self.dead:
+            self.finished.pop(job, None)
         self.dead.clear()
 
     @rule()
     def discard(self):
         assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.dead)
+        self.over.update(dict.fromkeys(self.dead, "failed"))
         self.dead.clear()
+
+    @rule(age=st.sampled_from([0.0, 10.0]), most=st.sampled_from([0, 3, 1000]))
+    def forget(self, age, most):
+        with self.state._transaction():
+            self.state.history.forget(self.now - age, most)
+        for job, finished in sorted(self.finished.items(), key=lambda each: (each[1], each[0])):
+            if finished > self.now - age and len(self.over) <= most:
+                break
+            for place in [place for place in self.over if place[0] == job]:
+                del self.over[place]
 
     @rule(seconds=st.sampled_from([0.5, 60.0]))
     def pass_time(self, seconds):
@@ -213,18 +242,33 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_and_counts_are_exact(self):
-        rows = self.state.db.execute("SELECT job, n, attempts, generation FROM token").fetchall()
+        rows = self.state.db.execute("SELECT job, n, attempts, generation FROM token WHERE generation >= 0").fetchall()
         assert {(job, n): attempts for job, n, attempts, generation in rows if not generation} == self.waiting
         assert {(job, n): generation for job, n, _, generation in rows if generation} == {
             place: generation for place, (generation, _) in self.held.items()
         }
-        assert set(self.state.db.execute("SELECT job, n FROM dead")) == self.dead
-        assert self.state.spool.tally["tokens"] == len(rows) and self.state.spool.tally["dead"] == len(self.dead)
+        ended = self.state.db.execute(
+            "SELECT job, n, generation, failure <> '' FROM token WHERE generation < 0"
+        ).fetchall()
+        assert {(job, n) for job, n, generation, _ in ended if generation == DEAD} == self.dead
+        assert {(job, n): failed for job, n, generation, failed in ended if generation == OVER} == {
+            place: bool(failure) for place, failure in self.over.items()
+        }
+        counted = {"tokens": len(rows), "dead": len(self.dead), "over": len(self.over)}
         snapshot = self.state.snapshot()
+        assert self.state.spool.tally == counted | {"jobs": snapshot.pending}
         assert snapshot.counters == self.counters
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
-        jobs = {job for job, _ in (*self.waiting, *self.held, *self.dead)}
+        open_jobs = {job for job, _ in (*self.waiting, *self.held)}
+        jobs = open_jobs | {job for job, _ in (*self.dead, *self.over)}
         assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
+        assert (self.state.spool.oldest() is None) == (not open_jobs)
+        for job, size in self.sizes.items():
+            status = self.state.status(job, "", -1, 10)
+            assert isinstance(status, Past) == (job not in jobs)
+            if job in jobs:
+                assert status.size == size and (status.finished == 0) == (job in open_jobs)
+                assert status.states == {state: sum(fate.state == state for fate in status.fates) for state in STATES}
         for generation in (self.generation - 1, self.generation):
             assert self.state.spool.in_hand[generation, "gcm"] == sum(
                 held[0] == generation for held in self.held.values()
@@ -249,7 +293,7 @@ def test_what_grew_too_old_is_buried_not_sent():
     state.accept([new_job(1, ["a", "b"], life=50.0)])
     assert claim(state, now=1050.0) == {}
     assert state.snapshot().pending == 0
-    assert state.db.execute("SELECT count(*) FROM dead").fetchone() == (2,)
+    assert state.snapshot().dead == 2
     assert state.snapshot().counters["failures"] == 2 and state.snapshot().counters["attempts"] == 0
 
 

@@ -1,0 +1,207 @@
+"""What became of tokens: looked up, the dead replayed or discarded, and all of it forgotten in the end.
+
+Works on the spool's tables, on rows that nobody sends any more. What is kept of messages that came to their end is for
+those who ask; it never stands in the way of a new message: it is forgotten when its time is over, when there is more
+than `most` of it, and before a message is refused for want of room. The caller owns the transaction and the lock.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from gocm_lib.spool import CHUNK, DEAD, OVER, Spool
+
+FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long for the lock
+
+# What a token can be, told from its row, for whoever asks.
+STATES = {
+    "ready": "generation = 0 AND waits = 0",
+    "deferred": "generation = 0 AND waits = 1",
+    "sending": "generation > 0",
+    "delivered": f"generation = {OVER} AND failure = ''",
+    "failed": "generation < 0 AND failure <> ''",
+}
+_STATE = "CASE " + " ".join(f"WHEN {is_so} THEN '{state}'" for state, is_so in STATES.items()) + " END"
+
+
+class Which(NamedTuple):
+    """Which dead tokens: those of a job (0: any), that failed for one of outcome.FAILURES ("": any), with an upstream
+    ("": any), before a time.
+    """
+
+    job: int
+    failure: str
+    upstream: str
+    before: float
+
+    def conditions(self) -> tuple[str, tuple]:
+        """The same in SQL, and the values for it."""
+        given = {"job = ?": self.job, "failure = ?": self.failure, "upstream = ?": self.upstream}
+        wanted = {condition: value for condition, value in given.items() if value}
+        return " AND ".join(["due_at < ?", *wanted]), (self.before, *wanted.values())
+
+
+class Failed(NamedTuple):
+    """A dead token: where it belongs, and why it failed."""
+
+    job: int
+    n: int
+    token: str
+    upstream: str
+    attempts: int
+    failure: str
+    reason: str
+    died_at: float
+
+
+class Fate(NamedTuple):
+    """What became of a token so far: `state` is one of STATES; `failure` and `reason` as in spool.End, or why it is
+    tried again; `at`: when that is, or when it ended.
+    """
+
+    n: int
+    token: str
+    state: str
+    attempts: int
+    failure: str
+    reason: str
+    canonical: str
+    at: float
+
+
+class Status(NamedTuple):
+    """A job, how many of its tokens are in each state, a page of their fates, and why its upstream is paused ("": it is
+    not). Of the `size` tokens that it came with those may be missing whose time is over.
+    """
+
+    job: int
+    upstream: str
+    target: str
+    accepted_at: float
+    since: float
+    expires_at: float
+    size: int
+    finished: float
+    states: dict[str, int]
+    fates: list[Fate]
+    paused: str = ""
+
+
+class Past(NamedTuple):
+    """Nothing is known of a job any more."""
+
+
+class History:
+    def __init__(self, spool: Spool) -> None:
+        self.db = spool.db
+        self.spool = spool
+
+    def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
+        """What became of a job, with up to `limit` of its tokens after number `after`, of one state ("": of any). None:
+        there is no such job. Past: jobs as late as this one have been forgotten, so it may have been one of them.
+        """
+        row = self.db.execute(
+            "SELECT id, upstream, target, accepted_at, since, expires_at, size, abs(finished) FROM job WHERE id = ?",
+            (job,),
+        ).fetchone()
+        if row is None:
+            [[forgotten]] = self.db.execute("SELECT job FROM forgotten")
+            return Past() if job <= forgotten else None
+        counts = self.db.execute(f"SELECT {_STATE}, count(*) FROM token WHERE job = ? GROUP BY 1", (job,))
+        fates = self.db.execute(
+            f"SELECT n, token, {_STATE}, attempts, failure, reason, canonical, due_at FROM token"
+            f" WHERE job = ? AND n > ? AND {STATES.get(state, '1')} ORDER BY n LIMIT ?",
+            (job, after, limit),
+        )
+        return Status(*row, dict.fromkeys(STATES, 0) | dict(counts), [Fate(*fate) for fate in fates])
+
+    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
+        """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
+        conditions, values = which.conditions()
+        rows = self.db.execute(
+            "SELECT job, n, token, upstream, attempts, failure, reason, due_at FROM token INDEXED BY token_dead"
+            f" WHERE generation = {DEAD} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
+            (*after, *values, limit),
+        )
+        return [Failed(*row) for row in rows]
+
+    def discard(self, which: Which, limit: int) -> int:
+        """Give up to `limit` dead tokens up; how many there were."""
+        found = self.failed(which, (0, -1), limit)
+        self._give_up([(each.job, each.n) for each in found])
+        return len(found)
+
+    def _give_up(self, places: Sequence[tuple[int, int]]) -> None:
+        """Dead tokens, by job and number, are over; their jobs are forgotten with the next if their time has come."""
+        self.db.executemany(f"UPDATE token SET generation = {OVER} WHERE job = ? AND n = ?", places)
+        self.db.executemany("UPDATE job SET finished = abs(finished) WHERE id = ?", _jobs(places))
+        self.spool.tally["dead"] -= len(places)
+        self.spool.tally["over"] += len(places)
+
+    def replay(self, which: Which, limit: int, now: float) -> list[str]:
+        """Make up to `limit` dead tokens ready again, as if they had come now; their upstreams."""
+        found = self.failed(which, (0, -1), limit)
+        jobs = _jobs((each.job, each.n) for each in found)
+        reopened = self.db.executemany("UPDATE job SET finished = 0 WHERE id = ? AND finished <> 0", jobs).rowcount
+        self.db.executemany(
+            "UPDATE job SET expires_at = ? + expires_at - since, since = ? WHERE id = ?",
+            [(now, now, job) for (job,) in jobs],
+        )
+        self.db.executemany("UPDATE job SET open = open + 1 WHERE id = ?", [(each.job,) for each in found])
+        for (job,) in jobs:
+            self.spool.recent.pop(job, None)
+            self.spool.first_open = min(self.spool.first_open, job)
+        serving = self.spool.serving
+        self.db.executemany(
+            "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = 0, failure = '', reason = '', rank = ?,"
+            " due_at = ? WHERE job = ? AND n = ?",
+            [
+                (serving[each.upstream] + place // CHUNK * CHUNK, now, each.job, each.n)
+                for place, each in enumerate(found)
+            ],
+        )
+        self.spool.tally["jobs"] += reopened if jobs else 0
+        self.spool.tally["tokens"] += len(found)
+        self.spool.tally["dead"] -= len(found)
+        return [each.upstream for each in found]
+
+    def prune_dead(self, before: float, most: int) -> int:
+        """Give the dead up that died before a time, and the oldest if there are more than `most`, some at a time; how
+        many were given up only because there are too many.
+        """
+        excess = min(self.spool.tally["dead"] - most, FORGOTTEN)
+        too_many, limit = (float("inf"), excess) if excess > 0 else (before, FORGOTTEN)
+        rows = self.db.execute(
+            f"SELECT job, n, due_at FROM token INDEXED BY token_dead_age WHERE generation = {DEAD} AND due_at < ?"
+            " ORDER BY due_at LIMIT ?",
+            (too_many, limit),
+        ).fetchall()
+        self._give_up([row[:2] for row in rows])
+        return sum(row[2] >= before for row in rows)
+
+    def forget(self, before: float, most: int) -> bool:
+        """Forget what is over of jobs that finished before a time, and of those that finished first if there are more
+        than `most` such tokens, some at a time; whether there was something to forget.
+        """
+        excess = self.spool.tally["over"] - most
+        jobs, count = [], 0
+        rows = self.db.execute(
+            "SELECT id, size, finished FROM job INDEXED BY job_finished WHERE finished > 0 ORDER BY finished LIMIT ?",
+            (FORGOTTEN,),
+        )
+        for job, size, finished in rows:
+            if count >= FORGOTTEN or (finished > before and count >= excess):
+                break
+            jobs.append((job,))
+            count += size
+        if not jobs:
+            return False
+        gone = self.db.executemany(f"DELETE FROM token WHERE job = ? AND generation = {OVER}", jobs).rowcount
+        self.spool.tally["over"] -= gone
+        self.db.executemany("DELETE FROM job WHERE id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE job = id)", jobs)
+        self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with dead tokens
+        self.db.execute("UPDATE forgotten SET job = max(job, ?)", max(jobs))
+        return True
+
+
+def _jobs(places: Iterable[tuple[int, int]]) -> list[tuple[int]]:
+    return [(job,) for job in {job for job, _ in places}]
