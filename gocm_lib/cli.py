@@ -8,7 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 
-from gocm_lib import access, bench, bundle, child, conceal, config, credentials, listener, log, sandbox, upstream
+from gocm_lib import (
+    access,
+    bench,
+    bundle,
+    child,
+    conceal,
+    config,
+    credentials,
+    feedback,
+    listener,
+    log,
+    sandbox,
+    upstream,
+)
 from gocm_lib.listener import ListenError
 from gocm_lib.remote import Remote, RemoteError
 from gocm_lib.settings import (
@@ -80,6 +93,8 @@ def _check_config(words: Sequence[str]) -> int:
     child.forbid_core_dumps()
     settings = config.load(words, os.environ, "gocm check-config").settings
     access.read_policy(settings)
+    if settings.feedback_secret_file:
+        feedback.read_secret(settings.feedback_secret_file)
     _check_log(settings.logto)
     try:
         if settings.tls_cert:

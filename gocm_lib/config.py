@@ -254,6 +254,9 @@ def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     _check_upstreams(given)
     _check_listeners(given, environ)
     settings = given.settings
+    for first, second in (("feedback_url", "feedback_secret_file"), ("feedback_secret_file", "feedback_url")):
+        if getattr(settings, first) and not getattr(settings, second):
+            raise SettingsError(f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed")
     if settings.retry_base > settings.retry_cap:
         raise SettingsError(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
 

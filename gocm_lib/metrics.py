@@ -191,6 +191,10 @@ METRICS = (
         _by(lambda f: {name: figures.memory for name, figures in f.processes.items()}),
     ),
     Metric(
+        "gocm_feedback_requests_total", "counter", ("result",), "requests to --feedback-url: taken, or failed",
+        _by(lambda f: f.feedback),
+    ),
+    Metric(
         "gocm_export_failures_total", "counter", ("to",), "sendings to Graphite and StatsD that failed",
         _by(lambda f: f.export_failures),
     ),

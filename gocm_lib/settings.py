@@ -111,6 +111,22 @@ def upstream_url(value: str) -> str:
     return value
 
 
+def http_url(value: str) -> str:
+    """An http or https URL, with a query if it likes. Not logged: it may hold a secret."""
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018  (reading it is what checks it)
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if value and (
+        not re.fullmatch(r"[\x21-\x7e]+", value) or parts.scheme not in ("http", "https") or not parts.hostname
+    ):
+        raise ValueError("must be a URL like https://host/path")
+    if parts.username or parts.fragment:
+        raise ValueError("must have no user and no fragment")
+    return value
+
+
 def project(value: str) -> str:
     """A Google Cloud project's id or number: it becomes part of a URL's path."""
     if value and not re.fullmatch(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|[0-9]{6,20}", value):
@@ -304,6 +320,15 @@ class Settings:
         "gocm", metric_prefix, "what their names begin with in Graphite and StatsD", metavar="WORDS"
     )
     metrics_interval: float = option(10.0, seconds(0.1, 3600), "seconds between two such sendings", metavar="S")
+    feedback_url: str = option(
+        "",
+        http_url,
+        "where dead and replaced tokens are POSTed as they come; they leave their lists then",
+        metavar="URL",
+    )
+    feedback_secret_file: str = option(
+        "", secret_file, "file with the secret that signs those requests", metavar="FILE"
+    )
     spool: str = option(
         "",
         text,

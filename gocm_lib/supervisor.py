@@ -47,6 +47,7 @@ from gocm_lib import (
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials, Source
 from gocm_lib.exporter import Exporter
+from gocm_lib.feedback import Feedback
 from gocm_lib.feeder import WAIT, Feeder
 from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
@@ -329,11 +330,16 @@ class Supervisor:
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
         exporting = Client(self.address, self.authkey)
+        feedback = None
+        if settings.feedback_url:
+            feedback = Feedback(settings, Client(self.address, self.authkey), self.vitals)
         exporter = Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
         for each in self.servers:
             each.start()
         self._tell_started(upstreams)
         exporter.start()
+        if feedback:
+            feedback.start()
 
     def _tell_started(self, upstreams: Sequence[str]) -> None:
         settings = self.settings

@@ -30,6 +30,7 @@ CAUSES = {
     404: "no_such_path",
     405: "wrong_method",
     408: "too_slow",
+    410: "forgotten",
     411: "no_length",
     413: "too_large",
     415: "wrong_type",
@@ -71,6 +72,7 @@ class Figures(NamedTuple):
     files: int
     max_files: int
     export_failures: dict[str, int]
+    feedback: dict[str, int]  # requests of the webhook, by how they ended
 
 
 class Vitals:
@@ -83,6 +85,7 @@ class Vitals:
         self.durations: dict[str, Histogram] = {}  # by route
         self.queue_wait = Histogram(meter.WAIT)
         self.export_failures: Counter[str] = Counter()
+        self.feedback = {"taken": 0, "failed": 0}  # requests of the webhook
         self.processes: dict[str, int] = {"front": os.getpid()}
         self.senders: set[str] = set()  # that are ready
         self._meters: dict[str, Sequence[float]] = {}  # of senders that may still count
@@ -114,6 +117,10 @@ class Vitals:
             self.durations[route].observe(seconds)
             if refused:
                 self.rejected[CAUSES.get(status, "bad_request")] += 1
+
+    def fed_back(self, taken: bool) -> None:
+        """A request of the webhook was made; was it taken?"""
+        self.feedback["taken" if taken else "failed"] += 1
 
     def child_started(self, name: str, pid: int) -> None:
         """A child is there."""
@@ -193,6 +200,7 @@ class Vitals:
             files=open_files(),
             max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             export_failures={to: self.export_failures[to] for to in EXPORTS},
+            feedback=dict(self.feedback),
         )
 
 

@@ -142,6 +142,11 @@ MISTAKES = [
     (("--sandbox", "--port", "5602"), {}, "", 78, "--sandbox-port is also --port"),
     ((*KEY, "--host", "none"), {}, "", 78, "--host none leaves nothing to listen on: give --socket"),
     ((*KEY, "--socket", "/tmp/s", "--socket-group", "nosuchgroup"), {}, "", 78, "there is no such group"),
+    ((*KEY, "--feedback-url", "https://h/"), {}, "", 78, "--feedback-url needs --feedback-secret-file"),
+    ((*KEY, "--feedback-secret-file", "{secret}"), {}, "", 78, "--feedback-secret-file needs --feedback-url"),
+    ((*KEY, "--feedback-url", "ftp://h/", "--feedback-secret-file", "{secret}"), {}, "", 78, "--feedback-url must be"),
+    ((*KEY, "--feedback-url", "https://u:p@h/"), {}, "", 78, "--feedback-url must have no user"),
+    ((*KEY, "--feedback-secret-file", "{open}"), {}, "", 78, "--feedback-secret-file {open} is a secret"),
     (KEY, {}, 'logto = "a\\u0000b"', 78, "logto in {file} has a NUL"),
 ]
 

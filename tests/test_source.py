@@ -14,9 +14,10 @@ from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
-    "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream limits "
-    "poison traffic spool history report idempotency database client state meter sender vitals intake feeder request "
-    "access health metrics pages service server exporter pretend sandbox supervisor bench bundle remote cli".split()
+    "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream "
+    "limits poison traffic spool history report idempotency database client state meter sender vitals intake "
+    "feeder request access health metrics pages service server feedback exporter pretend sandbox supervisor "
+    "bench bundle remote cli".split()
 )
 PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages", "meter", "health"}
 EDGE = {
