@@ -6,7 +6,10 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-TEST = ["pytest>=8", "prometheus_client>=0.20", "hypothesis>=6.100", "h11>=0.14", "trustme>=1.1", "ruff~=0.17.0"]
+TEST = [
+    *("pytest>=8", "hypothesis>=6.100", "ruff~=0.17.0", "trustme>=1.1", "h11>=0.14", "prometheus_client>=0.20"),
+    *("selenium>=4.20", "schemathesis>=4.0"),
+]
 FCM = ["google-auth[urllib3]>=2.29"]
 
 setup(
@@ -19,6 +22,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=["gocm_lib"],
+    package_data={"gocm_lib": ["status.html"]},
     py_modules=["gocm"],
     install_requires=["urllib3>=2.2,<3"],
     extras_require={

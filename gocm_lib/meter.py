@@ -32,6 +32,19 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def quantile(self, q: float) -> float | None:
+        """About the value that a share `q` of the values is at most, as Prometheus's histogram_quantile has it: evenly
+        spread within a bucket, and no more than the highest bound. None when there are no values.
+        """
+        rank, below, low = q * sum(self.counts), 0.0, 0.0
+        if not rank:
+            return None
+        for count, high in zip(self.counts, self.bounds):
+            if below + count >= rank:
+                return low + (high - low) * (rank - below) / count
+            below, low = below + count, high
+        return low
+
 
 class Answers(NamedTuple):
     """What one upstream answered: how often each code, how fast, and when it last answered 200 (0: never)."""

@@ -1,7 +1,11 @@
 """What the state is, as the bytes of an answer. Pure: values in, bytes out."""
 
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Sequence
+from importlib.resources import files
 
 from gocm_lib.history import Failed, Fate, Status
 from gocm_lib.job import BadRequest, Job, format_id
@@ -10,6 +14,28 @@ from gocm_lib.report import Snapshot
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+
+STATUS = (files("gocm_lib") / "status.html").read_bytes()
+
+
+def _policy(page: bytes) -> str:
+    """The Content-Security-Policy of a page that needs nothing but what is in it, and to ask its own server."""
+
+    def hashed(tag: bytes) -> str:
+        [text] = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {hashed(b'script')}; style-src {hashed(b'style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+STATUS_HEADERS = {
+    "Content-Security-Policy": _policy(STATUS),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def go_json(value: object) -> bytes:

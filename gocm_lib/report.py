@@ -8,6 +8,7 @@ or not at all.
 """
 
 import sqlite3
+from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ COUNTERS = {
     "notregistered": "how often the upstream called a token dead",
     "dropped": "entries that a full list had no room for",
 }
+
+
+LATEST = 10  # entries of each list that are remembered to be shown
 
 
 class Count(NamedTuple):
@@ -65,6 +69,7 @@ class Snapshot(NamedTuple):
     dead: int  # that were set aside as failed
     over: int  # that came to another end, and are kept for those who ask
     listed: dict[str, int]  # entries in each list
+    latest: dict[str, list[tuple]]  # what came to each list last in this run, the newest first, read or not
     oldest: float | None  # when the oldest pending message was accepted
     bytes: int  # in the spool
     paused_until: dict[str, float]  # by upstream
@@ -86,6 +91,7 @@ class RunReport:
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
+        self.latest: dict[str, deque[tuple]] = {which: deque(maxlen=LATEST) for which in PAGES}
 
     def count(self, changes: Mapping[Count, int]) -> None:
         """Add to counters; names not in COUNTERS are a mistake of ours."""
@@ -114,6 +120,7 @@ class RunReport:
         self._add("notregistered", "(token) VALUES (?)", (token,))
 
     def _add(self, which: str, entry: str, values: tuple[str, ...]) -> None:
+        self.latest[which].appendleft(values)
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
         if added.rowcount and self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))

@@ -4,6 +4,7 @@ Promises that `ok` is answered only when the job is on disk, and that nothing bu
 How requests come and answers go is module server's.
 """
 
+import json
 import re
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from gocm_lib import access, health, idempotency, job, log, metrics, pages
+from gocm_lib import access, dashboard, health, idempotency, job, log, metrics, openapi, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.history import STATES, Past, Which
@@ -21,8 +22,9 @@ from gocm_lib.job import BadRequest, Draft, Job, Once
 from gocm_lib.limits import Refused
 from gocm_lib.request import Request
 from gocm_lib.settings import Settings
+from gocm_lib.trend import Trend
 from gocm_lib.upstream import DIALECTS
-from gocm_lib.vitals import Vitals
+from gocm_lib.vitals import Figures, Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
@@ -65,6 +67,7 @@ class Service:
         client: Client,
         credentials: Credentials,
         vitals: Vitals,
+        trend: Trend,
     ) -> None:
         """Raises SettingsError when the file of auth tokens is no good."""
         self.upstreams = tuple(upstreams)  # the first is the default
@@ -72,6 +75,7 @@ class Service:
         self.client = client
         self.credentials = credentials
         self.vitals = vitals
+        self.trend = trend
         self.draining = False
         self._readers = {"canonical": threading.Lock(), "notregistered": threading.Lock()}
         vitals.expect(route.path for route in ROUTES)
@@ -229,8 +233,8 @@ class Service:
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""
         query = _query(request.query, {"limit", "after", "job", "reason", "upstream", "older"})
-        after = re.fullmatch(r"([0-9a-f]{16})\.([0-9]{1,9})", query.get("after", "0" * 16 + ".0"))
-        if not after:
+        after = re.fullmatch(r"([0-3][0-9a-f]{15})\.([0-9]{1,9})", query.get("after", "0" * 16 + ".0"))
+        if not after:  # ids are below 1 << 62: SQLite's integers end at 1 << 63
             raise BadRequest("after must be the `next` of the page before", "after")
         place = (int(after[1], 16), int(after[2])) if "after" in query else (0, -1)
         limit = _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
@@ -265,6 +269,10 @@ class Service:
             return unavailable("there is no room for any: --max-pending")
         return Response(200, pages.done(what, count, left))
 
+    def openapi(self, request: Request) -> Response:
+        """GET /openapi.json: all of this, for machines."""
+        return Response(200, _OPENAPI)
+
     def metrics(self, request: Request) -> Response:
         """GET /metrics: Prometheus's text format."""
         figures = self.vitals.figures(self.client, self.credentials)
@@ -277,7 +285,10 @@ class Service:
 
     def readyz(self, request: Request) -> Response:
         """GET /readyz: whether messages can be taken and sent. An upstream that is paused is only told."""
-        figures = self.vitals.figures(self.client, self.credentials)
+        return _health(*self._condition(self.vitals.figures(self.client, self.credentials)))
+
+    def _condition(self, figures: Figures) -> tuple[list[str], list[str]]:
+        """Why messages cannot be taken and sent, and what else somebody may want to know."""
         snapshot = figures.snapshot
         without = [name for name, expires_at in figures.token_expiry.items() if expires_at is None]
         able = health.Abilities(
@@ -289,7 +300,17 @@ class Service:
             upstreams=len(self.upstreams),
         )
         paused = snapshot.pause_reasons if snapshot else {}
-        return _health(health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()])
+        return health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()]
+
+    def status_page(self, request: Request) -> Response:
+        """GET /status: the page that shows /api/status."""
+        return Response(200, pages.STATUS, "text/html; charset=utf-8", pages.STATUS_HEADERS)
+
+    def status_figures(self, request: Request) -> Response:
+        """GET /api/status: what the page shows."""
+        figures = self.vitals.figures(self.client, self.credentials)
+        shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
+        return Response(200, json.dumps(shown).encode() + b"\n")
 
 
 def _taken(job_id: int, headers: Mapping[str, str]) -> Response:
@@ -322,11 +343,16 @@ ROUTES = (
     Route("GET", "/gcm/failed", Service.failed, "tokens that were set aside as failed, and why"),
     Route("POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new"),
     Route("POST", "/gcm/failed/discard", Service.discard, "forget failed tokens"),
+    Route("GET", "/status", Service.status_page, "a page for people: what goes on, and what to do"),
+    Route("GET", "/", Service.status_page, "the same"),
+    Route("GET", "/api/status", Service.status_figures, "what that page shows"),
+    Route("GET", "/openapi.json", Service.openapi, "this API, as OpenAPI 3.1 describes it"),
     Route("GET", "/metrics", Service.metrics, "all figures, for Prometheus"),
     Route("GET", "/livez", Service.livez, "200 while every part moves, else 503: restart it", public=True),
     Route("GET", "/readyz", Service.readyz, "200 while messages can be taken and sent, else 503 and why", public=True),
     Route("GET", "/healthz", Service.livez, "the same as `/livez`", public=True),
 )
+_OPENAPI = json.dumps(openapi.document(ROUTES)).encode() + b"\n"
 _BY_PATH: dict[str, dict[str, Route]] = {}
 for _route in ROUTES:
     _BY_PATH.setdefault(_route.path, {})[_route.method] = _route

@@ -471,6 +471,7 @@ class State:
                 claimed=self.spool.claimed_tokens(),
                 dead=tally["dead"],
                 listed=dict(self.report.lengths),
+                latest={which: list(entries) for which, entries in self.report.latest.items()},
                 oldest=self.spool.oldest(),
                 over=tally["over"],
                 bytes=usage(self.db)[0],

@@ -57,6 +57,7 @@ from gocm_lib.server import Gate, Server
 from gocm_lib.service import Service
 from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.systemd import Systemd
+from gocm_lib.trend import Trend
 from gocm_lib.upstream import DIALECTS
 from gocm_lib.vitals import Vitals
 
@@ -326,7 +327,8 @@ class Supervisor:
         intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"], self.vitals)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
         client = Client(self.address, self.authkey)
-        service = Service(self.settings, upstreams, intake, client, self.credentials, self.vitals)
+        trend = Trend(self.vitals, Client(self.address, self.authkey), self.credentials)
+        service = Service(self.settings, upstreams, intake, client, self.credentials, self.vitals, trend)
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
         exporting = Client(self.address, self.authkey)
@@ -338,6 +340,7 @@ class Supervisor:
             each.start()
         self._tell_started(upstreams)
         exporter.start()
+        trend.start()
         if feedback:
             feedback.start()
 

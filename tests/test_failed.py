@@ -116,6 +116,7 @@ def test_from_the_command_line_by_a_socket(start, tmp_path):
         ("GET", "?limit=10001", None, 400, "limit"),
         ("GET", "?after=x", None, 400, "after"),
         ("GET", "?after=0000000000000000.", None, 400, "after"),
+        ("GET", "?after=ffffffffffffffff.0", None, 400, "after"),
         ("GET", "?job=1", None, 400, "job"),
         ("GET", "?job=ffffffffffffffff", None, 400, "job"),
         ("GET", "?reason=unregistered", None, 400, "reason"),

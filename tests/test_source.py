@@ -16,10 +16,23 @@ from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 ORDER = tuple(
     "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream "
     "limits poison traffic spool history report idempotency database client state meter sender vitals intake "
-    "feeder request access health metrics pages service server feedback exporter pretend sandbox supervisor "
-    "bench bundle remote cli".split()
+    "feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
+    "pretend sandbox supervisor bench bundle remote cli".split()
 )
-PURE = {"job", "outcome", "gcm", "fcm", "limits", "poison", "request", "pages", "meter", "health"}
+PURE = {
+    "job",
+    "outcome",
+    "gcm",
+    "fcm",
+    "limits",
+    "poison",
+    "request",
+    "pages",
+    "meter",
+    "health",
+    "dashboard",
+    "openapi",
+}
 EDGE = {
     "socket",
     "select",
