@@ -25,7 +25,7 @@ senders die, how fast an upstream may be sent to; spool, history, report, idempo
 on disk and who may change it; meter, sender; vitals: what the front knows of the whole; intake, feeder; request,
 access, health, metrics, trend, dashboard, pages, openapi, service, server: the HTTP front; feedback; exporter; pretend,
 sandbox: Google played by ourselves; supervisor: who starts and watches whom; bench: what it costs; bundle: the single
-file; remote, cli.
+file; remote, campaign, watch, cli: all commands.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

@@ -12,6 +12,7 @@ from gocm_lib import (
     access,
     bench,
     bundle,
+    campaign,
     child,
     conceal,
     config,
@@ -21,6 +22,7 @@ from gocm_lib import (
     log,
     sandbox,
     upstream,
+    watch,
 )
 from gocm_lib.listener import ListenError
 from gocm_lib.remote import Remote, RemoteError
@@ -30,8 +32,10 @@ from gocm_lib.settings import (
     Exit,
     FailedSettings,
     SandboxSettings,
+    SendSettings,
     Settings,
     SettingsError,
+    WatchSettings,
 )
 from gocm_lib.supervisor import Stop, Supervisor
 from gocm_lib.systemd import Systemd
@@ -167,6 +171,15 @@ def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
     return Exit.OK
 
 
+def _send(words: Sequence[str]) -> int:
+    given = config.parse(SendSettings, words, {}, "gocm send", words="TOKEN")
+    return campaign.command(given.settings, given.words)
+
+
+def _watch(words: Sequence[str]) -> int:
+    return watch.command(config.parse(WatchSettings, words, {}, "gocm watch").settings)
+
+
 class Command(NamedTuple):
     run: Callable[[Sequence[str]], int]
     meaning: str
@@ -178,6 +191,8 @@ COMMANDS = {
     "check-config": Command(_check_config, "say whether a server would start with these options, without starting it"),
     "print-config": Command(_print_config, "print each option's value and where it came from, as a configuration file"),
     "ping": Command(_ping, "ask the server of these options whether it is ready: exit code 0 or 1"),
+    "send": Command(_send, "send a message to tokens, from a file too, through a running server"),
+    "watch": Command(_watch, "show live what goes on in a running server"),
     "failed": Command(_failed, "list, replay or discard the failed tokens of a running server"),
     "sandbox": Command(_sandbox, "run the pretend FCM and GCM alone"),
     "bench": Command(_bench, "measure this machine"),

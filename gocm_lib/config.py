@@ -19,10 +19,7 @@ import urllib3
 
 from gocm_lib import __version__
 from gocm_lib.settings import (
-    BenchSettings,
-    BundleSettings,
     Exit,
-    FailedSettings,
     SandboxSettings,
     Settings,
     SettingsError,
@@ -35,7 +32,8 @@ from gocm_lib.settings import (
     show,
 )
 
-AnySettings = TypeVar("AnySettings", Settings, SandboxSettings, BenchSettings, BundleSettings, FailedSettings)
+AnySettings = TypeVar("AnySettings")
+WORDS = "*words"  # what argparse calls that which is no option; no field can be called so
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = 3, 2, 1, 0  # how much a source counts
 
 
@@ -51,6 +49,7 @@ class Given(NamedTuple, Generic[AnySettings]):
 
     settings: AnySettings
     sources: Mapping[str, Source]
+    words: tuple[str, ...] = ()  # of the command line that are no options
 
     def name(self, option: str) -> str:
         """An option as the operator gave it, for an error about it."""
@@ -77,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message} (see {self.prog} --help)", Exit.USAGE)
 
 
-def _parser(kind: type, program: str, description: str) -> argparse.ArgumentParser:
+def _parser(kind: type, program: str, description: str, words: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         allow_abbrev=False,
@@ -91,11 +90,15 @@ def _parser(kind: type, program: str, description: str) -> argparse.ArgumentPars
         # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
         names = (option_flag(row), *row.metadata["also"])
         help_text = row.metadata["help"].replace("%", "%%")
-        if row.metadata["read"] is flag:
+        if row.metadata["many"]:
+            parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], action="append", help=help_text)
+        elif row.metadata["read"] is flag:
             parser.add_argument(*names, dest=row.name, action="store_const", const="true", help=help_text)
         else:
             shown = f" (default {show(row, row.default)})" if row.default not in ("", ()) else ""
             parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], help=help_text + shown)
+    if words:
+        parser.add_argument(WORDS, metavar=words, nargs="*", default=[])
     return parser
 
 
@@ -132,23 +135,27 @@ def parse(
     environ: Mapping[str, str],
     program: str = "gocm",
     description: str = "",
+    words: str = "",
 ) -> Given[AnySettings]:
     """Settings of the given kind from the command line, then GOCM_ variables, then the file that `config` names, then
-    defaults.
+    defaults. `words`: what may be on the command line beside them, as --help names it; "": nothing.
 
     Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
     raise SystemExit(0), as argparse does.
     """
-    words = vars(_parser(kind, program, description).parse_args(list(argv)))
+    parser = _parser(kind, program, description, words)
+    found = vars(parser.parse_intermixed_args(list(argv)) if words else parser.parse_args(list(argv)))
     texts: dict[str, tuple[str, Source]] = {}
+    several = [row.name for row in fields(kind) if row.metadata["many"] and row.name in found]
+    values: dict[str, Any] = {name: tuple(found.pop(name)) for name in several}
     for row in fields(kind):
-        if row.name in words:
-            texts[row.name] = words[row.name], Source(COMMAND_LINE, option_flag(row))
+        if row.name in found:
+            texts[row.name] = found[row.name], Source(COMMAND_LINE, option_flag(row))
         elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
             texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
     if texts.get("config", [""])[0]:
         texts = _from_file(texts["config"][0], kind) | texts
-    values, rows = {}, {row.name: row for row in fields(kind)}
+    rows = {row.name: row for row in fields(kind)}
     for name, (text, source) in texts.items():
         if "\0" in text:
             raise SettingsError(f"{source.name} has a NUL character in it")
@@ -156,7 +163,8 @@ def parse(
             values[name] = rows[name].metadata["read"](text)
         except ValueError as error:
             raise SettingsError(f"{source.name} {error}") from None
-    return Given(kind(**values), {name: source for name, (_, source) in texts.items()})
+    sources = {name: source for name, (_, source) in texts.items()}
+    return Given(kind(**values), sources, tuple(found.get(WORDS, ())))
 
 
 def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:

@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import re
 import socket
 import ssl
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gocm_lib.settings import Exit, SettingsError
@@ -20,6 +22,26 @@ class RemoteError(SettingsError):
         super().__init__(message, Exit.FAILED)
 
 
+class Answer(NamedTuple):
+    """What a server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def reason(self) -> str:
+        """Why it refuses, as it says itself."""
+        try:
+            return str(json.loads(self.body)["error"])
+        except (ValueError, KeyError, TypeError):
+            return f"HTTP {self.status}"
+
+    def retry_after(self) -> int:
+        """After how many seconds it asks to be asked again; 1 when it does not say."""
+        given = self.headers.get("Retry-After", "")
+        return max(1, int(given)) if re.fullmatch("[0-9]{1,5}", given) else 1
+
+
 class Remote:
     """A server at a URL, or on the UNIX socket at a path. `ca`: PEM file of the authorities to trust, "" for the
     system's, None to ask whoever answers (nothing secret must be told then).
@@ -32,17 +54,28 @@ class Remote:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connection = _connection(to, ca)
 
-    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
-        """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
+    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         try:
-            self._connection.request(method, path, body, self._headers | (FORM if body is not None else {}))
+            self._connection.request(method, path, body, self._headers | headers)
             answer = self._connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            return Answer(answer.status, answer.headers, answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise RemoteError(f"no GoCM answers at {self._to}: {reason}") from None
         finally:
             self._connection.close()  # the next request opens it again
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """What it answers to a post. Raises RemoteError when nobody does."""
+        return self._request("POST", path, body, headers)
+
+    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+        """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
+        answer = self._request(method, path, body and body.encode(), FORM if body is not None else {})
+        try:
+            return answer.status, json.loads(answer.body)
+        except ValueError as error:
+            raise RemoteError(f"no GoCM answers at {self._to}: {error}") from None
 
     def take(self, method: str, path: str, body: str | None = None) -> Any:
         """The JSON of an answer that is 200. Raises RemoteError with what it says otherwise."""

@@ -232,9 +232,10 @@ def option(
     metavar: str = "",
     hidden: bool = False,
     live: bool = False,
+    many: bool = False,
 ) -> Any:
     """A row of the table: a dataclass field whose metadata is what the command line, the configuration file and README
-    need. `hidden`: its value is a secret. `live`: SIGHUP may change it.
+    need. `hidden`: its value is a secret. `live`: SIGHUP may change it. `many`: it may be given several times.
     """
     return field(
         default=default,
@@ -245,6 +246,7 @@ def option(
             "metavar": metavar,
             "hidden": hidden,
             "live": live,
+            "many": many,
         },
     )
 
@@ -462,14 +464,20 @@ class BundleSettings:
 
 
 @dataclass(frozen=True)
-class FailedSettings:
-    """The options of `gocm failed`, and of other commands that speak to a running server."""
+class ClientSettings:
+    """The options that all commands have which speak to a running server."""
 
     to: str = option(
         "http://127.0.0.1:5601", server_place, "the server: its URL, or the path of its socket", metavar="URL"
     )
     auth_token_file: str = option("", secret_file, "file whose first token is given to it", metavar="FILE")
     ca: str = option("", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class FailedSettings(ClientSettings):
+    """The options of `gocm failed`."""
+
     job: str = option("", text, "only those of the message with this id (X-GoCM-Job)", metavar="ID")
     reason: str = option(
         "", text, "only those that failed for this: attempts, expired or killed_senders", metavar="WORD"
@@ -478,6 +486,30 @@ class FailedSettings:
     older: int = option(0, number(0, 10**9), "only those that failed so many seconds ago", metavar="S")
     all: bool = option(False, flag, "replay or discard all")
     json: bool = option(False, flag, "list as lines of JSON instead of a table")
+
+
+@dataclass(frozen=True)
+class SendSettings(ClientSettings):
+    """The options of `gocm send`."""
+
+    file: str = option("", text, "file with more tokens, one a line, or CSV; - is stdin", metavar="FILE")
+    column: str = option("", text, "the file is CSV, and this its column of tokens; in *.csv `token`", metavar="NAME")
+    data: tuple[str, ...] = option((), text, "a text of the payload; may be repeated", metavar="NAME=VALUE", many=True)
+    payload: str = option("", text, "file with the payload, a JSON object; --data is laid over it", metavar="FILE")
+    field: tuple[str, ...] = option(
+        (), text, "what else is sent, like priority=high; may be repeated", metavar="NAME=VALUE", many=True
+    )
+    batch: int = option(1000, number(1, 100000), "tokens in a message", metavar="N")
+    run: str = option("", text, "name of the run that is to go on; default a new one", metavar="NAME")
+    json: bool = option(False, flag, "print a line of JSON for each message")
+
+
+@dataclass(frozen=True)
+class WatchSettings(ClientSettings):
+    """The options of `gocm watch`."""
+
+    interval: float = option(2.0, seconds(0.2, 3600), "seconds between two looks", metavar="S")
+    once: bool = option(False, flag, "print one line and end")
 
 
 def option_flag(row: Field) -> str:

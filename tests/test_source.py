@@ -17,7 +17,7 @@ ORDER = tuple(
     "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream "
     "limits poison traffic spool history report idempotency database client state meter sender vitals intake "
     "feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
-    "pretend sandbox supervisor bench bundle remote cli".split()
+    "pretend sandbox supervisor bench bundle remote campaign watch cli".split()
 )
 PURE = {
     "job",
@@ -113,6 +113,8 @@ def table(heading):
         ("## How fast is it here?", settings.BenchSettings),
         ("### One file", settings.BundleSettings),
         ("### Failed tokens", settings.FailedSettings),
+        ("### From the command line", settings.SendSettings),
+        ("### Watching it live", settings.WatchSettings),
     ],
 )
 def test_the_option_tables_are_the_code_s(heading, kind):
