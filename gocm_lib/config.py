@@ -228,8 +228,8 @@ def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, st
 
 def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Settings]:
     """The same with what follows from others and from where systemd and Google's tools keep things: an API key, auth
-    tokens, TLS files and Google credentials may be systemd's credentials `apikey`, `auth-tokens`, `tls-cert`,
-    `tls-key` and `fcm.json`, the last also GOOGLE_APPLICATION_CREDENTIALS.
+    tokens, TLS files, the webhook's secret and Google credentials may be systemd's credentials `apikey`, `auth-tokens`,
+    `tls-cert`, `tls-key`, `feedback-secret` and `fcm.json`, the last also GOOGLE_APPLICATION_CREDENTIALS.
     """
     settings = given.settings
     values: dict[str, Any] = {}
@@ -248,6 +248,8 @@ def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Setti
     if not (settings.tls_cert or settings.tls_key):
         fill("tls_cert", _credential(environ, "tls-cert"), "systemd's credential")
         fill("tls_key", _credential(environ, "tls-key"), "systemd's credential")
+    if settings.feedback_url and not settings.feedback_secret_file:
+        fill("feedback_secret_file", _credential(environ, "feedback-secret"), "systemd's credential")
     if not settings.spool:
         fill("spool", default_spool(environ, settings.sandbox), "default")
     if not settings.senders:

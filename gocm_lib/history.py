@@ -21,6 +21,7 @@ STATES = {
     "failed": "generation < 0 AND failure <> ''",
 }
 _STATE = "CASE " + " ".join(f"WHEN {is_so} THEN '{state}'" for state, is_so in STATES.items()) + " END"
+_COUNTS = ", ".join(f"count(*) FILTER (WHERE {is_so})" for is_so in STATES.values())  # a third of GROUP BY's price
 
 
 class Which(NamedTuple):
@@ -106,13 +107,13 @@ class History:
         if row is None:
             [[forgotten]] = self.db.execute("SELECT job FROM forgotten")
             return Past() if job <= forgotten else None
-        counts = self.db.execute(f"SELECT {_STATE}, count(*) FROM token WHERE job = ? GROUP BY 1", (job,))
+        [counts] = self.db.execute(f"SELECT {_COUNTS} FROM token WHERE job = ?", (job,))
         fates = self.db.execute(
             f"SELECT n, token, {_STATE}, attempts, failure, reason, canonical, due_at FROM token"
             f" WHERE job = ? AND n > ? AND {STATES.get(state, '1')} ORDER BY n LIMIT ?",
             (job, after, limit),
         )
-        return Status(*row, dict.fromkeys(STATES, 0) | dict(counts), [Fate(*fate) for fate in fates])
+        return Status(*row, dict(zip(STATES, counts)), [Fate(*fate) for fate in fates])
 
     def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
         """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""

@@ -132,6 +132,12 @@ class RunReport:
         """Up to `limit` entries of a list numbered above `after`: (number, token) or (number, original, canonical)."""
         return self.db.execute(PAGES[which], (after, limit)).fetchall()
 
-    def forget(self, which: str, upto: int) -> None:
-        """Delete a list's entries up to number `upto`. Repeating it changes nothing."""
+    def forget(self, which: str, upto: int) -> bool:
+        """Delete a list's entries up to number `upto`, and nothing when no entry ever had that number: whoever says so
+        means another list, and has not got what is in this one. Whether they are gone; repeating it changes nothing.
+        """
+        found = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (which,)).fetchone()
+        if upto > (found[0] if found else 0):
+            return False
         self.lengths[which] -= self.db.execute(FORGET[which], (upto,)).rowcount
+        return True

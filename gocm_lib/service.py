@@ -182,8 +182,8 @@ class Service:
             raise BadRequest("give peek or ack, not both", "ack")
         ack = _number(query, "ack", 0, 1 << 62)
         if ack is not None:
-            if request.method != "HEAD":
-                self.client.forget(which, ack)
+            if request.method != "HEAD" and not self.client.forget(which, ack):
+                raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack")
             entries = self.client.page(which, ack, limit or LARGEST_PAGE)
             return Response(200, page(entries), headers={"GoCM-Cursor": str(entries[-1][0] if entries else ack)})
         if "peek" in query or request.method == "HEAD":

@@ -485,10 +485,10 @@ class State:
         with self.changed:
             return self.report.page(which, after, limit)
 
-    def forget(self, which: str, upto: int) -> None:
-        """Delete a list's entries up to number `upto`: somebody has them."""
+    def forget(self, which: str, upto: int) -> bool:
+        """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
         with self.changed, self._transaction():
-            self.report.forget(which, upto)
+            return self.report.forget(which, upto)
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job."""

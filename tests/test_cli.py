@@ -187,7 +187,7 @@ def test_of_two_keys_the_one_from_the_higher_source_counts(tmp_path):
 
 @short
 def test_systemd_s_credentials_are_found(tmp_path):
-    for name in ("apikey", "auth-tokens", "tls-cert", "tls-key", "fcm.json"):
+    for name in ("apikey", "auth-tokens", "tls-cert", "tls-key", "feedback-secret", "fcm.json"):
         secret(tmp_path / name, "0123456789abcdef")
     found = parse(CREDENTIALS_DIRECTORY=str(tmp_path))
     assert found.apikey == "0123456789abcdef"
@@ -195,6 +195,9 @@ def test_systemd_s_credentials_are_found(tmp_path):
         str(tmp_path / name) for name in ("auth-tokens", "tls-cert", "tls-key", "fcm.json")
     }
     assert parse("--no-auth", CREDENTIALS_DIRECTORY=str(tmp_path)).auth_token_file == ""
+    assert found.feedback_secret_file == "", "nobody asked for feedback"
+    told = parse("--feedback-url", "https://app.example.org/", CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert told.feedback_secret_file == str(tmp_path / "feedback-secret")
 
 
 @short

@@ -197,6 +197,10 @@ def test_lists_can_be_looked_at_and_read_in_pages(server):
     assert http.json("GET", path) == {"tokens": None}
     status, headers, _ = http.ask("GET", path + "?ack=3")
     assert headers["GoCM-Cursor"] == "3"
+    server.send(["gone-5"])
+    server.settled()
+    assert http.ask("GET", path + "?ack=7")[0] == 400, "of another list, or made up: what is here was not read"
+    assert http.json("GET", path) == {"tokens": ["gone-5"]}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,7 @@ def test_lists_can_be_looked_at_and_read_in_pages(server):
         ("peek=1&ack=1", "ack"),
         ("ack=x", "ack"),
         ("ack=-1", "ack"),
+        ("ack=4000000", "ack"),
         ("limit=0", "limit"),
         ("limit=10001", "limit"),
         ("what=1", "what"),
