@@ -285,7 +285,8 @@ def test_a_wrong_content_type_is_told(shared):
 @pytest.mark.parametrize(
     "method, path, status, allow",
     [
-        ("GET", "/", 404, None),
+        ("GET", "/index.html", 404, None),
+        ("POST", "/", 405, "GET, HEAD"),
         ("POST", "/gcm", 404, None),
         ("GET", "/gcm/send", 405, "POST"),
         ("POST", "/gcm/report", 405, "GET, HEAD"),
