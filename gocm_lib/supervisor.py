@@ -301,7 +301,11 @@ class Supervisor:
     def _start(self) -> None:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
         settings = self.settings
-        access.read_policy(settings)  # a bad file of tokens is told before anything is begun
+        # Bad files of tokens and secrets are told before anything is begun.
+        access.read_policy(settings)
+        feedback = None
+        if settings.feedback_url:
+            feedback = Feedback(settings, Client(self.address, self.authkey), self.vitals)
         self._listen()
         tls = None
         if settings.tls_cert:
@@ -332,9 +336,6 @@ class Supervisor:
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
         exporting = Client(self.address, self.authkey)
-        feedback = None
-        if settings.feedback_url:
-            feedback = Feedback(settings, Client(self.address, self.authkey), self.vitals)
         exporter = Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
         for each in self.servers:
             each.start()

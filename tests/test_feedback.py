@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import eventually
-from test_cli import secret
+from test_cli import ends, secret
 from test_source import README
 
 from gocm_lib import feedback
@@ -195,6 +195,15 @@ def test_secrets_that_are_none(tmp_path, text, wrong):
     with pytest.raises(SettingsError, match=wrong) as caught:
         feedback.read_secret(str(path))
     assert not text or str(text) not in str(caught.value)
+
+
+def test_a_bad_secret_is_told_at_the_start(tmp_path):
+    path = secret(tmp_path / "fs", "short")
+    words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
+    words = (*words, "--feedback-url", "http://127.0.0.1:1/", "--feedback-secret-file", path)
+    told = [f"gocm: --feedback-secret-file {path} holds no secret of 16 characters or more, like: openssl rand -hex 32"]
+    assert ends(*words) == ends("check-config", *words) == (78, told)
+    assert not (tmp_path / "s.db").exists(), "nothing was begun"
 
 
 @short
