@@ -216,6 +216,8 @@ def test_a_message_with_failed_tokens_stays_for_them():
     claim(state, now=1020.0)
     found = state.status(1, "", -1, 9)
     assert found.size == 2 and found.finished == 1000.0 and [fate.token for fate in found.fates] == ["b"]
+    with state._transaction():
+        assert not state.history.forget(1e9, 0), "there is no more to forget of it"
     claim(state, now=1101.0), claim(state, now=1102.5)
     assert state.status(1, "", -1, 9) == Past()
 

@@ -79,7 +79,9 @@ def test_requests_have_ids_and_lines(start):
     made = odd[1]["X-Request-Id"]
     assert odd[0] == 200 and re.fullmatch("[0-9a-f]+-[0-9a-f]+", made)
     http.ask("GET", "/nowhere%E2%80%A8")
-    eventually(lambda: server.log().count('"request_id"') == 3)
+    http.ask("GET", job["Location"])
+    http.ask("GET", "/gcm/jobs/some-device-s-token")
+    eventually(lambda: server.log().count('"request_id"') == 5)
     lines = list(map(json.loads, server.lines))
     access = [line for line in lines if "request_id" in line]
     first = {"request_id": "mine-7", "method": "POST", "path": "/gcm/send", "status": 200, "bytes": 3}
@@ -87,7 +89,8 @@ def test_requests_have_ids_and_lines(start):
     assert access[0]["client"] == "127.0.0.1" and access[0]["ms"] > 0 and lines[0]["process"] == "front"
     assert access[1]["request_id"] == made and access[1]["path"] == "/gcm/report"
     assert access[2]["status"] == 404 and re.fullmatch(r"/nowhe\.\.\.[0-9a-f]{8}", access[2]["path"])
-    assert "secret" not in server.log()
+    assert access[3]["path"] == job["Location"] and access[4]["status"] == 400
+    assert "secret" not in server.log() and "device-s-token" not in server.log()
 
 
 def test_every_process_opens_its_log_anew(run, sandbox, key_file, tmp_path):
