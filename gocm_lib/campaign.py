@@ -6,7 +6,9 @@ before the first is sent.
 """
 
 import csv
+import io
 import json
+import os
 import re
 import secrets
 import sys
@@ -48,9 +50,14 @@ def read_tokens(words: Sequence[str], path: str, column: str, stdin: TextIO) -> 
     comes twice is taken once. Raises SettingsError.
     """
     found = [Found(word, f"token {place} of the command line") for place, word in enumerate(words, 1)]
-    if path == "-":
-        found += _from_lines(stdin, "stdin", column)
-    elif path:
+    if path:
+        try:
+            if path == "-":
+                found += _from_lines(stdin, "stdin", column)
+                path = ""
+        except UnicodeDecodeError:
+            raise SettingsError("stdin is no UTF-8 text") from None
+    if path:
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 found += _from_lines(file, path, column or ("token" if path.lower().endswith(".csv") else ""))
@@ -71,7 +78,7 @@ def _from_lines(file: Iterable[str], name: str, column: str) -> Iterator[Found]:
             if token := line.strip():
                 yield Found(token, f"line {number} of {name}")
         return
-    rows = csv.DictReader(file)
+    rows = csv.DictReader(file, strict=True)
     try:
         if column not in (rows.fieldnames or ()):
             there = ", ".join(rows.fieldnames or ()) or "nothing"
@@ -80,7 +87,7 @@ def _from_lines(file: Iterable[str], name: str, column: str) -> Iterator[Found]:
             if token := (row[column] or "").strip():
                 yield Found(token, f"line {rows.line_num} of {name}")
     except csv.Error as error:
-        raise SettingsError(f"{name} is no CSV at line {rows.line_num}: {error}") from None
+        raise SettingsError(f"{name} is no CSV after line {rows.line_num}: {error}") from None
 
 
 def read_message(settings: SendSettings) -> dict[str, Any]:
@@ -93,7 +100,9 @@ def read_message(settings: SendSettings) -> dict[str, Any]:
             )
         if name in job.FIELDS and name not in job.PLAIN:
             message[name] = _json(text, f"--field {name}")
-    if settings.payload or settings.data or "message" not in message:
+    if not (settings.payload or settings.data or "message" in message):
+        raise SettingsError("nothing to send: give --data, --payload, or --field message={...}", Exit.USAGE)
+    if settings.payload or settings.data:
         message["payload"] = _payload(settings.payload) | dict(_pair(text, "--data") for text in settings.data)
     return message
 
@@ -222,8 +231,10 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
             time.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT)
             continue
+        if answer.status == 200 and "X-GoCM-Job" not in answer.headers:
+            raise RemoteError("what answers there is no GoCM")
         if answer.status == 200:
-            return Taken(answer.headers.get("X-GoCM-Job", ""), "Idempotency-Replayed" in answer.headers)
+            return Taken(answer.headers["X-GoCM-Job"], "Idempotency-Replayed" in answer.headers)
         reason = answer.reason()
         if answer.status not in (503, 507):
             if answer.status == 422:
@@ -238,7 +249,8 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
 
 def command(settings: SendSettings, words: Sequence[str]) -> int:
     """`gocm send`. Raises SettingsError."""
-    found = read_tokens(words, settings.file, settings.column, sys.stdin)
+    stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
+    found = read_tokens(words, settings.file, settings.column, stdin)
     batches = make_batches(found, read_message(settings), settings.batch)
     run = settings.run or secrets.token_hex(6)
     if not re.fullmatch("[A-Za-z0-9._-]{1,64}", run):
@@ -253,14 +265,16 @@ def command(settings: SendSettings, words: Sequence[str]) -> int:
             progress.advance(len(batch.tokens))
             if settings.json:
                 print(json.dumps({"job": taken.job, "tokens": len(batch.tokens), "before": taken.before}), flush=True)
-    except (RemoteError, KeyboardInterrupt) as problem:
         progress.clear()
+        if not settings.json:
+            print(_summary(len(found), len(batches), before, run, taken.job), flush=True)
+    except (RemoteError, OSError, KeyboardInterrupt) as problem:
+        progress.clear()
+        if isinstance(problem, OSError):  # what we print cannot be written, nor need what is left of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         so_far = f"{progress.done:,} of {len(found):,} tokens were taken"
         go_on = f"go on with the same command and --run {run}"
         raise RemoteError(f"{str(problem) or 'interrupted'} ({so_far}; {go_on})") from None
-    progress.clear()
-    if not settings.json:
-        print(_summary(len(found), len(batches), before, run, taken.job))
     return Exit.OK
 
 

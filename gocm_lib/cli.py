@@ -57,6 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return problem.code
 
 
+def _print_all(run: Callable[[], int]) -> int:
+    """What a command returns that prints what it finds. Nobody need read it to the end."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        raise RemoteError("interrupted") from None
+    except OSError as error:  # of print: all others are told otherwise
+        # For what the interpreter would write at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return Exit.FAILED
+        raise RemoteError(f"the answer cannot be written: {error.strerror}") from None
+
+
 def _serve(words: Sequence[str]) -> int:
     given = config.load(words, os.environ, "gocm", _overview()).settings
     _start_log("front", given)
@@ -151,15 +167,16 @@ def _failed(words: Sequence[str]) -> int:
     remote = Remote(given.to, token, given.ca)
     fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
     if action == "list":
-        return _list_failed(remote, fields, given.json)
-    done = remote.take("POST", f"/gcm/failed/{action}", urlencode(fields | ({"all": 1} if given.all else {})))
+        return _print_all(lambda: _list_failed(remote, fields, given.json))
+    form = urlencode(fields | ({"all": 1} if given.all else {}))
+    done = remote.take("POST", f"/gcm/failed/{action}", f"{action}ed", form)
     print(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done["left"] else ""))
     return Exit.OK
 
 
 def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
     after: dict[str, Any] = {"limit": 1000}
-    while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}"))["failed"]:
+    while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
         for entry in page:
             if as_json:
                 print(json.dumps(entry))
@@ -173,11 +190,12 @@ def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
 
 def _send(words: Sequence[str]) -> int:
     given = config.parse(SendSettings, words, {}, "gocm send", words="TOKEN")
-    return campaign.command(given.settings, given.words)
+    return _print_all(lambda: campaign.command(given.settings, given.words))
 
 
 def _watch(words: Sequence[str]) -> int:
-    return watch.command(config.parse(WatchSettings, words, {}, "gocm watch").settings)
+    given = config.parse(WatchSettings, words, {}, "gocm watch").settings
+    return _print_all(lambda: watch.command(given))
 
 
 class Command(NamedTuple):

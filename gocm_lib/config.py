@@ -144,7 +144,10 @@ def parse(
     raise SystemExit(0), as argparse does.
     """
     parser = _parser(kind, program, description, words)
-    found = vars(parser.parse_intermixed_args(list(argv)) if words else parser.parse_args(list(argv)))
+    argv = list(argv)
+    end = argv.index("--") if words and "--" in argv else len(argv)
+    argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
+    found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
     texts: dict[str, tuple[str, Source]] = {}
     several = [row.name for row in fields(kind) if row.metadata["many"] and row.name in found]
     values: dict[str, Any] = {name: tuple(found.pop(name)) for name in several}
@@ -164,7 +167,7 @@ def parse(
         except ValueError as error:
             raise SettingsError(f"{source.name} {error}") from None
     sources = {name: source for name, (_, source) in texts.items()}
-    return Given(kind(**values), sources, tuple(found.get(WORDS, ())))
+    return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
 
 
 def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:

@@ -7,20 +7,20 @@ it. Requests are signed as www.standardwebhooks.com has it, for which there are 
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
+import http.client
 import json
 import random
 import re
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
-
-import urllib3
-from urllib3.exceptions import HTTPError
+from urllib.parse import urlsplit, urlunsplit
 
 from gocm_lib import __version__, log
 from gocm_lib.client import Client, StateUnavailable
@@ -30,7 +30,7 @@ from gocm_lib.vitals import Vitals
 
 BATCH = 1000  # entries of each list in a request
 LOOK = 1.0  # seconds between two looks at lists that were empty
-PATIENCE = urllib3.Timeout(connect=5.0, read=15.0)
+CONNECT, PATIENCE = 5.0, 20.0  # seconds to be connected, and for the answer from then on
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a request is made again: doubled each time
 SHORTEST = 16  # characters of a secret
 
@@ -100,6 +100,35 @@ def wait(failures: int, retry_after: float | None, draw: float) -> float:
     return max(retry_after or 0.0, ceiling * (0.5 + draw / 2))
 
 
+def exchange(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str | None]:
+    """POST to a URL: the status and the Retry-After of the answer, whose body is nobody's. Follows no redirect. Raises
+    OSError, HTTPException or ValueError, after PATIENCE seconds at the latest, however the other side keeps us waiting.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=CONNECT)
+    try:
+        connection.connect()
+        # A time limit of the socket's is for each read: who sends a byte now and then would never meet it.
+        cut = threading.Timer(PATIENCE, _hang_up, [connection.sock])
+        cut.daemon = True
+        cut.start()
+        try:
+            connection.sock.settimeout(PATIENCE)
+            connection.request("POST", urlunsplit(("", "", parts.path or "/", parts.query, "")), body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Retry-After")
+        finally:
+            cut.cancel()
+    finally:
+        connection.close()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
+
+
 class Feedback:
     def __init__(self, settings: Settings, client: Client, vitals: Vitals) -> None:
         """Raises SettingsError when the file of the secret is no good."""
@@ -107,7 +136,6 @@ class Feedback:
         self._secret = read_secret(settings.feedback_secret_file)
         self._client = client
         self._vitals = vitals
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, timeout=PATIENCE)
         self._failures = 0
 
     def start(self) -> None:
@@ -152,16 +180,13 @@ class Feedback:
         """Make it once: what went wrong ("": nothing), and after how many seconds we are asked to come again."""
         headers = sign(batch, self._secret, time.time())
         try:
-            answer = self._pool.request(
-                "POST", self._url, body=batch.body, headers=headers, preload_content=False, redirect=False
-            )
-        except HTTPError as error:
-            # Not its text: that may hold the whole URL, which may hold a secret.
+            status, retry_after = exchange(self._url, batch.body, headers)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # Not its text: that may hold the URL, which may hold a secret.
             return re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower(), None
-        answer.close()  # whatever it says, the status says it
-        if 200 <= answer.status < 300:
+        if 200 <= status < 300:
             return "", None
-        return f"HTTP {answer.status}", parse_retry_after(answer.headers.get("Retry-After"), time.time())
+        return f"HTTP {status}", parse_retry_after(retry_after, time.time())
 
     def _forget(self, batch: Batch) -> None:
         """Take what was told off the lists."""

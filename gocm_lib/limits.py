@@ -64,6 +64,8 @@ def refuse(tokens: int, usage: Usage, limits: Limits, rate: float) -> Refused | 
     """Whether a message for so many tokens is too much, with what the spool holds already. None: it may come in."""
     if usage.free_disk < limits.free_disk:
         return Refused(507, "the disk under the spool is nearly full: nothing is taken until there is room", DISK_WAIT)
+    if usage.spool > limits.spool and not usage.pending:
+        return Refused(507, "no room below --max-spool; failed tokens take some until replayed or discarded", DISK_WAIT)
     if usage.spool > limits.spool:
         # It shrinks as messages go out; how much room each leaves is not known, so wait for a tenth of them.
         return Refused(507, "the spool is at --max-spool", wait_for_room(usage.pending // 10, rate))

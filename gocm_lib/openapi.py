@@ -50,7 +50,7 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-DEVICE: Json = {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN, "pattern": "^[!-~]+$"}
+DEVICE: Json = {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN, "pattern": r"^[^\s\x00-\x1f\x7f]+$"}
 SHORT: Json = {"type": "string", "minLength": 1, "maxLength": 1024}
 OPTIONS: Json = {
     "upstream": UPSTREAM,
@@ -105,7 +105,11 @@ SCHEMAS: Json = {
             "results": _list(_ref("Result")),
             "next": _or_null({**COUNT, "description": "the next page's `after`"}),
         },
-        {"replayed_at": TIME, "paused": {**TEXT, "description": "why the upstream is not sent to"}},
+        {
+            "replayed_at": TIME,
+            "paused": {**TEXT, "description": "why the upstream is not sent to"},
+            "forgotten": {**COUNT, "description": "tokens whose time is over; what is left failed"},
+        },
     ),
     "Failed": _object(
         {
@@ -130,8 +134,25 @@ SCHEMAS: Json = {
         {"status": {"enum": ["ok", "degraded", "failing"]}}, {"reasons": _list(TEXT), "notes": _list(TEXT)}
     ),
     "Figures": _object(
-        {"version": TEXT, "now": TIME, "status": {"enum": ["ok", "degraded", "failing"]}, "sentence": TEXT},
-        description="What the status page shows. Parts that only the state process knows are null while it is away.",
+        {
+            "version": TEXT,
+            "now": TIME,
+            "started_at": TIME,
+            "status": {"enum": ["ok", "degraded", "failing"]},
+            "sentence": TEXT,
+            "sandbox": FLAG,
+            "sent_per_second": {"type": "number"},
+            "senders": _object({"ready": COUNT, "died": COUNT}),
+            "upstreams": _list({"type": "object"}),
+            "trend": _object({"seconds": {"type": "number"}, "points": _list({"type": "object"})}),
+            "pending": _or_null({"type": "object"}),
+            "totals": _or_null({"type": "object"}),
+            "failed": _or_null(COUNT),
+            "failures": _or_null(_list({"type": "object"})),
+            "lists": _or_null({"type": "object"}),
+        },
+        additionalProperties=False,
+        description="What the status page shows. What only the state process knows is null while it is away.",
     ),
 }
 

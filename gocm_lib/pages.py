@@ -84,6 +84,8 @@ def status(found: Status) -> bytes:
         told["replayed_at"] = round(found.since, 3)
     if found.paused:
         told["paused"] = found.paused
+    if forgotten := found.size - sum(found.states.values()):
+        told["forgotten"] = forgotten
     results = [_result(fate) for fate in found.fates]
     told |= {"results": results, "next": found.fates[-1].n if found.fates else None}
     return json.dumps(told).encode() + b"\n"

@@ -77,11 +77,15 @@ class Remote:
         except ValueError as error:
             raise RemoteError(f"no GoCM answers at {self._to}: {error}") from None
 
-    def take(self, method: str, path: str, body: str | None = None) -> Any:
-        """The JSON of an answer that is 200. Raises RemoteError with what it says otherwise."""
+    def take(self, method: str, path: str, has: str, body: str | None = None) -> dict[str, Any]:
+        """The JSON of an answer that is 200, an object that has this member. Raises RemoteError with what it says
+        otherwise.
+        """
         status, told = self.ask(method, path, body)
         if status != 200:
-            raise RemoteError(told.get("error", "") if isinstance(told, dict) else f"HTTP {status}")
+            raise RemoteError(str(told.get("error", "")) if isinstance(told, dict) else f"HTTP {status}")
+        if not isinstance(told, dict) or has not in told:
+            raise RemoteError(f"what answers at {self._to} is no GoCM")
         return told
 
 

@@ -1,6 +1,5 @@
 """`gocm watch`: what goes on in a running server, live in a terminal, or a line at a time where there is none."""
 
-import os
 import shutil
 import sys
 import time
@@ -66,9 +65,9 @@ def command(settings: WatchSettings) -> int:
     """`gocm watch`. Raises SettingsError; ends at Ctrl-C."""
     token = access.first_token(settings.auth_token_file) if settings.auth_token_file else ""
     remote = Remote(settings.to, token, settings.ca)
-    told = remote.take("GET", "/api/status")
+    told = remote.take("GET", "/api/status", "sentence")
     if settings.once:
-        print(line(told))
+        print(line(told), flush=True)
         return Exit.OK
     if sys.stdout.isatty():
         sys.stdout.write("\033[2J")
@@ -79,15 +78,12 @@ def command(settings: WatchSettings) -> int:
             told = _next(remote, told)
     except KeyboardInterrupt:
         return Exit.OK
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
-        return Exit.OK
 
 
 def _next(remote: Remote, told: dict[str, Any]) -> dict[str, Any]:
     """What the server tells now; while it tells nothing, the last with that as its sentence."""
     try:
-        return remote.take("GET", "/api/status")
+        return remote.take("GET", "/api/status", "sentence")
     except RemoteError as problem:
         return told | {"sentence": str(problem)}
 

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import ends, output, secret
 
-from gocm_lib import campaign, watch
+from gocm_lib import campaign, config, watch
 from gocm_lib.settings import SendSettings, SettingsError
 
 short = pytest.mark.short
+DATA = ("--data", "title=Hi")
 
 
 def there(server):
@@ -56,17 +57,19 @@ def test_one_message_is_named_and_can_be_looked_up(server, tmp_path):
 def test_over_a_unix_socket_with_a_token_as_json(start, tmp_path):
     path = secret(tmp_path / "tokens", "0123456789abcdef\n")
     server = start("--auth-token-file", path, unix=str(tmp_path / "s"))
-    code, printed = output("send", "--to", server.place, "--auth-token-file", path, "a", "b", "--batch", "1", "--json")
+    code, printed = output(
+        "send", "--to", server.place, "--auth-token-file", path, "a", "b", *DATA, "--batch", "1", "--json"
+    )
     assert code == 0 and [(line["tokens"], line["before"]) for line in map(json.loads, printed.splitlines())] == [
         (1, False),
         (1, False),
     ]
-    assert ends("send", "--to", server.place, "a")[1][0].startswith("gocm: a token is needed")
+    assert ends("send", "--to", server.place, "a", *DATA)[1][0].startswith("gocm: a token is needed")
 
 
 def test_a_run_that_was_killed_goes_on_and_no_token_gets_it_twice(start, sandbox, tmp_path):
     server = start("--fcm-rate", "0")
-    words = ("send", *there(server), "--file", tokens_file(tmp_path, 3000), "--batch", "10", "--run", "monday")
+    words = ("send", *there(server), "--file", tokens_file(tmp_path, 3000), "--batch", "10", "--run", "monday", *DATA)
     first = Program(*words)
     eventually(lambda: server.report()["attempts"] > 200)
     first.kill_group()
@@ -83,7 +86,7 @@ def test_a_run_that_was_killed_goes_on_and_no_token_gets_it_twice(start, sandbox
 def test_an_interrupt_says_how_to_go_on(start, sandbox, tmp_path):
     sandbox.mode(silent=True)
     server = start("--max-pending", "50", "--upstream-timeout", "60")
-    words = ("send", *there(server), "--file", tokens_file(tmp_path, 100), "--batch", "10")
+    words = ("send", *there(server), "--file", tokens_file(tmp_path, 100), "--batch", "10", *DATA)
     program = Program(*words)
     eventually(lambda: server.report()["pending"] == 5)
     program.process.send_signal(signal.SIGINT)
@@ -99,7 +102,7 @@ def test_a_server_that_is_full_is_waited_for(start, sandbox, tmp_path):
     server = start("--max-pending", "20")
     server.send([f"before-{n}" for n in range(20)])  # so that it knows how fast it is
     server.settled()
-    code, printed = output("send", *there(server), "--file", tokens_file(tmp_path, 60), "--batch", "10")
+    code, printed = output("send", *there(server), "--file", tokens_file(tmp_path, 60), "--batch", "10", *DATA)
     assert code == 0 and "60 tokens" in printed
     server.settled()
     assert set(sandbox.received()["delivered"].values()) == {1} and len(sandbox.received()["delivered"]) == 80
@@ -109,7 +112,7 @@ def test_a_server_that_is_restarted_is_waited_for(start, run, sandbox, tmp_path)
     server = start()
     port = server.port
     server.kill_group()
-    program = Program("send", "--to", f"http://127.0.0.1:{port}", "a", "b", stdout=True)
+    program = Program("send", "--to", f"http://127.0.0.1:{port}", "a", "b", *DATA, stdout=True)
     try:
         time.sleep(0.7)  # it has asked in vain meanwhile; how often does not matter
         assert program.process.poll() is None
@@ -120,8 +123,8 @@ def test_a_server_that_is_restarted_is_waited_for(start, run, sandbox, tmp_path)
 
 
 def test_another_message_under_the_same_run_is_refused(server):
-    assert output("send", *there(server), "a", "--run", "r")[0] == 0
-    code, lines = ends("send", *there(server), "b", "--run", "r")
+    assert output("send", *there(server), "a", "--run", "r", *DATA)[0] == 0
+    code, lines = ends("send", *there(server), "b", "--run", "r", *DATA)
     assert code == 1 and "run r sent something else as message 1: take another --run" in lines[0]
 
 
@@ -129,16 +132,17 @@ def test_another_message_under_the_same_run_is_refused(server):
     "words, code, told",
     [
         ((), 2, "no tokens: give some as words"),
-        (("a b",), 78, "token 1 of the command line: the token has a space"),
-        (("a", ""), 78, "token 2 of the command line: the token is empty"),
+        (("a",), 2, "nothing to send: give --data, --payload, or --field message={...}"),
+        (("a b", *DATA), 78, "token 1 of the command line: the token has a space"),
+        (("a", "", *DATA), 78, "token 2 of the command line: the token is empty"),
         (("a", "--data", "x"), 78, "--data x must be NAME=VALUE"),
-        (("a", "--field", "prioritty=high"), 78, "prioritty: unknown field; did you mean priority?"),
-        (("a", "--field", "priority=higher"), 78, "priority: priority must be normal or high"),
+        (("a", *DATA, "--field", "prioritty=high"), 78, "prioritty: unknown field; did you mean priority?"),
+        (("a", *DATA, "--field", "priority=higher"), 78, "priority: priority must be normal or high"),
         (("a", "--field", "time_to_live=x"), 78, "--field time_to_live is not valid JSON"),
         (("a", "--field", "tokens=x"), 78, "--field tokens: give tokens as words"),
         (("a", "--payload", "/nowhere"), 78, "--payload /nowhere cannot be read: No such file"),
         (("--file", "/nowhere"), 78, "--file /nowhere cannot be read: No such file"),
-        (("a", "--run", "a b"), 78, "--run is a name of"),
+        (("a", *DATA, "--run", "a b"), 78, "--run is a name of"),
         (("a", "--batch", "0"), 78, "--batch must be a number"),
         (("a", "--bathc", "1"), 2, "--bathc; did you mean --batch?"),
         (("a", "--data", "big=" + "x" * 5000), 78, "payload: payload is longer than 4096 bytes"),
@@ -172,6 +176,55 @@ def test_tokens_from_lines_and_from_csv(tmp_path):
         campaign.read_tokens([], str(path), "", io.StringIO())
     with pytest.raises(SettingsError, match="no tokens"):
         read("\n\n")
+
+
+def test_stdin_is_read_as_any_file_is():
+    def send(given, *words):
+        command = [sys.executable, str(ROOT / "gocm.py"), "send", "--to", "http://127.0.0.1:1", "--data", "a=b", *words]
+        return subprocess.run([*command, "--file", "-"], input=given, capture_output=True).stderr.decode()
+
+    assert "stdin is no UTF-8 text" in send(b"a\n\xff\n")
+    assert "line 2 of stdin: the token has a space" in send(b"\xef\xbb\xbfa\nb c\n"), "not the first, for its mark"
+    assert "stdin is no CSV after line 1: unexpected end" in send(b'token\n"a\nb\n', "--column", "token")
+
+
+@short
+def test_words_may_begin_with_a_dash_after_two():
+    given_ = config.parse(SendSettings, ["a", "--data", "x=y", "--", "-b", "--to"], {}, words="TOKEN")
+    assert given_.words == ("a", "-b", "--to") and given_.settings.data == ("x=y",)
+
+
+@pytest.mark.parametrize("told", [b"{}", b"[]", b"<html>"])
+def test_what_is_no_gocm_is_told_so(upstream, told):
+    def behave(upstream, sock, number):
+        sock.recv(65536)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+
+    place = f"http://127.0.0.1:{upstream(behave).listener.getsockname()[1]}"
+    for words in (
+        ("send", "a", "--data", "a=b"),
+        ("watch", "--once"),
+        ("failed", "list"),
+        ("failed", "replay", "--all"),
+    ):
+        code, [line] = ends(*words, "--to", place)
+        assert code == 1 and "no GoCM" in line
+
+
+def test_an_output_that_nobody_reads_or_that_is_full(server, tmp_path):
+    path = tokens_file(tmp_path, 200)
+    words = ("send", *there(server), "--file", path, "--data", "a=b", "--batch", "1", "--json")
+    program = Program(*words, stdout=True)
+    program.process.stdout.readline()
+    program.process.stdout.close()
+    assert program.wait() == 1
+    [line] = program.lines
+    assert "Broken pipe" in line and "go on with the same command and --run" in line
+    for words in (("send", "a", "--data", "a=b"), ("watch", "--once")):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, str(ROOT / "gocm.py"), *words, *there(server)]
+            ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "No space left" in ended.stderr
 
 
 @short
@@ -247,7 +300,7 @@ class Terminal:
 
 
 def test_a_progress_bar_in_a_terminal(server, tmp_path):
-    terminal = Terminal("send", *there(server), "--file", tokens_file(tmp_path, 500), "--batch", "10")
+    terminal = Terminal("send", *there(server), "--file", tokens_file(tmp_path, 500), "--batch", "10", *DATA)
     try:
         eventually(lambda: "taken: 500 tokens as 50 messages" in terminal.read())
         assert "] 500 of 500 tokens" in terminal.shown and "[#" in terminal.shown
@@ -279,7 +332,7 @@ def test_watch_without_a_terminal_is_lines(server):
     try:
         assert [program.process.stdout.readline().count("delivered") for _ in range(3)] == [1, 1, 1]
         program.process.stdout.close()
-        assert program.wait() == 0 and program.lines == [], "nobody reads on: no reason to complain"
+        assert program.wait() == 1 and program.lines == [], "nobody reads on: no reason to complain"
     finally:
         program.kill_group()
     assert ends("watch", "--to", "http://127.0.0.1:1")[0] == 1

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import http.client
 import http.server
 import json
 import threading
@@ -115,7 +116,7 @@ def test_an_application_that_is_away_slows_nothing_and_loses_nothing(start, appl
     for part in range(20):
         server.send([f"gone-{part}-{n}" for n in range(100)])
     assert server.settled()["notregistered"] == 2000
-    server.logged("feedback does not reach 127.0.0.1: new connection error")
+    server.logged("feedback does not reach 127.0.0.1: connection refused error")
     server.kill_group()
     server = start(*words(tmp_path, application.port))
     back = Application(port=application.port)
@@ -153,6 +154,25 @@ def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(start, tmp_
         assert len(names["dead"]) == 2
     finally:
         receiver.close()
+
+
+@short
+@pytest.mark.parametrize("drip", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X", b""])
+def test_who_only_drips_is_not_waited_for(upstream, monkeypatch, drip):
+    """A time limit for each read would never be met."""
+    monkeypatch.setattr(feedback, "PATIENCE", 0.5)
+    ended = threading.Event()
+
+    def behave(upstream, sock, number):
+        while not ended.wait(0.05):
+            sock.sendall(drip)
+
+    port = upstream(behave).listener.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        feedback.exchange(f"http://127.0.0.1:{port}/", b"{}", {})
+    ended.set()
+    assert time.monotonic() - began < 5
 
 
 @short

@@ -11,6 +11,7 @@ from conftest import FORM, Http, Program, eventually, form
 from test_source import block
 from test_spool import KEEPING, claim, new_job, new_state
 
+from gocm_lib import pages
 from gocm_lib.history import STATES, Past, Which
 from gocm_lib.limits import Limits
 from gocm_lib.outcome import DELIVERED, Outcome, Pause, Result, Verdict
@@ -216,6 +217,7 @@ def test_a_message_with_failed_tokens_stays_for_them():
     claim(state, now=1020.0)
     found = state.status(1, "", -1, 9)
     assert found.size == 2 and found.finished == 1000.0 and [fate.token for fate in found.fates] == ["b"]
+    assert json.loads(pages.status(found))["forgotten"] == 1
     with state._transaction():
         assert not state.history.forget(1e9, 0), "there is no more to forget of it"
     claim(state, now=1101.0), claim(state, now=1102.5)
