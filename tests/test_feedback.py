@@ -5,10 +5,12 @@ import hmac
 import http.client
 import http.server
 import json
+import ssl
 import threading
 import time
 
 import pytest
+import trustme
 from conftest import eventually
 from test_cli import ends, secret
 from test_source import README
@@ -215,6 +217,20 @@ def test_secrets_that_are_none(tmp_path, text, wrong):
     with pytest.raises(SettingsError, match=wrong) as caught:
         feedback.read_secret(str(path))
     assert not text or str(text) not in str(caught.value)
+
+
+def test_over_https_to_who_is_trusted_only(start, application, tmp_path):
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    application.server.socket = context.wrap_socket(application.server.socket, server_side=True)
+    url = ("--feedback-url", f"https://127.0.0.1:{application.port}/", *words(tmp_path, 0)[2:])
+    server = start(*url)
+    server.send(["gone-1"])
+    server.logged("feedback does not reach 127.0.0.1: sslcert verification error")
+    assert server.terminate() == 0 and application.posts == []
+    start(*url, environ={"SSL_CERT_FILE": str(tmp_path / "ca.pem")})
+    eventually(lambda: application.told() == (["gone-1"], []))
 
 
 def test_a_bad_secret_is_told_at_the_start(tmp_path):
