@@ -106,9 +106,12 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 
 def _is_foreign(headers: Mapping[str, str]) -> bool:
-    """Whether a browser sends this for a page of another site (fetch.spec.whatwg.org; "none" is the user himself)."""
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return True
+    """Whether a browser sends this for a page of another site (www.w3.org/TR/fetch-metadata: "none" is the user
+    himself).
+    """
+    site = headers.get("sec-fetch-site", "none")
+    if site != "none":
+        return site != "same-origin"  # it knows by what name it came; a proxy between us may have changed that
     origin, host = headers.get("origin"), headers.get("host", "").lower()
     return origin is not None and not (host and origin.partition("://")[2].lower() == host)
 

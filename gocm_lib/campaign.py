@@ -50,20 +50,16 @@ def read_tokens(words: Sequence[str], path: str, column: str, stdin: TextIO) -> 
     comes twice is taken once. Raises SettingsError.
     """
     found = [Found(word, f"token {place} of the command line") for place, word in enumerate(words, 1)]
-    if path:
-        try:
-            if path == "-":
-                found += _from_lines(stdin, "stdin", column)
-                path = ""
-        except UnicodeDecodeError:
-            raise SettingsError("stdin is no UTF-8 text") from None
-    if path:
-        try:
+    try:
+        if path == "-":
+            found += _from_lines(stdin, "stdin", column)
+        elif path:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 found += _from_lines(file, path, column or ("token" if path.lower().endswith(".csv") else ""))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-            raise SettingsError(f"--file {path} cannot be read: {reason}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        name = "stdin" if path == "-" else f"--file {path}"
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise SettingsError(f"{name} cannot be read: {reason}") from None
     if not found:
         raise SettingsError("no tokens: give some as words, or a --file that has some", Exit.USAGE)
     first: dict[str, Found] = {}

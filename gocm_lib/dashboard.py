@@ -14,7 +14,7 @@ from gocm_lib.vitals import Figures
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
-TOTALS = ("delivered", "failures", "retries", "notregistered", "canonicals")  # of report.COUNTERS
+TOTALS = ("delivered", "failures", "retries", "notregistered", "canonicals")  # those of report.COUNTERS that it shows
 
 # What to do about each of outcome.FAILURES.
 ADVICE = {
@@ -103,9 +103,7 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
             "sending": snapshot.claimed,
             "oldest_seconds": oldest,
         },
-        "totals": {
-            name: counters[name] for name in ("delivered", "failures", "retries", "notregistered", "canonicals")
-        },
+        "totals": {name: counters[name] for name in TOTALS},
         "failed": snapshot.dead,
         "failures": [
             {

@@ -52,11 +52,12 @@ class Remote:
         self._headers = {"Host": "localhost"} if to.startswith("/") else {}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._below = "" if to.startswith("/") else urlsplit(to).path.rstrip("/")  # where a proxy has put it
         self._connection = _connection(to, ca)
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         try:
-            self._connection.request(method, path, body, self._headers | headers)
+            self._connection.request(method, self._below + path, body, self._headers | headers)
             answer = self._connection.getresponse()
             return Answer(answer.status, answer.headers, answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -213,7 +213,7 @@ class Spool:
         self.serving: defaultdict[str, float] = defaultdict(float, dict(ranks))
 
     def knows(self, job: int) -> bool:
-        """Whether a job has been accepted and is not finished."""
+        """Whether a job was accepted and is not forgotten yet."""
         return self.db.execute("SELECT 1 FROM job WHERE id = ?", (job,)).fetchone() is not None
 
     def is_open(self, job: int) -> bool:

@@ -116,6 +116,10 @@ def test_a_name_that_nobody_allowed_is_refused(tmp_path, host, expected):
         ({"sec-fetch-site": "none"}, 200),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
+        ({"sec-fetch-site": "", "origin": "http://localhost:5601"}, 403),
+        ({"sec-fetch-site": "none", "origin": "https://evil.example"}, 403),
+        ({"sec-fetch-site": "cross-site", "origin": "http://localhost:5601"}, 403),
+        ({"sec-fetch-site": "same-origin", "origin": "https://push.example"}, 200),  # a proxy asks us by our address
     ],
 )
 def test_pages_of_other_sites_are_refused(headers, expected):

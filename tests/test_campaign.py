@@ -183,7 +183,7 @@ def test_stdin_is_read_as_any_file_is():
         command = [sys.executable, str(ROOT / "gocm.py"), "send", "--to", "http://127.0.0.1:1", "--data", "a=b", *words]
         return subprocess.run([*command, "--file", "-"], input=given, capture_output=True).stderr.decode()
 
-    assert "stdin is no UTF-8 text" in send(b"a\n\xff\n")
+    assert "stdin cannot be read: it is no UTF-8 text" in send(b"a\n\xff\n")
     assert "line 2 of stdin: the token has a space" in send(b"\xef\xbb\xbfa\nb c\n"), "not the first, for its mark"
     assert "stdin is no CSV after line 1: unexpected end" in send(b'token\n"a\nb\n', "--column", "token")
 
@@ -209,6 +209,19 @@ def test_what_is_no_gocm_is_told_so(upstream, told):
     ):
         code, [line] = ends(*words, "--to", place)
         assert code == 1 and "no GoCM" in line
+
+
+@pytest.mark.parametrize("below", ["", "/", "/push", "/push/"])
+def test_a_server_below_a_path(upstream, below):
+    heard = []
+
+    def behave(upstream, sock, number):
+        heard.append(sock.recv(65536).split()[1].decode())
+        sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+
+    place = f"http://127.0.0.1:{upstream(behave).listener.getsockname()[1]}{below}"
+    assert ends("watch", "--once", "--to", place)[0] == 1
+    assert heard == [below.rstrip("/") + "/api/status"]
 
 
 def test_an_output_that_nobody_reads_or_that_is_full(server, tmp_path):

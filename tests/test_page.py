@@ -1,9 +1,12 @@
 """The status page in a real Chromium: what it shows, in both themes, on a small screen, and when the server is away."""
 
+import http.client
 import math
 import os
 import shutil
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import FORM, Http, Program, eventually, form
@@ -163,6 +166,47 @@ def test_a_push_is_sent_from_the_page_with_the_keyboard(page):
     page.find_element(By.NAME, "payload").send_keys("}", Keys.ENTER)
     eventually(lambda: "payload is not valid JSON" in text(page, "sent"))
     assert [entry for entry in complaints(page) if "400" not in entry] == []
+
+
+@pytest.fixture
+def proxied(sandboxed):
+    """The port of a proxy that puts the server below /push/, and calls it by its own address, as nginx does untold."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            kept = {name: value for name, value in self.headers.items() if name not in ("Host", "Content-Length")}
+            upstream = http.client.HTTPConnection("127.0.0.1", sandboxed.port)
+            path = self.path.removeprefix("/push") if self.path.startswith("/push/") else "/not-below-push"
+            upstream.request(self.command, path, body, kept)
+            answer = upstream.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.read())
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    yield proxy.server_port
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def test_it_works_behind_a_proxy_below_a_path(chromium, proxied):
+    chromium.get(f"http://127.0.0.1:{proxied}/push/status")
+    eventually(lambda: text(chromium, "sentence").startswith("All is well"))
+    eventually(lambda: chromium.find_element(By.ID, "try").is_displayed())
+    chromium.find_element(By.NAME, "tokens").send_keys("-by-proxy", Keys.ENTER)
+    eventually(lambda: text(chromium, "sent").startswith("Taken as message 0"))
+    eventually(lambda: text(chromium, "delivered") == "1 delivered in all")
+    assert complaints(chromium) == []
+    chromium.get("about:blank")
 
 
 def test_it_can_be_read_aloud(page):
