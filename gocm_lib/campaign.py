@@ -13,7 +13,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from gocm_lib import access, job
@@ -35,11 +35,16 @@ class Found(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A post: its number in the run, and what it holds."""
+    """A post: its number in the run, its tokens, and what they are sent."""
 
     number: int
     tokens: Sequence[Found]
-    body: bytes
+    message: Mapping[str, Any]
+
+    def body(self) -> bytes:
+        """As it is posted; made anew each time: those of a whole run would take as much memory again."""
+        # Escaped, so that what is no Unicode (half a surrogate pair) is told by the reader, not by the encoder.
+        return json.dumps({**self.message, "tokens": [each.token for each in self.tokens]}).encode()
 
 
 # ------------------------------------------------------------------------------------------------------- what to send
@@ -131,30 +136,24 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def make_batches(found: Sequence[Found], message: dict[str, Any], size: int) -> list[Batch]:
+def make_batches(found: Sequence[Found], message: Mapping[str, Any], size: int) -> list[Batch]:
     """The posts of a run, all of them looked at. Raises SettingsError for what no server would take."""
     batches = []
     for start in range(0, len(found), size):
-        part = found[start : start + size]
-        body = _body(part, message)
+        batch = Batch(len(batches) + 1, found[start : start + size], message)
         try:
-            job.parse("application/json", body, size)
+            job.parse("application/json", batch.body(), size)
         except BadRequest as problem:
-            raise SettingsError(_blame(part, message, problem)) from None
-        batches.append(Batch(len(batches) + 1, part, body))
+            raise SettingsError(_blame(batch, problem)) from None
+        batches.append(batch)
     return batches
 
 
-def _body(part: Sequence[Found], message: dict[str, Any]) -> bytes:
-    # Escaped, so that what is no Unicode (half a surrogate pair) is told by the reader, not by the encoder.
-    return json.dumps({**message, "tokens": [each.token for each in part]}).encode()
-
-
-def _blame(part: Sequence[Found], message: dict[str, Any], problem: BadRequest) -> str:
+def _blame(batch: Batch, problem: BadRequest) -> str:
     """The problem as one of a token where it stands, if it is one of a token."""
-    for each in part if problem.field == "tokens" else ():
+    for each in batch.tokens if problem.field == "tokens" else ():
         try:
-            job.parse("application/json", _body([each], message), 1)
+            job.parse("application/json", batch._replace(tokens=[each]).body(), 1)
         except BadRequest as alone:
             return f"{each.where}: {alone.error.replace('token number 1 ', 'the token ')}"
     return f"{problem.field}: {problem.error}" if problem.field else problem.error
@@ -219,7 +218,7 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
     deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
     while True:
         try:
-            answer = remote.post("/gcm/send", batch.body, headers)
+            answer = remote.post("/gcm/send", batch.body(), headers)
         except RemoteError as problem:
             if time.monotonic() + wait > deadline:
                 raise

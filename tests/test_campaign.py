@@ -255,7 +255,7 @@ def test_a_bad_token_is_named_by_its_line():
 def test_batches_hold_each_token_once_in_order(tokens, size):
     found = [campaign.Found(token, "") for token in tokens]
     batches = campaign.make_batches(found, {"payload": {"a": 1}}, size)
-    assert [token for batch in batches for token in json.loads(batch.body)["tokens"]] == tokens
+    assert [token for batch in batches for token in json.loads(batch.body())["tokens"]] == tokens
     assert [batch.number for batch in batches] == list(range(1, len(batches) + 1))
     assert all(len(batch.tokens) == size for batch in batches[:-1])
 
