@@ -26,7 +26,7 @@ UNREST = 10.0  # seconds: when more senders died in these than one message expla
 
 
 class Aloft(NamedTuple):
-    """A flight as the black box knows it, or what it has of one job: from which to which of its tokens."""
+    """A flight as the black box knows it, or a part of one: from which to which of a job's tokens."""
 
     job: int
     low: int
@@ -34,8 +34,8 @@ class Aloft(NamedTuple):
 
 
 class BlackBox:
-    """What a sender has in the air, on shared memory: an array of three whole numbers for each job in each flight there
-    may be. One process writes it; another may read it once the first is dead, at whatever moment that was.
+    """What a sender has in the air, on shared memory: an array of three whole numbers for each run of tokens there may
+    be. One process writes it; another may read it once the first is dead, at whatever moment that was.
     """
 
     def __init__(self, cells: "Array[int]") -> None:
@@ -45,14 +45,8 @@ class BlackBox:
 
     def take_off(self, part: Slice) -> list[int]:
         """Note a flight; the numbers to land it with."""
-        if len(part.runs) == 1:
-            job, first, _, tokens = part.runs[0]
-            return [self._note(job, first, first + len(tokens) - 1)]
-        spans: dict[int, tuple[int, int]] = {}
-        for job, first, _, tokens in part.runs:
-            low, high = spans.get(job, (first, first))
-            spans[job] = min(low, first), max(high, first + len(tokens) - 1)
-        return [self._note(job, low, high) for job, (low, high) in spans.items()]
+        # Each run: those of one flight may have others between them, which are elsewhere and no suspects.
+        return [self._note(job, first, first + len(tokens) - 1) for job, first, _, tokens in part.runs]
 
     def _note(self, job: int, low: int, high: int) -> int:
         if self._free:

@@ -414,7 +414,9 @@ def rooms(settings: Settings) -> dict[str, int]:
 
 
 def box_size(settings: Settings) -> int:
-    """Cells for the black box of a sender with these settings: should all that may be in hand be in its flights."""
+    """Cells for the black box of a sender with these settings: should all that may be in hand be in its flights, and no
+    two tokens in one run.
+    """
     return 3 * (settings.connections + rooms(settings)[gcm.NAME])
 
 

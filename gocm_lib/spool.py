@@ -395,17 +395,21 @@ class Spool:
         which it is one too many are buried, or with `spare` left as they are. When it is not the first of a job, it is
         the message: all of the job is buried. The tokens buried; how many were spared.
         """
-        doomed: list[tuple[int, int, str, int, bool]] = []
+        suspects: dict[tuple[int, int], tuple[str, int, int]] = {}  # each once, however it was noted: it is one death
         for job, low, high in flights:
             rows = self.db.execute(
-                "SELECT n, token, attempts, deaths FROM token WHERE job = ? AND n BETWEEN ? AND ? AND generation = ?",
+                "SELECT job, n, token, attempts, deaths FROM token WHERE job = ? AND n BETWEEN ? AND ?"
+                " AND generation = ?",
                 (job, low, high, generation),
-            ).fetchall()
-            doomed += [(job, n, token, tries, True) for n, token, tries, deaths in rows if deaths + 1 >= FATAL]
-            self.db.executemany(
-                "UPDATE token SET deaths = deaths + 1 WHERE job = ? AND n = ?",
-                [(job, n) for n, _, _, deaths in rows if deaths + 1 < FATAL],
             )
+            suspects.update(((job, n), rest) for job, n, *rest in rows)
+        doomed = [
+            (*place, token, tries, True) for place, (token, tries, deaths) in suspects.items() if deaths + 1 >= FATAL
+        ]
+        self.db.executemany(
+            "UPDATE token SET deaths = deaths + 1 WHERE job = ? AND n = ?",
+            [place for place, (_, _, deaths) in suspects.items() if deaths + 1 < FATAL],
+        )
         if spare:
             return [], len(doomed)
         for job in {row[0] for row in doomed}:

@@ -425,7 +425,7 @@ class State:
             known = self.accused[generation]
             if sender in known:
                 return known[sender]
-            alone = len(flights) == 1
+            alone = len({aloft.job for aloft in flights}) == 1
             with self._transaction():
                 spare = not alone or unrest(self.deaths, now)
                 buried, spared = self.spool.accuse(generation, flights, spare, now)

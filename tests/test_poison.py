@@ -78,8 +78,8 @@ def test_an_upstream_s_suspects_can_be_given_up():
     st.data(),
 )
 def test_the_black_box_holds_what_is_in_the_air(flights, data):
-    """Of each flight, of each job in it, from which to which of its tokens."""
-    cells, aloft = [0] * 90, {}
+    """Of each flight its tokens, and none of those between them."""
+    cells, aloft = [0] * 500, {}
     box = BlackBox(cells)
     for flight in [*flights, *flights[:3]]:
         runs = [
@@ -92,7 +92,7 @@ def test_the_black_box_holds_what_is_in_the_air(flights, data):
             box.land(landing)
             del aloft[landing]
         places = tuple(box.take_off(part(1, 0)._replace(runs=runs)))
-        aloft[places] = [Aloft(job, 0, 5000 * (len(counts) - 1) + counts[-1] - 1) for job, counts in flight.items()]
+        aloft[places] = [Aloft(run.job, run.first, run.first + len(run.tokens) - 1) for run in runs]
     assert sorted(BlackBox.read(cells)) == sorted(entry for entries in aloft.values() for entry in entries)
 
 
@@ -174,6 +174,32 @@ def test_a_death_that_is_told_again_counts_once():
     for _ in range(5):
         state.accuse(1, "sender-1.1", [Aloft(1, 0, 0)], 1000.0)
     assert deaths(state) == {(1, 0): 1}
+
+
+@short
+def test_a_death_counts_once_for_a_token_however_it_was_noted():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(10)])])
+    claim(state)
+    assert die(state, 1, [Aloft(1, 0, 9), Aloft(1, 2, 5), Aloft(1, 4, 4)], 1000.0) == 0
+    assert set(deaths(state).values()) == {1}
+    take(state, 2)
+    die(state, 2, [Aloft(1, 4, 4), Aloft(1, 4, 6)], 1020.0)
+    take(state, 3)
+    assert die(state, 3, [Aloft(1, 4, 4), Aloft(1, 4, 6), Aloft(1, 4, 9)], 1040.0) == 3
+    assert state.snapshot().pending == 1 and state.snapshot().tokens == 7 and state.snapshot().dead == 3
+
+
+@short
+def test_the_runs_of_one_request_are_no_company_to_each_other():
+    """A multicast of retries has gaps; alone in the air it can be condemned all the same."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(5)])])
+    for generation in (1, 2):
+        take(state, generation)
+        assert die(state, generation, [Aloft(1, 0, 0), Aloft(1, 2, 2)], 1000.0 + 20 * generation) == 0
+    take(state, 3)
+    assert die(state, 3, [Aloft(1, 0, 0), Aloft(1, 2, 2)], 1060.0) == 2
 
 
 @short
