@@ -261,6 +261,7 @@ class Keeper:
         self.fetch = fetch
         self.token: Token | None = None
         self._failures = 0  # to get a token, in a row
+        self._renewed_for: Pause | None = None  # the last pause that made us renew it
         self._hurry = threading.Event()
         threading.Thread(target=self._run, name=f"credentials-{name}", daemon=True).start()
 
@@ -273,9 +274,14 @@ class Keeper:
         """Fetch a new token soon: the old one was refused, or the credentials have changed."""
         self._hurry.set()
 
-    def refused(self, since: float) -> None:
-        """The upstream refuses our token since then: renew it, unless it is newer or renewing fails already."""
-        if self.token and self.token.fetched_at < since and not self._failures:
+    def refused(self, pause: Pause) -> None:
+        """The upstream is paused because it refuses our token: renew it, unless it is newer, or renewing fails already,
+        or was tried in such a pause: once for each length, and as seldom as the longest, if it does not help.
+        """
+        last = self._renewed_for
+        tried = last and last.delay == pause.delay and 0 <= pause.began - last.began < pause.delay
+        if self.token and self.token.fetched_at < pause.began and not tried and not self._failures:
+            self._renewed_for = pause
             self.renew()
 
     def _run(self) -> None:
@@ -346,7 +352,7 @@ class Credentials:
         """Renew the tokens of upstreams that are paused because they answered 401."""
         for name, pause in pauses.items():
             if name in self._keepers and pause.reason.startswith("HTTP 401"):
-                self._keepers[name].refused(pause.began)
+                self._keepers[name].refused(pause)
 
 
 def sources(settings: Settings) -> tuple[dict[str, Source], str]:

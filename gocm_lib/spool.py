@@ -9,7 +9,7 @@ left to send. A token is one row, in exactly one of these states:
                  ^ | |                | | |
                  | | |                | | +-- end: out of attempts, too old ---------------> DEAD
                  +-|-|----------------+ |
-                 | | |   retry: deferred (due later), or given back unsent
+                 | | |   retry: deferred (due later); give_back: not tried, through no fault of its own
                  +-|-|------------------+
                    | |   release: its generation ended
                    | +--- claim: its job has expired --------------------------------------> DEAD
@@ -21,10 +21,10 @@ left to send. A token is one row, in exactly one of these states:
     OVER ------ its job ended long ago, or there is no room to remember it ----------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
-claimed it may say what became of it. Of the ready ones those that wait (`waits`: for a retry, or given back) are taken
-when they are due, the fresh ones by `rank`, which shares the upstream out among the jobs: a job's tokens get ranks that
-grow from the one that is being served when it comes, so that a small job need not wait for a large one. `deaths` counts
-the senders that died with it in the air since it last came to ground.
+claimed it may say what became of it. Of the ready ones those that wait for a retry (`waits`) are taken when they are
+due, the fresh ones by `rank`, which shares the upstream out among the jobs: a job's tokens get ranks that grow from the
+one that is being served when it comes, so that a small job need not wait for a large one. `deaths` counts the senders
+that died with it in the air since it last came to ground.
 
 OVER and DEAD are the generations below 0, and `due_at` is when they ended. Only of the dead is the message needed
 again. A job's row has the number of its tokens that are `open`, ready or claimed; when that comes to 0 it is
@@ -376,6 +376,19 @@ class Spool:
             "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, reason = ?, due_at = ?"
             " WHERE job = ? AND n = ?",
             (attempts, reason, due_at, job, n),
+        )
+        self.in_hand[holder] -= 1
+
+    def give_back(self, holder: Holder, job: int, n: int, attempts: int, behind: bool) -> None:
+        """Make a token in this generation's hands ready again at once, with so many attempts behind it: first of all
+        that waits, or `behind` the next ones, among others that are by turns of each job.
+        """
+        served = self.serving[holder[1]]
+        rank, limit = ("max(rank, ?)", served + CHUNK + n % CHUNK) if behind else ("min(rank, ?)", served)
+        self.db.execute(
+            f"UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '', rank = {rank}"
+            " WHERE job = ? AND n = ?",
+            (attempts, limit, job, n),
         )
         self.in_hand[holder] -= 1
 

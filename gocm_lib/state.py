@@ -362,11 +362,9 @@ class State:
         outcome, job, n, holder = result.outcome, result.job, held.n, (generation, result.upstream)
         step = next_step(outcome, result.attempt, held.expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
-            # After the pause, and the later the older it is: the probe goes to another token if there is one, for it
-            # may be this one's fault alone. A message with an odd answer would else keep the upstream paused.
-            paused = self.traffic.pauses.get(result.upstream)
-            again = max(now, paused.until) + 0.1 + min(max(0.0, now - held.since) / 8, 60.0) if paused else now
-            self.spool.retry(holder, job, n, result.attempt - 1, again, "")
+            # Behind others, if the upstream took offence at it: that may be this one's fault alone, and the next probe
+            # is to be another. A message with an odd answer would else keep the upstream paused.
+            self.spool.give_back(holder, job, n, result.attempt - 1, outcome.verdict in BLAMES_UPSTREAM)
             return
         counts[Count("attempts", result.upstream)] += result.attempt == 1
         if step.action is Action.RETRY:

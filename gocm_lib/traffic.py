@@ -35,9 +35,12 @@ class Traffic:
         that, or the clock went back.
         """
         paused = self.pauses.get(upstream)
-        if paused and not paused.probing and paused.began < since and paused.reason.startswith("HTTP 401"):
-            self.pauses[upstream] = paused._replace(until=now)
-        elif paused and paused.until > now + max(paused.delay, PROBE_WAIT):
+        if not paused or paused.until <= now:
+            return
+        if not paused.probing and paused.began < since and paused.reason.startswith("HTTP 401"):
+            # Half of it, so that it is what it was, not doubled, if this one is refused as well.
+            self.pauses[upstream] = paused._replace(until=now, delay=paused.delay / 2)
+        elif paused.until > now + max(paused.delay, PROBE_WAIT):
             self.pauses[upstream] = paused._replace(began=now, until=now)
 
     def allow(self, upstream: str, now: float) -> tuple[int, float]:

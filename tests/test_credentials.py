@@ -101,6 +101,18 @@ def test_a_refused_token_is_renewed_once_and_what_was_refused_is_sent_again(star
     assert received["tokens_given"] == 2, "one look-up for all that were refused"
 
 
+def test_what_was_refused_for_a_while_is_sent_soon_after(start_fcm, sandbox):
+    """New tokens do not help while the upstream refuses all: they are fetched as seldom as it is asked."""
+    server = start_fcm()
+    sandbox.mode(status=401)
+    for n in range(20):
+        server.send([f"a{n}"], time_to_live="30")
+    eventually(lambda: len(server.find("paused for 4 s: HTTP 401")) == 2)
+    assert sandbox.received()["tokens_given"] <= 4
+    sandbox.mode(status=200)
+    assert server.settled()["failures"] == 0, "none has expired"
+
+
 def test_tokens_are_renewed_before_they_end_and_a_failing_renewal_is_tried_again(start_fcm, sandbox):
     sandbox.mode(token_life=4)
     server = start_fcm()

@@ -92,7 +92,7 @@ def test_while_it_is_being_sent(start, sandbox):
     sandbox.mode(status=401)
     third = server.send(["c"])
     eventually(lambda: look_up(server, third).get("paused") == "HTTP 401")
-    assert look_up(server, third)["states"] == states(deferred=1)
+    assert look_up(server, third)["states"] == states(ready=1)
 
 
 def test_in_pages_and_by_state(server):

@@ -451,6 +451,36 @@ def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
     assert list(claim(state, now=1002.05)) == [(2, 0)], "the probe is the other token"
 
 
+def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
+    """The first message is odd, all of it: the second must not wait until each of its tokens was tried again."""
+    state = new_state()
+    state.accept([new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    now, probes = 1000.0, []
+    while (2, 0) not in probes:
+        now += 400.0
+        [probe] = claim(state, now=now)
+        probes.append(probe)
+        state.settle(1, [Result("gcm", *probe, 1, DELIVERED if probe == (2, 0) else refused)], now)
+    assert probes == [(1, 0), (2, 0)] and not state.snapshot().pause_reasons
+    assert list(claim(state, now=now)) == [(1, n) for n in range(50)], "at once: nothing has to wait for a pause"
+
+
+def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(5)])])
+    away = Outcome(Verdict.UNREACHABLE, "refused")
+    now, probe = 1000.0, list(claim(state))
+    for _ in range(8):
+        state.settle(1, [Result("gcm", *place, 1, away) for place in probe], now)
+        now += 31.0
+        probe = list(claim(state, now=now))
+        assert len(probe) == 1
+    state.settle(1, [Result("gcm", *probe[0], 1, DELIVERED)], now)
+    assert len(claim(state, now=now)) == 4 and state.snapshot().counters["attempts"] == 1
+
+
 def test_a_newer_credential_ends_a_pause_for_the_old_one():
     state = new_state()
     state.accept([new_job(1, ["a"])])
@@ -459,6 +489,22 @@ def test_a_newer_credential_ends_a_pause_for_the_old_one():
     state.accept([new_job(2, ["b"])])
     assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
     assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
+
+
+def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_itself():
+    state = new_state()
+    state.accept([new_job(1, ["a", "b"])])
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+
+    def probe(now, since):
+        slices, pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
+        state.settle(1, [Result("gcm", *place, 1, refused) for place in tokens_of(slices)], now)
+        return len(tokens_of(slices)), state.traffic.pauses["gcm"].until - now
+
+    assert probe(1000.0, 0.0) == (2, 2.0)
+    assert probe(1001.0, 1000.5) == (1, 2.0), "at once, and then the same pause again"
+    assert probe(1002.0, 1000.5) == (0, 1.0)
+    assert probe(1003.0, 1000.5) == (1, 4.0)
 
 
 def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
