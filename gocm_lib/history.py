@@ -134,7 +134,11 @@ class History:
     def _give_up(self, places: Sequence[tuple[int, int]]) -> None:
         """Dead tokens, by job and number, are over; their jobs are forgotten with the next if their time has come."""
         self.db.executemany(f"UPDATE token SET generation = {OVER} WHERE job = ? AND n = ?", places)
-        self.db.executemany("UPDATE job SET finished = abs(finished) WHERE id = ?", _jobs(places))
+        for job in _jobs(places):
+            row = self.db.execute(
+                "UPDATE job SET finished = -finished WHERE id = ? AND finished < 0 RETURNING size", job
+            ).fetchone()
+            self.spool.tally["finished"] += row[0] if row else 0
         self.spool.tally["dead"] -= len(places)
         self.spool.tally["over"] += len(places)
 
@@ -142,7 +146,7 @@ class History:
         """Make up to `limit` dead tokens ready again, as if they had come now; their upstreams."""
         found = self.failed(which, (0, -1), limit)
         jobs = _jobs((each.job, each.n) for each in found)
-        reopened = self.db.executemany("UPDATE job SET finished = 0 WHERE id = ? AND finished <> 0", jobs).rowcount
+        reopened = [self._reopen(job) for (job,) in jobs]
         self.db.executemany(
             "UPDATE job SET expires_at = ? + expires_at - since, since = ? WHERE id = ?",
             [(now, now, job) for (job,) in jobs],
@@ -160,10 +164,19 @@ class History:
                 for place, each in enumerate(found)
             ],
         )
-        self.spool.tally["jobs"] += reopened if jobs else 0
+        self.spool.tally["jobs"] += sum(reopened)
         self.spool.tally["tokens"] += len(found)
         self.spool.tally["dead"] -= len(found)
         return [each.upstream for each in found]
+
+    def _reopen(self, job: int) -> bool:
+        """A job is finished no more; whether it was."""
+        row = self.db.execute("SELECT finished, size FROM job WHERE id = ? AND finished <> 0", (job,)).fetchone()
+        if row is None:
+            return False
+        self.db.execute("UPDATE job SET finished = 0 WHERE id = ?", (job,))
+        self.spool.tally["finished"] -= row[1] if row[0] > 0 else 0
+        return True
 
     def prune_dead(self, before: float, most: int) -> int:
         """Give the dead up that died before a time, and the oldest if there are more than `most`, some at a time; how
@@ -181,9 +194,9 @@ class History:
 
     def forget(self, before: float, most: int) -> bool:
         """Forget what is over of jobs that finished before a time, and of those that finished first if there are more
-        than `most` such tokens, some at a time; whether there was something to forget.
+        than `most` tokens of finished jobs, some at a time; whether there was something to forget.
         """
-        excess = self.spool.tally["over"] - most
+        excess = self.spool.tally["finished"] - most
         jobs, count = [], 0
         rows = self.db.execute(
             "SELECT id, size, finished FROM job INDEXED BY job_finished WHERE finished > 0 ORDER BY finished LIMIT ?",
@@ -198,6 +211,7 @@ class History:
             return False
         gone = self.db.executemany(f"DELETE FROM token WHERE job = ? AND generation = {OVER}", jobs).rowcount
         self.spool.tally["over"] -= gone
+        self.spool.tally["finished"] -= count
         self.db.executemany("DELETE FROM job WHERE id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE job = id)", jobs)
         self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with dead tokens
         self.db.execute("UPDATE forgotten SET job = max(job, ?)", max(jobs))

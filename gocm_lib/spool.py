@@ -182,7 +182,9 @@ class Spool:
         self.retry_credit: defaultdict[str, float] = defaultdict(float)
         # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
         # transaction back puts back the copy of before.
-        [[jobs]] = db.execute("SELECT count(*) FROM job WHERE finished = 0")
+        [[jobs, finished]] = db.execute(
+            "SELECT count(*) FILTER (WHERE finished = 0), coalesce(sum(size) FILTER (WHERE finished > 0), 0) FROM job"
+        )
         [[rows]], [[dead]], *opened = (
             db.execute(f"SELECT count(*) FROM token {which}").fetchall()
             for which in (
@@ -194,7 +196,8 @@ class Spool:
             )
         )
         tokens = sum(count for [[count]] in opened)
-        self.tally = {"jobs": jobs, "tokens": tokens, "dead": dead, "over": rows - tokens - dead}
+        # Open jobs and their open tokens; dead tokens; those that are over; with how many the finished jobs came.
+        self.tally = {"jobs": jobs, "tokens": tokens, "dead": dead, "over": rows - tokens - dead, "finished": finished}
         held = db.execute(
             "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
@@ -360,15 +363,25 @@ class Spool:
     def _close(self, ended: Mapping[int, int], generation: int, now: float) -> None:
         """Count, by job, tokens that have just ended, OVER or DEAD; jobs that have none left to send are finished."""
         jobs = [(count, job) for job, count in ended.items() if count]
+        count = size = sum(ended.values())
+        # Mostly all tokens of a job end together: in one statement for all jobs, which does not say for which it held.
         finished = self.db.executemany(
-            "UPDATE job SET open = 0, finished = ? WHERE open = ? AND id = ?", [(now, *each) for each in jobs]
+            "UPDATE job SET open = 0, finished = ? WHERE open = ? AND size = open AND id = ?",
+            [(now, *each) for each in jobs],
         ).rowcount
-        if finished < len(jobs):
-            self.db.executemany("UPDATE job SET open = open - ? WHERE id = ? AND open > 0", jobs)
-        count = sum(ended.values())
+        for part, job in jobs if finished < len(jobs) else ():
+            row = self.db.execute(
+                "UPDATE job SET open = open - :part, finished = iif(open = :part, :now, 0)"
+                " WHERE id = :job AND open > 0 RETURNING finished, size",
+                {"part": part, "now": now, "job": job},
+            ).fetchone()
+            if row:
+                finished += row[0] > 0
+                size += (row[1] if row[0] else 0) - part
         self.tally["jobs"] -= finished
         self.tally["tokens"] -= count
         self.tally["over" if generation == OVER else "dead"] += count
+        self.tally["finished"] += size
 
     def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float, reason: str) -> None:
         """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it; why."""

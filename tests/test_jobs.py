@@ -196,6 +196,20 @@ def test_in_their_number_those_that_ended_first_go_first():
 
 
 @short
+def test_a_message_that_goes_on_for_long_does_not_push_others_out():
+    state = new_state(keeping=KEEPING._replace(max_kept=5))
+    state.accept([new_job(1, [f"t{n}" for n in range(20)])])
+    ends = [Outcome(Verdict.DEFERRED, "x", retry_after=600.0)] + [DELIVERED] * 19
+    state.settle(1, [Result("gcm", *place, 1, ends[place[1]]) for place in claim(state)], 1000.0)
+    finish(state, 2, ["a"], 1001.0)
+    claim(state, now=1010.0)
+    assert state.status(2, "", -1, 9).states["delivered"] == 1
+    state.settle(1, [Result("gcm", *place, 2, DELIVERED) for place in claim(state, now=1700.0)], 1700.0)
+    claim(state, now=1702.0)
+    assert state.status(1, "", -1, 9) == state.status(2, "", -1, 9) == Past(), "20 are more than 5"
+
+
+@short
 def test_much_is_forgotten_in_steps_and_soon():
     state = new_state(keeping=KEEPING._replace(keep_jobs=1.0))
     for job in range(1, 41):

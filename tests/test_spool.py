@@ -81,6 +81,7 @@ class Model(RuleBasedStateMachine):
         self.over = {}  # (job, n) -> its failure, "" if it was delivered
         self.sizes = {}  # job -> how many tokens
         self.finished = {}  # job -> when the last of them ended
+        self.whole = set()  # finished jobs of which nothing was forgotten, or more is to be
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.lists = {"canonical": [], "notregistered": []}
 
@@ -164,6 +165,7 @@ class Model(RuleBasedStateMachine):
             self.over[place] = failure
         if not any(job == place[0] for job, _ in (*self.waiting, *self.held)):
             self.finished[place[0]] = self.now
+            self.whole.add(place[0])
 
     @rule(place=in_hand, span=st.integers(2, 4), twice=st.booleans())
     def deliver_neighbours(self, place, span, twice):
@@ -209,23 +211,30 @@ class Model(RuleBasedStateMachine):
         self.counters["replayed"] += len(self.dead)
         for job, _ in self.dead:
             self.finished.pop(job, None)
+            self.whole.discard(job)
         self.dead.clear()
 
     @rule()
     def discard(self):
         assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.dead)
         self.over.update(dict.fromkeys(self.dead, "failed"))
+        self.whole |= {job for job, _ in self.dead} & self.finished.keys()
         self.dead.clear()
 
     @rule(age=st.sampled_from([0.0, 10.0]), most=st.sampled_from([0, 3, 1000]))
     def forget(self, age, most):
         with self.state._transaction():
             self.state.history.forget(self.now - age, most)
-        for job, finished in sorted(self.finished.items(), key=lambda each: (each[1], each[0])):
-            if finished > self.now - age and len(self.over) <= most:
+        for finished, job in sorted((self.finished[job], job) for job in self.whole):
+            if finished > self.now - age and self.kept() <= most:
                 break
+            self.whole.remove(job)
             for place in [place for place in self.over if place[0] == job]:
                 del self.over[place]
+
+    def kept(self):
+        """With how many tokens the finished jobs came; those of jobs that are open are no reason to forget these."""
+        return sum(self.sizes[job] for job in self.whole)
 
     @rule(seconds=st.sampled_from([0.5, 60.0]))
     def pass_time(self, seconds):
@@ -254,7 +263,7 @@ class Model(RuleBasedStateMachine):
         assert {(job, n): failed for job, n, generation, failed in ended if generation == OVER} == {
             place: bool(failure) for place, failure in self.over.items()
         }
-        counted = {"tokens": len(rows), "dead": len(self.dead), "over": len(self.over)}
+        counted = {"tokens": len(rows), "dead": len(self.dead), "over": len(self.over), "finished": self.kept()}
         snapshot = self.state.snapshot()
         assert self.state.spool.tally == counted | {"jobs": snapshot.pending}
         assert snapshot.counters == self.counters
