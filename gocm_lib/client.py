@@ -1,7 +1,8 @@
 """Client: calls State's verbs in the state process, each within a time limit.
 
 Promises that no call takes longer than its limit: it ends in StateUnavailable instead. A call whose answer was lost
-because the state process died is repeated while there is time, which every verb allows.
+because the state process died is repeated while there is time, which every verb allows but those whose answer would
+then be another (COUNTING).
 """
 
 import multiprocessing.connection
@@ -23,6 +24,7 @@ VERBS = (
     *("accept", "begin", "claim", "settle", "accuse", "release"),
     *("snapshot", "status", "page", "forget", "failed", "replay", "discard"),
 )
+COUNTING = ("replay", "discard")  # they tell how many there were: of a second call, none
 
 
 class StateUnavailable(Exception):
@@ -53,19 +55,22 @@ class Client:
         deadline = time.monotonic() + self.limit
         if not self._turn.acquire(timeout=TURN):
             raise StateUnavailable("another call is waiting for the state process")
+        asked = False
         try:
             while True:
                 try:
                     if self._connection is None:
                         self._dial()
+                    asked = True
                     # Connection.send does the same with a pickler for what only processes have, made each time.
                     self._connection.send_bytes(pickle.dumps((self._ident, verb, arguments, {})))
                     kind, answer = self._connection.recv()
                     break
                 except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
                     self.close()
-                    # It died, or is being replaced: every verb may be repeated, so ask again while there is time.
-                    if isinstance(error, BlockingIOError) or time.monotonic() + 0.05 > deadline:
+                    # It died, or is being replaced: ask again while there is time.
+                    late = isinstance(error, BlockingIOError) or time.monotonic() + 0.05 > deadline
+                    if late or (asked and verb in COUNTING):
                         raise StateUnavailable(f"the state process does not answer ({type(error).__name__})") from None
                     time.sleep(0.02)
         finally:

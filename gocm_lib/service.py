@@ -52,7 +52,7 @@ def refusal(problem: BadRequest) -> Response:
 
 
 def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:
-    """503 or 507: nothing was taken; come again after so many seconds."""
+    """503 or 507: what was asked is not done, or not all of it; come again after so many seconds."""
     return Response(status, pages.error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
 
 
@@ -260,9 +260,12 @@ class Service:
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
             raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
         which, count = _which(fields), 0
-        while done := some(which):
-            count += done
-        left = bool(self.client.failed(which, (0, -1), 1))
+        try:
+            while done := some(which):
+                count += done
+            left = bool(self.client.failed(which, (0, -1), 1))
+        except StateUnavailable:
+            return unavailable(f"{count} {what}, perhaps more, and then the count was lost: ask again for those left")
         if not count and not left:
             raise BadRequest("no failed token is so", status=404)
         if not count:

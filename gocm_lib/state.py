@@ -4,7 +4,8 @@ The state process owns the only SQLite connection. Its verbs are whole steps in 
 so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 
 * What `accept` has returned for is on disk: WAL with synchronous=FULL, so the commit is fsynced before it returns.
-* Every verb may be repeated: a caller whose answer was lost, because this process died, calls again.
+* Every verb may be repeated: a caller whose answer was lost, because this process died, calls again. (Of replay and
+  discard nothing is done twice either, but how many there were is told once.)
 """
 
 import math
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 from gocm_lib import child, log
 from gocm_lib.client import VERBS
 from gocm_lib.database import Room, SpoolError, checkpoint, cut_log, is_full, is_passing, open_spool, shrink, usage
-from gocm_lib.history import Failed, History, Past, Status, Which
+from gocm_lib.history import FORGOTTEN, Failed, History, Past, Status, Which
 from gocm_lib.idempotency import Keys, Known, NotKept
 from gocm_lib.job import Job, Slice, disk_size
 from gocm_lib.limits import DISK_WAIT, Drain, Limits, Refused, Usage, drain_rate, drained, refuse
@@ -272,17 +273,20 @@ class State:
         if self.keys.has_old(now):
             with self._transaction():
                 self.keys.prune(now)
-        if self.spool.tally["dead"]:
+        more = False
+        if dead := self.spool.tally["dead"]:
             with self._transaction():
                 dropped = self.history.prune_dead(now - self.keeping.dead_age, self.keeping.max_dead)
+            more = dead - self.spool.tally["dead"] >= FORGOTTEN
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-dead", dropped)
         self.spool.oldest()  # so that nobody who asks need pass over many
         if not self.spool.tally["over"] or self.room.overlong_log():
-            return False
+            return more
         for_room = not has_reserve or (self._refuses() is not None and self._may_make_room(0))
         with self._transaction():
-            return self.history.forget(math.inf if for_room else now - self.keeping.keep_jobs, self.keeping.max_kept)
+            before = math.inf if for_room else now - self.keeping.keep_jobs
+            return self.history.forget(before, self.keeping.max_kept) or more
 
     def _last_batch(self, generation: int) -> int:
         if generation not in self.batches:

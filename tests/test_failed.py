@@ -1,10 +1,12 @@
 """Failed tokens: listed in pages, sent again, forgotten."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
-from conftest import FORM, eventually, form
+from conftest import FORM, eventually, form, stand_still
 from test_cli import ends, output, secret
 from test_spool import claim, new_job, new_state
 
@@ -145,6 +147,20 @@ def test_no_page_of_another_site_replays(start, sandbox):
     assert server.http().ask("POST", "/gcm/failed/discard", "all=1", foreign)[0] == 403
     assert server.http().ask("POST", "/gcm/failed/discard", "all=1", {"Content-Type": "application/json"})[0] == 415
     assert len(failed(server)["failed"]) == 1
+
+
+@pytest.mark.parametrize("what", ["replay", "discard"])
+def test_a_count_that_was_lost_is_not_told_as_none(start, sandbox, what):
+    server, _ = failing(start, sandbox, ["flaky-1-a", "b"])
+    [pid] = server.children("state")
+    stand_still(pid)
+    try:
+        status, answer = post(server, what, "all=1")
+        assert status == 503 and answer["error"].startswith("0 ") and "the count was lost" in answer["error"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: post(server, what, "all=1")[0] in (200, 404))
+    assert not failed(server)["failed"]
 
 
 @short

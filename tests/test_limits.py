@@ -119,6 +119,20 @@ def test_the_dead_are_kept_for_their_time_and_in_their_number():
 
 
 @short
+def test_a_flood_of_the_dead_is_given_up_in_steps_and_soon():
+    state = new_state(keeping=KEEPING._replace(max_dead=10))
+    state.accept([new_job(1, ["x"] * 12_000)])
+    gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
+    claim(state, room=12_000)
+    state.settle(1, [Result("gcm", 1, 0, 1, gone, 12_000)], 1000.0)
+    assert state.spool.tally["dead"] == 12_000
+    claim(state, now=1002.0)
+    assert 5000 < state.spool.tally["dead"] < 10_000, "one step of it, so that nobody waits long"
+    claim(state, now=1002.1), claim(state, now=1002.2)
+    assert state.spool.tally["dead"] == 10
+
+
+@short
 def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
     state = new_state(keeping=KEEPING._replace(max_report=2))
     state.accept([new_job(1, "aabbccaa")])

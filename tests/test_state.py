@@ -1,5 +1,6 @@
 """State in its own process: several senders settling at once, calls that are lost, files that must not be opened."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ from queue import Empty
 
 import pytest
 from conftest import eventually, stand_still, told
+from test_failed import ALL
 from test_spool import POLICY, claim, new_job, new_state, tokens_of
 
 from gocm_lib import database, state
@@ -41,8 +43,8 @@ def context():
     return multiprocessing.get_context("forkserver")
 
 
-@pytest.fixture
-def process(context, tmp_path):
+@contextlib.contextmanager
+def serving(context, tmp_path):
     """(address, process) of a state process on a spool in tmp_path"""
     ours, theirs = context.Pipe()
     address = str(tmp_path / "socket")
@@ -59,6 +61,12 @@ def process(context, tmp_path):
     if child.is_alive():
         child.kill()
     child.join()
+
+
+@pytest.fixture
+def process(context, tmp_path):
+    with serving(context, tmp_path) as found:
+        yield found
 
 
 def test_four_processes_settling_the_same_tokens_count_each_once(process, context):
@@ -107,6 +115,32 @@ def test_a_call_to_a_process_that_stands_still_ends_within_the_limit(process):
     finally:
         os.kill(child.pid, signal.SIGCONT)
     eventually(lambda: greeted.snapshot().pending == 0)
+
+
+@pytest.mark.parametrize("arguments, again", [(("snapshot",), True), (("discard", ALL), False)])
+def test_a_call_whose_answer_is_lost_is_repeated_unless_it_counts(process, context, tmp_path, arguments, again):
+    """What a second call would count is what the first has left."""
+    address, child = process
+    client, ends = Client(address, KEY, 20.0), []
+    client.snapshot()
+
+    def ask():
+        verb, *words = arguments
+        try:
+            getattr(client, verb)(*words)
+            ends.append(True)
+        except StateUnavailable:
+            ends.append(False)
+
+    stand_still(child.pid)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(client._turn.locked)
+    child.kill()
+    child.join()
+    with serving(context, tmp_path):
+        asking.join(30)
+    assert ends == [again]
 
 
 def test_a_call_to_nobody_ends_within_the_limit(tmp_path):
