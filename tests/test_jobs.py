@@ -15,6 +15,7 @@ from gocm_lib import pages
 from gocm_lib.history import STATES, Past, Which
 from gocm_lib.limits import Limits
 from gocm_lib.outcome import DELIVERED, Outcome, Pause, Result, Verdict
+from gocm_lib.spool import Spool
 
 short = pytest.mark.short
 BUSY = Outcome(Verdict.DEFERRED, "Unavailable")
@@ -193,6 +194,41 @@ def test_in_their_number_those_that_ended_first_go_first():
     claim(state, now=1010.0)
     assert [job for job in range(1, 7) if state.status(job, "", -1, 9) != Past()] == [5, 6]
     assert state.spool.tally["over"] == 4
+
+
+@short
+def test_what_is_counted_is_what_there_is():
+    """Through a message's ends in parts, its forgetting, and what is done to its failed tokens after that."""
+    state = new_state()
+    state.policy = state.policy._replace(max_attempts=1)
+    busy = Outcome(Verdict.DEFERRED, "x")
+
+    def check(**expected):
+        assert state.spool.tally == Spool(state.db).tally
+        assert {name: state.spool.tally[name] for name in expected} == expected
+
+    state.accept([new_job(1, ["a", "b", "c"]), new_job(2, ["d"])])
+    claim(state)
+    state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED)], 1000.0)
+    check(jobs=2, tokens=3, over=1, finished=0)
+    state.settle(1, [Result("gcm", 1, 1, 1, DELIVERED), Result("gcm", 2, 0, 1, busy)], 1000.0)
+    check(jobs=1, tokens=1, over=2, dead=1, finished=1)
+    state.settle(1, [Result("gcm", 1, 2, 1, busy)], 1000.0)
+    check(jobs=0, tokens=0, over=2, dead=2, finished=4)
+    with state._transaction():
+        assert state.history.forget(1000.0, 0)
+    check(over=0, dead=2, finished=0)
+    assert state.discard(Which(1, "", "", 2000.0)) == 1
+    check(over=1, dead=1, finished=3)
+    with state._transaction():
+        state.history.forget(1000.0, 0)
+    check(over=0, dead=1, finished=0)
+    assert state.replay(Which(2, "", "", 2000.0), 1001.0) == 1
+    check(jobs=1, tokens=1, dead=0, finished=0)
+    state.settle(1, [Result("gcm", *place, 1, busy) for place in claim(state, now=1001.0)], 1001.0)
+    check(jobs=0, dead=1, finished=1)
+    assert state.replay(Which(2, "", "", 2000.0), 1002.0) == 1
+    check(jobs=1, tokens=1, dead=0, finished=0)
 
 
 @short
