@@ -233,7 +233,10 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
         reason = answer.reason()
         if answer.status not in (503, 507):
             if answer.status == 422:
-                reason = f"run {run} sent something else as message {batch.number}: take another --run"
+                reason = (
+                    f"run {run} sent something else as message {batch.number}: the tokens, the message or --batch have"
+                    " changed; put that back, or take another --run, which sends all of them"
+                )
             raise RemoteError(reason)
         # It holds what it has and will take more: as long as it says so, there is nothing to give up for.
         seconds = min(answer.retry_after(), LONGEST_WAIT)
@@ -244,7 +247,8 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
 
 def command(settings: SendSettings, words: Sequence[str]) -> int:
     """`gocm send`. Raises SettingsError."""
-    stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
+    wanted = settings.file == "-" and sys.stdin is not None  # who starts us may have closed it
+    stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="") if wanted else io.StringIO()
     found = read_tokens(words, settings.file, settings.column, stdin)
     batches = make_batches(found, read_message(settings), settings.batch)
     run = settings.run or secrets.token_hex(6)

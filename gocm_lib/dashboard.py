@@ -18,7 +18,7 @@ TOTALS = ("delivered", "failures", "retries", "notregistered", "canonicals")  # 
 
 # What to do about each of outcome.FAILURES.
 ADVICE = {
-    "unregistered": "delete these tokens: /gcm/report/notregistered lists them",
+    "unregistered": "delete these tokens: /gcm/report/notregistered?peek=1 shows them",
     "invalid_token": "look at where your application gets its tokens: these are cut off, or none",
     "wrong_sender": "these devices registered with another project: let the app register anew, or send with its key",
     "bad_message": "look at the payload: /gcm/jobs/ID has the upstream's word for it",

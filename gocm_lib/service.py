@@ -5,6 +5,7 @@ How requests come and answers go is module server's.
 """
 
 import json
+import math
 import re
 import threading
 import time
@@ -218,7 +219,7 @@ class Service:
     def status(self, request: Request) -> Response:
         """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
         query = _query(request.query, {"limit", "after", "state"})
-        job_id = job.parse_id(request.path.rpartition("/")[2])
+        job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
         state = query.get("state", "")
         if "state" in query and state not in STATES:
             raise BadRequest("a token is " + ", ".join(STATES), "state")
@@ -303,7 +304,10 @@ class Service:
             upstreams=len(self.upstreams),
         )
         paused = snapshot.pause_reasons if snapshot else {}
-        return health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()]
+        reasons, notes = health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()]
+        if len(without) < able.upstreams:  # else it is a reason
+            notes += [f"upstream {name} has no access token" for name in without]
+        return reasons, notes
 
     def status_page(self, request: Request) -> Response:
         """GET /status: the page that shows /api/status."""
@@ -415,8 +419,10 @@ def _which(fields: Mapping[str, str]) -> Which:
         raise BadRequest("what is kept failed for " + ", ".join(KEPT_FAILURES), "reason")
     if "upstream" in fields and upstream not in DIALECTS:
         raise BadRequest("there is " + ", ".join(DIALECTS), "upstream")
-    older = _number(fields, "older", 0, 10**9) or 0
-    return Which(job.parse_id(fields["job"]) if "job" in fields else 0, reason, upstream, time.time() - older)
+    older = _number(fields, "older", 0, 10**9)
+    # All of them, also such as failed later than it is now: the clock may have been set back.
+    before = math.inf if older is None else time.time() - older
+    return Which(job.parse_id(fields["job"]) if "job" in fields else 0, reason, upstream, before)
 
 
 def _number(query: dict[str, str], name: str, low: int, high: int) -> int | None:

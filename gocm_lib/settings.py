@@ -22,7 +22,10 @@ class Exit(enum.IntEnum):
     FAILED = 1, "run-time failure; the last log line says which"
     USAGE = 2, "unknown option or argument"
     SENDER = 3, "a sender cannot start (bad CA file, bad credentials)"
-    SPOOL_DAMAGED = 65, "the spool is damaged, or not a GoCM spool, or from a newer GoCM; it is left untouched"
+    SPOOL_DAMAGED = (
+        65,
+        "the spool is damaged, not GoCM's, or of another version (let that one empty it first); it is left untouched",
+    )
     ADDRESS = 69, "the address or port cannot be listened on"
     CRASHING = 70, "our own processes die again and again"
     SPOOL_UNWRITABLE = 73, "the spool or log file cannot be created or written"

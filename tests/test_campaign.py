@@ -125,7 +125,7 @@ def test_a_server_that_is_restarted_is_waited_for(start, run, sandbox, tmp_path)
 def test_another_message_under_the_same_run_is_refused(server):
     assert output("send", *there(server), "a", "--run", "r", *DATA)[0] == 0
     code, lines = ends("send", *there(server), "b", "--run", "r", *DATA)
-    assert code == 1 and "run r sent something else as message 1: take another --run" in lines[0]
+    assert code == 1 and "run r sent something else as message 1: the tokens, the message" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,13 @@ def test_stdin_is_read_as_any_file_is():
 def test_words_may_begin_with_a_dash_after_two():
     given_ = config.parse(SendSettings, ["a", "--data", "x=y", "--", "-b", "--to"], {}, words="TOKEN")
     assert given_.words == ("a", "-b", "--to") and given_.settings.data == ("x=y",)
+
+
+def test_a_closed_stdin_is_missed_only_by_who_wants_it():
+    for words, complaint in (("'bad token'", "the token has a space"), ("--file -", "no tokens")):
+        command = f"{sys.executable} {ROOT / 'gocm.py'} send --to http://127.0.0.1:1 --data a=b {words} <&-"
+        ended = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+        assert complaint in ended.stderr and ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("told", [b"{}", b"[]", b"<html>"])

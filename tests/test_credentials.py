@@ -101,6 +101,13 @@ def test_a_refused_token_is_renewed_once_and_what_was_refused_is_sent_again(star
     assert received["tokens_given"] == 2, "one look-up for all that were refused"
 
 
+def test_an_upstream_without_a_token_is_told(run, sandbox):
+    server = run(
+        *("--gcm-url", sandbox.url(), "--apikey", "k", "--token-command", "false", "--fcm-project", "my-project")
+    )
+    assert server.http().json("GET", "/readyz") == {"status": "degraded", "notes": ["upstream fcm has no access token"]}
+
+
 def test_what_was_refused_for_a_while_is_sent_soon_after(start_fcm, sandbox):
     """New tokens do not help while the upstream refuses all: they are fetched as seldom as it is asked."""
     server = start_fcm()

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 from conftest import FORM, eventually, form, stand_still
 from test_cli import ends, output, secret
 from test_spool import claim, new_job, new_state
 
+from gocm_lib import service
 from gocm_lib.history import Which
 from gocm_lib.outcome import Outcome, Result, Verdict
 
@@ -173,6 +175,15 @@ def test_no_more_is_replayed_than_there_is_room_for():
     state.accept([new_job(2, ["d"])])
     assert state.replay(ALL, 1001.0) == 2 and state.replay(ALL, 1001.0) == 0
     assert state.snapshot().tokens == 3 and state.snapshot().dead == 1
+
+
+@short
+def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
+    state = new_state()
+    state.accept([new_job(1, ["a"], life=50.0)])
+    claim(state, now=time.time() + 1e6)
+    assert len(state.failed(service._which({"all": "1"}), (0, -1), 9)) == 1
+    assert state.failed(service._which({"older": "0"}), (0, -1), 9) == []
 
 
 @short

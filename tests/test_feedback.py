@@ -5,7 +5,9 @@ import hmac
 import http.client
 import http.server
 import json
+import re
 import ssl
+import subprocess
 import threading
 import time
 
@@ -133,24 +135,28 @@ def test_an_application_that_is_away_slows_nothing_and_loses_nothing(start, appl
         back.close()
 
 
-def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(start, tmp_path):
-    source = README[README.index("class Feedback(") :]
+def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(start, tmp_path, monkeypatch):
+    """With a secret that is made as README says."""
+    monkeypatch.chdir(tmp_path)
+    [made] = re.findall(r"(?m)^    (\(umask 077; echo whsec_.*)$", README)
+    subprocess.run(made, shell=True, check=True)
+    source = README[README.index("import base64, hmac, json\n") :]
     source = source[: source.index("```")]
-    names = {"SECRET": KEY.encode(), "base64": base64, "hmac": hmac, "json": json, "dead": []}
-    names["BaseHTTPRequestHandler"] = http.server.BaseHTTPRequestHandler
+    names = {"dead": []}
     names["forget_token"] = names["dead"].append
     names["replace_token"] = lambda old, new: names["dead"].append((old, new))
     exec(source.partition("\n\n\nHTTPServer")[0], names)
     names["Feedback"].log_message = lambda *_: None
     receiver = Application(handler=names["Feedback"])
     try:
-        server = start(*words(tmp_path, receiver.port))
+        told = ("--feedback-url", f"http://127.0.0.1:{receiver.port}/", "--feedback-secret-file")
+        server = start(*told, str(tmp_path / "secret"))
         server.send(["gone-1", "canonical-2"])
         eventually(lambda: len(names["dead"]) == 2)
         assert set(names["dead"]) == {"gone-1", ("canonical-2", "new-2")}
         server.terminate()
         names["SECRET"] = b"another secret, which is not ours"
-        server = start(*words(tmp_path, receiver.port))
+        server = start(*told, str(tmp_path / "secret"))
         server.send(["gone-3"])
         server.logged("feedback does not reach 127.0.0.1: HTTP 401")
         assert len(names["dead"]) == 2

@@ -133,6 +133,7 @@ def test_what_is_forgotten_is_gone_and_what_never_was_is_unknown(start):
         "field": "job",
     }
     assert server.http().ask("GET", f"/gcm/jobs/{(1 << 61):016x}")[0] == 404
+    assert server.http().ask("GET", f"/gcm/jobs/of/{job}")[0] == 400
     assert server.report() == {"attempts": 1, "failures": 0, "pending": 0, "canonicals": 0, "notregistered": 0}
 
 
