@@ -31,7 +31,8 @@ again. A job's row has the number of its tokens that are `open`, ready or claime
 `finished`, at that time, and negative when there is no more to forget of it than its dead tokens. The row stays as long
 as any of its tokens' rows.
 
-Every method may be repeated safely. The caller owns the transaction and the lock.
+Every method may be repeated safely; `retry`, `give_back` and `end` for what `held`, in the same transaction, says is in
+the generation's hands. The caller owns the transaction and the lock.
 """
 
 import json
