@@ -8,6 +8,8 @@ how it begins: FATES.
 import base64
 import itertools
 import json
+import math
+import random
 import re
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gocm_lib.request import Request
+from gocm_lib.strain import Strain
 
 PROJECT = "sandbox-project"
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
@@ -171,6 +174,14 @@ ANSWERS: dict[str, tuple[Answer, ...]] = {
         Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", _fcm("QUOTA_EXCEEDED"), {
             "@type": "type.googleapis.com/google.rpc.QuotaFailure",
             "violations": [{"subject": "device:1", "description": "Device message rate exceeded"}]})),
+        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded for device.", _fcm("QUOTA_EXCEEDED"), {
+            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+            "violations": [{"subject": "project:1", "description": "Message rate limit exceeded for device"}]})),
+    ),
+    "quota_topic": (
+        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", _fcm("QUOTA_EXCEEDED"), {
+            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+            "violations": [{"subject": "project:1", "description": "Topic quota exceeded."}]})),
     ),
     "internal": (Answer(500, _error(500, "INTERNAL", "Internal error encountered.", _fcm("INTERNAL"))),),
     "unavailable": (
@@ -192,7 +203,8 @@ class Mode:
 
     FIELDS: dict[str, tuple[type, ...]] = {
         "latency": (int, float), "status": (int,), "retry_after": (int, str), "silent": (bool,), "close": (bool,),
-        "answer": (str,), "revoke": (bool,), "token_life": (int,), "token_status": (int,),
+        "answer": (str,), "revoke": (bool,), "token_life": (int,), "token_status": (int,), "errors": (dict,),
+        "capacity": (int, float), "refusal": (str,), "device_quota": (int, float), "topic_quota": (int, float),
     }  # fmt: skip
 
     def __init__(self, latency: float) -> None:
@@ -205,6 +217,30 @@ class Mode:
         self.revoke = False  # set: every access token given so far is refused from now on
         self.token_life = 3600  # seconds that an access token is good
         self.token_status = 200  # other than 200: the status of the token endpoints
+        self.errors: dict[str, float] = {}  # share, 0 to 1, of the requests that fare so: KINDS
+        self.capacity: float = 0  # messages a second that are taken; more are refused; 0: no limit
+        self.refusal = "unavailable"  # how they are: one of ANSWERS
+        self.device_quota: float = 0  # messages a minute that a token is sent; more: quota_device; 0: no limit
+        self.topic_quota: float = 0  # the same of a topic
+
+
+KINDS = {*ANSWERS, "silent", "close"}  # of errors that strike here and there
+
+
+def mistake(name: str, value: Any) -> str:
+    """What is wrong with a mode's field beyond its type; "" when nothing is."""
+    match name:
+        case "answer" | "refusal" if value not in ANSWERS and (value or name == "refusal"):
+            return "known are " + ", ".join(ANSWERS)
+        case "capacity" | "device_quota" | "topic_quota" if not 0 <= value < math.inf:
+            return "must be a number from 0"
+        case "errors":
+            if not set(value) <= KINDS:
+                return "known are " + ", ".join(sorted(KINDS))
+            shares = list(value.values())
+            if not all(type(share) in (int, float) and 0 <= share <= 1 for share in shares) or sum(shares) > 1:
+                return "must have shares from 0 to 1, of all together at most 1"
+    return ""
 
 
 class Ledger:
@@ -236,6 +272,7 @@ class Pretender:
     def __init__(self, mode: Mode, key: Any = None) -> None:
         self.mode = mode
         self.ledger = Ledger()
+        self._strain = Strain()
         self._key = key
         self._good_until: dict[str, float] = {}
         self._turn = itertools.count()
@@ -266,6 +303,14 @@ class Pretender:
             return float("inf"), None
         if mode.close:
             return mode.latency, None
+        if mode.errors or mode.capacity:
+            trouble = self._strain.strike(mode.errors, random.random())
+            if trouble in ("silent", "close"):
+                return (float("inf"), None) if trouble == "silent" else (mode.latency, None)
+            if not trouble and self._strain.overloads(len(targets) or 1, mode.capacity, time.monotonic()):
+                trouble = mode.refusal
+            if trouble:
+                answer, taken = self._one(trouble), []
         retry_after = f"Retry-After: {mode.retry_after}\r\n" if mode.retry_after != "" else ""
         if mode.status != 200:
             return delay, Answer(mode.status, b"<TITLE>pretend failure</TITLE>", _HTML, retry_after)
@@ -286,7 +331,8 @@ class Pretender:
         if not isinstance(tokens, list) or not 1 <= len(tokens) <= 1000 or not all(isinstance(t, str) for t in tokens):
             return Answer(400, b"Number of messages on bulk exceeds maximum allowed (1000)", "text/plain"), [], []
         self.ledger.last = message
-        results = [self._fate(token) for token in tokens]
+        kind = "topic" if str(message.get("to", "")).startswith("/topics/") else "token"
+        results = [self._fate(kind, token) for token in tokens]
         taken = [token for token, result in zip(tokens, results) if "message_id" in result]
         if single:
             return Answer(200, json.dumps(results[0]).encode()), tokens, taken
@@ -300,8 +346,14 @@ class Pretender:
         }
         return Answer(200, json.dumps(body).encode()), tokens, taken
 
-    def _fate(self, token: str) -> dict:
+    def _exhausts(self, kind: str, target: str) -> bool:
+        quota = self.mode.topic_quota if kind == "topic" else self.mode.device_quota
+        return bool(quota) and self._strain.exhausts(kind, target, quota, time.monotonic())
+
+    def _fate(self, kind: str, token: str) -> dict:
         self.ledger.arrived[token] += 1
+        if self._exhausts(kind, token):
+            return {"error": "TopicsMessageRateExceeded" if kind == "topic" else "DeviceMessageRateExceeded"}
         sent = {"message_id": f"0:{self.ledger.requests}"}
         fate, found = find_fate(token)
         if fate is None:
@@ -326,13 +378,16 @@ class Pretender:
             message = dict(body["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return self._one("unknown_field"), [], []
-        targets = [message.pop(name) for name in _TARGETS if name in message]
+        kinds = [name for name in _TARGETS if name in message]
+        targets = [message.pop(name) for name in kinds]
         if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:
             return self._one("no_target"), [], []
         [target] = targets
         self.ledger.last = body
         self.ledger.arrived[target] += 1
         name = self.mode.answer or self._v1_fault(message) or self._v1_fate(target)
+        if not name and self._exhausts(kinds[0], target):
+            name = "quota_topic" if kinds[0] == "topic" else "quota_device"
         if name:
             return self._one(name), targets, []
         identity = "fake_message_id" if body.get("validate_only") else f"0:{self.ledger.requests}"

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from gocm_lib import child, log
 from gocm_lib.job import BadRequest
-from gocm_lib.pretend import ANSWERS, PROJECT, Answer, Ledger, Mode, Pretender
+from gocm_lib.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
 from gocm_lib.request import Reader, Request
 from gocm_lib.settings import Exit, SandboxSettings, Settings, SettingsError
 
@@ -200,8 +200,8 @@ def change(mode: Mode, fields: Any) -> None:
             raise BadRequest("known are " + ", ".join(Mode.FIELDS), name[:64])
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise BadRequest("must be of type " + kinds[-1].__name__, name)
-        if name == "answer" and value and value not in ANSWERS:
-            raise BadRequest("known are " + ", ".join(ANSWERS), name)
+        if problem := mistake(name, value):
+            raise BadRequest(problem, name)
     for name, value in fields.items():
         setattr(mode, name, value)
 

@@ -17,7 +17,7 @@ ORDER = tuple(
     "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream "
     "limits poison traffic spool history report idempotency database client state meter sender vitals intake "
     "feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
-    "pretend sandbox supervisor bench bundle remote campaign watch cli".split()
+    "strain pretend sandbox supervisor bench bundle remote campaign watch cli".split()
 )
 PURE = {
     "job",
@@ -32,6 +32,7 @@ PURE = {
     "health",
     "dashboard",
     "openapi",
+    "strain",
 }
 EDGE = {
     "socket",
