@@ -14,6 +14,7 @@ from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.job import Run, Slice, cut
 from gocm_lib.poison import COMPANY, FATAL
+from gocm_lib.turns import SMALL
 from gocm_lib.upstream import DIALECTS
 from gocm_lib.vitals import Vitals
 
@@ -46,10 +47,10 @@ def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]
 
 
 def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
-    """Slices in portions for the queue: small ones together, large ones cut, so that senders share the load."""
+    """Slices in portions for the queue: small ones first, together, and large ones cut, so that senders share them."""
     item: list[Slice] = []
     weight = 0
-    for claimed in slices:
+    for claimed in sorted(slices, key=lambda part: part.size > SMALL):
         for part in cut(claimed, LARGEST_PART):
             item.append(part)
             weight += part.size

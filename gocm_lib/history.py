@@ -5,10 +5,12 @@ those who ask; it never stands in the way of a new message: it is forgotten when
 than `most` of it, and before a message is refused for want of room. The caller owns the transaction and the lock.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gocm_lib.spool import CHUNK, DEAD, OVER, Spool
+from gocm_lib.spool import DEAD, OVER, Spool
+from gocm_lib.turns import lane, rank
 
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long for the lock
 
@@ -155,14 +157,11 @@ class History:
         for (job,) in jobs:
             self.spool.recent.pop(job, None)
             self.spool.first_open = min(self.spool.first_open, job)
-        serving = self.spool.serving
+        sizes = Counter(each.job for each in found)
         self.db.executemany(
             "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = 0, failure = '', reason = '', rank = ?,"
             " due_at = ? WHERE job = ? AND n = ?",
-            [
-                (serving[each.upstream] + place // CHUNK * CHUNK, now, each.job, each.n)
-                for place, each in enumerate(found)
-            ],
+            [(rank(lane(sizes[each.job]), now * 1e6), now, each.job, each.n) for each in found],
         )
         self.spool.tally["jobs"] += sum(reopened)
         self.spool.tally["tokens"] += len(found)

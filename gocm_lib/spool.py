@@ -21,10 +21,9 @@ left to send. A token is one row, in exactly one of these states:
     OVER ------ its job ended long ago, or there is no room to remember it ----------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
-claimed it may say what became of it. Of the ready ones those that wait for a retry (`waits`) are taken when they are
-due, the fresh ones by `rank`, which shares the upstream out among the jobs: a job's tokens get ranks that grow from the
-one that is being served when it comes, so that a small job need not wait for a large one. `deaths` counts the senders
-that died with it in the air since it last came to ground.
+claimed it may say what became of it. The ready ones are taken in the order that module turns makes of their `rank`. One
+that waits for a retry (`waits`) gets a new rank, and is taken by it, once it is due. `deaths` counts the senders that
+died with it in the air since it last came to ground.
 
 OVER and DEAD are the generations below 0, and `due_at` is when they ended. Only of the dead is the message needed
 again. A job's row has the number of its tokens that are `open`, ready or claimed; when that comes to 0 it is
@@ -43,6 +42,7 @@ from typing import NamedTuple
 
 from gocm_lib.job import Job, Run, Slice
 from gocm_lib.poison import FATAL, Aloft
+from gocm_lib.turns import LANES, WIDTH, bounds, lane, lane_of, pick, rank, save
 
 OVER, DEAD = -1, -2  # generations of tokens that nobody sends any more
 
@@ -91,11 +91,11 @@ _COLUMNS = "job, n, token, attempts, deaths, rank"
 
 _FRESH = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
-WHERE generation = 0 AND waits = 0 AND upstream = ? ORDER BY rank LIMIT ?
+WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank >= ? AND rank < ? ORDER BY rank LIMIT ?
 """
-_WAITING = f"""
-SELECT {_COLUMNS} FROM token INDEXED BY token_waiting
-WHERE generation = 0 AND waits = 1 AND upstream = ? AND due_at <= ? ORDER BY due_at LIMIT ? OFFSET ?
+_DUE = """
+SELECT job, n, rank, due_at FROM token INDEXED BY token_waiting
+WHERE generation = 0 AND waits = 1 AND upstream = ? AND due_at <= ? ORDER BY due_at LIMIT ?
 """
 _JOBS = """
 SELECT id, upstream, target, message, expires_at FROM job WHERE id IN (SELECT value FROM json_each(?))
@@ -111,10 +111,8 @@ SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
 WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
-RETRY_SHARE = 4  # a claim holds at most one retry in so many while fresh tokens wait: a flood of retries starves nobody
 RECENT = 1000  # jobs
-CHUNK = 1000  # tokens of a job that are of one rank: they go as one multicast
-AGEING = 0.5  # what the rank being served grows with each token at least: a flood of small jobs starves no large one
+QUEUED = 2000  # retries that get their turns in one claim: if more are due, nobody waits for the lock so long
 
 
 Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a token in hand
@@ -180,7 +178,7 @@ def _slices(rows: Iterable[tuple], jobs: Mapping[int, _JobRow]) -> list[Slice]:
 class Spool:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
-        self.retry_credit: defaultdict[str, float] = defaultdict(float)
+        self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
         # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
         # transaction back puts back the copy of before.
         [[jobs, finished]] = db.execute(
@@ -209,12 +207,6 @@ class Spool:
         self.recent: dict[int, _JobRow] = {}
         self.newest = self.last_job()  # of all that came, whether they were kept or not
         self.first_open = 0  # no job before this one is open
-        # The rank that is being served, by upstream. It need not survive: ranks only order what is there.
-        ranks = db.execute(
-            "SELECT upstream, min(rank) FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0"
-            " GROUP BY upstream"
-        )
-        self.serving: defaultdict[str, float] = defaultdict(float, dict(ranks))
 
     def knows(self, job: int) -> bool:
         """Whether a job was accepted and is not forgotten yet."""
@@ -244,8 +236,9 @@ class Spool:
         self.db.executemany(
             "INSERT INTO token (job, n, token, rank, due_at, upstream) VALUES (?, ?, ?, ?, ?, ?)",
             [
-                (job.id, n, token, self.serving[job.upstream] + n // CHUNK * CHUNK, job.accepted_at, job.upstream)
+                (job.id, n, token, turn, job.accepted_at, job.upstream)
                 for job in new
+                for turn in [rank(lane(len(job.tokens)), job.id)]
                 for n, token in enumerate(job.tokens)
             ],
         )
@@ -260,7 +253,8 @@ class Spool:
 
         A token of a job that has expired is buried instead; those are the second list.
         """
-        rows = sorted(self._due(upstream, limit, now))  # those of a job together, in their order
+        self._queue_due(upstream, now)
+        rows = sorted(self._next(upstream, limit))  # those of a job together, in their order
         jobs = self._jobs(rows)
         expired = [row for row in rows if jobs[row[0]].expires_at <= now]
         slices = _slices([row for row in rows if jobs[row[0]].expires_at > now] if expired else rows, jobs)
@@ -295,21 +289,25 @@ class Spool:
             found |= {job: _JobRow(*columns) for job, *columns in rest}
         return found
 
-    def _due(self, upstream: str, limit: int, now: float) -> list[tuple]:
-        """Rows of due tokens: a share of retries, then fresh ones, then retries for what room is left."""
-        # The share is saved up to one token, so that it holds for claims of one, too.
-        share = limit / RETRY_SHARE
-        self.retry_credit[upstream] = min(self.retry_credit[upstream] + share, max(1.0, share))
-        rows = self.db.execute(_WAITING, (upstream, now, int(self.retry_credit[upstream]), 0)).fetchall()
-        retries = len(rows)
-        self.retry_credit[upstream] -= retries
-        fresh = self.db.execute(_FRESH, (upstream, limit - retries)).fetchall() if limit > retries else []
-        if fresh:
-            self.serving[upstream] = max(self.serving[upstream] + len(fresh) * AGEING, fresh[-1][-1])
-        rows += fresh
-        if len(rows) < limit:
-            rows += self.db.execute(_WAITING, (upstream, now, limit - len(rows), retries)).fetchall()
-        return rows
+    def _queue_due(self, upstream: str, now: float) -> None:
+        """Let retries that are due wait for their turns from now on, like what has just come."""
+        due = self.db.execute(_DUE, (upstream, now, QUEUED)).fetchall()
+        if due:
+            self.db.executemany(
+                "UPDATE token SET waits = 0, rank = ? WHERE job = ? AND n = ?",
+                [(rank(lane_of(before), due_at * 1e6), job, n) for job, n, before, due_at in due],
+            )
+
+    def _next(self, upstream: str, limit: int) -> list[tuple]:
+        """Rows of up to `limit` tokens whose turn it is."""
+        lanes = [self._in_lane(upstream, which, limit) for which in range(LANES)]
+        credit = save(self.large_credit[upstream], limit)
+        chosen, self.large_credit[upstream] = pick(lanes, limit, credit)
+        return chosen
+
+    def _in_lane(self, upstream: str, which: int, limit: int) -> list[tuple]:
+        low, high = bounds(which)
+        return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
     def claimed(self, generation: int, batch: int) -> list[Slice]:
         """What is left of a batch in a generation's hands."""
@@ -393,16 +391,18 @@ class Spool:
         )
         self.in_hand[holder] -= 1
 
-    def give_back(self, holder: Holder, job: int, n: int, attempts: int, behind: bool) -> None:
-        """Make a token in this generation's hands ready again at once, with so many attempts behind it: first of all
-        that waits, or `behind` the next ones, among others that are by turns of each job.
+    def give_back(self, holder: Holder, job: int, n: int, attempts: int, behind: float) -> None:
+        """Make a token in this generation's hands ready again at once, with so many attempts behind it: in its turn, so
+        before all that came after it; or as if it had come at the time `behind`, among others by turns of each job.
         """
-        served = self.serving[holder[1]]
-        rank, limit = ("max(rank, ?)", served + CHUNK + n % CHUNK) if behind else ("min(rank, ?)", served)
+        turn, values = "rank", ()
+        if behind:
+            # The lane stays: a rank is whole numbers.
+            turn, values = "CAST(rank AS INTEGER) / ? * ? + ?", (WIDTH, WIDTH, behind * 1e6 + n)
         self.db.execute(
-            f"UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '', rank = {rank}"
+            f"UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '', rank = {turn}"
             " WHERE job = ? AND n = ?",
-            (attempts, limit, job, n),
+            (attempts, *values, job, n),
         )
         self.in_hand[holder] -= 1
 
@@ -466,14 +466,7 @@ class Spool:
     def release(self, generation: int | None) -> int:
         """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
         which = "generation > 0" + ("" if generation is None else f" AND generation = {int(generation)}")
-        # First of all that waits: they were being served. Ranks from before a restart would else be behind everybody's.
-        released = sum(
-            self.db.execute(
-                f"UPDATE token SET generation = 0, rank = min(rank, ?) WHERE {which} AND upstream = ?",
-                (self.serving[upstream], upstream),
-            ).rowcount
-            for upstream in {upstream for _, upstream in self.in_hand}
-        )
+        released = self.db.execute(f"UPDATE token SET generation = 0 WHERE {which}").rowcount  # they keep their turns
         if generation is None:
             self.in_hand.clear()
         else:

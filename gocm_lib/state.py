@@ -368,7 +368,8 @@ class State:
         if step.action is Action.RETURN:
             # Behind others, if the upstream took offence at it: that may be this one's fault alone, and the next probe
             # is to be another. A message with an odd answer would else keep the upstream paused.
-            self.spool.give_back(holder, job, n, result.attempt - 1, outcome.verdict in BLAMES_UPSTREAM)
+            behind = now if outcome.verdict in BLAMES_UPSTREAM else 0.0
+            self.spool.give_back(holder, job, n, result.attempt - 1, behind)
             return
         counts[Count("attempts", result.upstream)] += result.attempt == 1
         if step.action is Action.RETRY:

@@ -15,8 +15,8 @@ from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
     "settings config conceal log systemd listener cpu child job outcome gcm fcm credentials wire upstream "
-    "limits poison traffic spool history report idempotency database client state meter sender vitals intake "
-    "feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
+    "limits poison turns traffic spool history report idempotency database client state meter sender vitals "
+    "intake feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
     "strain pretend sandbox supervisor bench bundle remote campaign watch cli".split()
 )
 PURE = {
@@ -33,6 +33,7 @@ PURE = {
     "dashboard",
     "openapi",
     "strain",
+    "turns",
 }
 EDGE = {
     "socket",
