@@ -270,12 +270,16 @@ class Pretender:
     """The pretend services. `key` checks a signature made with the generated service account, when there is one."""
 
     def __init__(self, mode: Mode, key: Any = None) -> None:
-        self.mode = mode
-        self.ledger = Ledger()
-        self._strain = Strain()
         self._key = key
         self._good_until: dict[str, float] = {}
         self._turn = itertools.count()
+        self.reset(mode)
+
+    def reset(self, mode: Mode) -> None:
+        """Start afresh: nothing has arrived, no quota is used up. Access tokens that were given stay good."""
+        self.mode = mode
+        self.ledger = Ledger()
+        self._strain = Strain()
 
     def answer(self, request: Request) -> tuple[float, Answer | None]:
         """Seconds to wait and the answer then; None for closing without one, after infinity for never."""
@@ -307,8 +311,9 @@ class Pretender:
             trouble = self._strain.strike(mode.errors, random.random())
             if trouble in ("silent", "close"):
                 return (float("inf"), None) if trouble == "silent" else (mode.latency, None)
-            if not trouble and self._strain.overloads(len(targets) or 1, mode.capacity, time.monotonic()):
-                trouble = mode.refusal
+            if not trouble and mode.capacity:
+                too_many = self._strain.overloads(len(targets) or 1, mode.capacity, time.monotonic())
+                trouble = mode.refusal if too_many else ""
             if trouble:
                 answer, taken = self._one(trouble), []
         retry_after = f"Retry-After: {mode.retry_after}\r\n" if mode.retry_after != "" else ""

@@ -84,7 +84,7 @@ class Sandbox:
         if what == ("GET", "/sandbox/counts"):
             return Answer(200, self.ledger.counts())
         if what == ("POST", "/sandbox/reset"):
-            self.pretender.ledger, self.pretender.mode = Ledger(), Mode(self.normal)
+            self.pretender.reset(Mode(self.normal))
             return Answer(200, b"ok\n", "text/plain")
         if what == ("POST", "/sandbox/mode"):
             try:

@@ -46,19 +46,14 @@ class Strain:
         return ""
 
     def overloads(self, count: int, capacity: float, now: float) -> bool:
-        """Whether `count` messages are too much for an upstream that takes `capacity` a second (0: any number)."""
-        if not capacity:
-            self._capacity = None
-            return False
+        """Whether `count` messages are too much for an upstream that takes `capacity` a second."""
         depth = max(1.0, capacity * BURST)
         if self._capacity is None:
             self._capacity = Bucket(depth, now)
         return not self._capacity.take(count, capacity, depth, now)
 
     def exhausts(self, kind: str, target: str, a_minute: float, now: float) -> bool:
-        """Whether a message is one too many for its target, a `kind` that takes `a_minute` (0: any number)."""
-        if not a_minute:
-            return False
+        """Whether a message is one too many for its target, a `kind` that takes `a_minute`."""
         bucket = self._quotas.pop((kind, target), None) or Bucket(a_minute, now)
         self._quotas[kind, target] = bucket  # the latest last
         if len(self._quotas) > REMEMBERED:

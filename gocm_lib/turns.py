@@ -61,8 +61,7 @@ def pick(lanes: Sequence[Sequence[tuple]], limit: int, credit: float) -> tuple[l
     comes back.
     """
     large = [waiting for waiting in lanes[1:] if waiting]
-    in_order = large[0] if len(large) == 1 else merge(*large, key=lambda row: came(row[-1]))
-    chosen = list(islice(in_order, min(limit, int(credit))))
+    chosen = list(islice(merge(*large, key=lambda row: came(row[-1])), min(limit, int(credit))))
     credit -= len(chosen)
     taken = Counter(lane_of(row[-1]) for row in chosen)
     for which, waiting in enumerate(lanes):

@@ -79,3 +79,11 @@ def test_portions_are_small_enough_for_senders_to_share(slices):
     for item in items:
         assert all(1 <= part.size <= LARGEST_PART for part in item)
         assert sum(part.size for part in item[:-1]) < PACK
+
+
+def test_small_slices_are_queued_before_large_ones():
+    def part(job, size):
+        return Slice("fcm", "token", "{}", [Run(job, 0, 1, [f"{job}-{n}" for n in range(size)])])
+
+    order = [each.job for item in pack([part(1, 500), part(2, 3), part(3, 50), part(4, 1)]) for each in item]
+    assert order == [2, 4, 1, 3]
