@@ -6,9 +6,9 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT, Program, eventually
@@ -114,7 +114,8 @@ def test_a_server_that_is_restarted_is_waited_for(start, run, sandbox, tmp_path)
     server.kill_group()
     program = Program("send", "--to", f"http://127.0.0.1:{port}", "a", "b", *DATA, stdout=True)
     try:
-        time.sleep(0.7)  # it has asked in vain meanwhile; how often does not matter
+        with socket.create_server(("127.0.0.1", port)) as nobody:
+            nobody.accept()[0].close()  # it has asked in vain
         assert program.process.poll() is None
         start("--port", str(port)).settled()
         assert program.wait() == 0 and "2 tokens" in program.printed()
