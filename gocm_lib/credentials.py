@@ -24,7 +24,7 @@ import urllib3
 
 from gocm_lib import fcm, gcm, log
 from gocm_lib import settings as options
-from gocm_lib.outcome import Pause
+from gocm_lib.pace import Pause
 from gocm_lib.settings import Exit, Settings, SettingsError
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"

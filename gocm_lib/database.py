@@ -15,7 +15,7 @@ from pathlib import Path
 from gocm_lib import idempotency, report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 

@@ -146,12 +146,15 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
 
 def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
     """The Outcome of a request's one token, from its answer (header names in lower case)."""
-    return [_judge(status, headers, body, now)]
+    outcome = _judge(status, headers, body, now)
+    if outcome.verdict is Verdict.HELD and part.target != "token":
+        outcome = outcome._replace(retry_after=max(RATE_LIMIT_WAIT, outcome.retry_after or 0.0))
+    return [outcome]
 
 
 def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
     if status == 200:
-        return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name")
+        return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name", garbled=True)
     codes, fields, retry_delay, text = _parse_error(body)
     reason = f"HTTP {status}" + (f" {sorted(codes)[0]}" if codes else "")
     retry_after = parse_retry_after(headers.get("retry-after"), now)
@@ -166,11 +169,10 @@ def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> 
             return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH")
         case 404 if "UNREGISTERED" in codes:
             return Outcome(Verdict.UNREGISTERED, "UNREGISTERED")
-        case 429:
-            wait = RATE_LIMIT_WAIT if retry_after is None else retry_after
-            return Outcome(Verdict.DEFERRED, reason, retry_after=wait, slows=True)
-    if status >= 500 or status == 408 or 200 <= status < 300:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, slows=status == 503)
+        case 429 if "QUOTA_EXCEEDED" in codes:  # the device's or the topic's; the project's comes without FCM's word
+            return Outcome(Verdict.HELD, reason, retry_after=retry_after)
+    if status >= 500 or status in (408, 429) or 200 <= status < 300:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=status < 300)
     if status == 413:
         return Outcome(Verdict.REJECTED, reason, condemns=True)
     # 401, 403, 404 without a word of FCM's about the token, and redirects: credentials, project, URL.

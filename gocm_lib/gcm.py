@@ -20,13 +20,13 @@ TOKENS_PER_REQUEST = 1000
 # a token as dead, for a wrong payload or sender must not empty anybody's token table.
 ERRORS = {
     "NotRegistered": Outcome(Verdict.UNREGISTERED, "NotRegistered"),
-    "Unavailable": Outcome(Verdict.DEFERRED, "Unavailable"),
-    "InternalServerError": Outcome(Verdict.DEFERRED, "InternalServerError"),
+    "Unavailable": Outcome(Verdict.PUT_OFF, "Unavailable"),
+    "InternalServerError": Outcome(Verdict.PUT_OFF, "InternalServerError"),
     # "Do not immediately retry": the same wait as a 429.
-    "DeviceMessageRateExceeded": Outcome(Verdict.DEFERRED, "DeviceMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
-    "TopicsMessageRateExceeded": Outcome(Verdict.DEFERRED, "TopicsMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
-    "QuotaExceeded": Outcome(Verdict.DEFERRED, "QuotaExceeded", retry_after=RATE_LIMIT_WAIT),
-    "DeviceQuotaExceeded": Outcome(Verdict.DEFERRED, "DeviceQuotaExceeded", retry_after=RATE_LIMIT_WAIT),
+    "DeviceMessageRateExceeded": Outcome(Verdict.HELD, "DeviceMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
+    "TopicsMessageRateExceeded": Outcome(Verdict.HELD, "TopicsMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
+    "QuotaExceeded": Outcome(Verdict.DEFERRED, "QuotaExceeded"),
+    "DeviceQuotaExceeded": Outcome(Verdict.HELD, "DeviceQuotaExceeded", retry_after=RATE_LIMIT_WAIT),
     # Google answers this for every token since it closed the API in 2024: it says nothing of the token.
     "DeprecatedApi": Outcome(Verdict.UPSTREAM_CONFIG, "DeprecatedApi"),
 }
@@ -59,7 +59,7 @@ def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, 
     """One Outcome for each token of a request, from its answer (header names in lower case)."""
     if status in (400, 413) and any(run.job != part.job for run in part.runs):
         # One message of those that share this request may be at fault. They are sent again, each by itself.
-        return [Outcome(Verdict.DEFERRED, f"HTTP {status} to a shared request", retry_after=0.0)] * part.size
+        return [Outcome(Verdict.SHARED, f"HTTP {status} to a shared request")] * part.size
     if status != 200:
         return [_from_status(status, headers, now)] * part.size
     if part.target != "token":
@@ -70,11 +70,8 @@ def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, 
 def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome:
     reason = f"HTTP {status}"
     retry_after = parse_retry_after(headers.get("retry-after"), now)
-    if status == 429:
-        wait = RATE_LIMIT_WAIT if retry_after is None else retry_after
-        return Outcome(Verdict.DEFERRED, reason, retry_after=wait, slows=True)
-    if status >= 500 or status == 408 or 200 <= status < 300:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, slows=status == 503)
+    if status >= 500 or status in (408, 429) or 200 <= status < 300:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=status < 300)
     if status in (400, 413):
         return Outcome(Verdict.REJECTED, reason)
     # 401 and 403: the key. 404 and 3xx: the URL (today's Google answers 404 to everything). No token is to blame.
@@ -86,7 +83,7 @@ def _from_topic(body: bytes) -> Outcome:
     try:
         outcome = _from_result(json.loads(body))
     except (ValueError, RecursionError):
-        return Outcome(Verdict.DEFERRED, "answer without result")
+        return Outcome(Verdict.DEFERRED, "answer without result", garbled=True)
     return outcome._replace(verdict=Verdict.REJECTED) if outcome.verdict is Verdict.UNREGISTERED else outcome
 
 
@@ -96,7 +93,7 @@ def _from_results(body: bytes, count: int) -> list[Outcome]:
     except (ValueError, KeyError, TypeError, RecursionError):
         results = None
     if not isinstance(results, list):
-        return [Outcome(Verdict.DEFERRED, "answer without results")] * count
+        return [Outcome(Verdict.DEFERRED, "answer without results", garbled=True)] * count
     told = [_from_result(result) for result in results[:count]]
     if len(results) != count:
         # Somebody miscounted, so we cannot know which token bad news is about. A message that was taken is not sent
@@ -106,19 +103,19 @@ def _from_results(body: bytes, count: int) -> list[Outcome]:
     return told
 
 
-WRONG_COUNT = Outcome(Verdict.DEFERRED, "wrong number of results")
+WRONG_COUNT = Outcome(Verdict.DEFERRED, "wrong number of results", garbled=True)
 
 
 def _from_result(result: object) -> Outcome:
     if not isinstance(result, dict):
-        return Outcome(Verdict.DEFERRED, "result is no object")
+        return Outcome(Verdict.DEFERRED, "result is no object", garbled=True)
     error = result.get("error")
     if isinstance(error, str) and error:
         # Only what looks like one of the API's words: a text of the upstream's choice has no place in our log.
         word = error if re.fullmatch("[A-Za-z]{1,40}", error) else "unknown error"
         return ERRORS.get(error) or Outcome(Verdict.REJECTED, word)
     if "message_id" not in result:
-        return Outcome(Verdict.DEFERRED, "result without message_id")
+        return Outcome(Verdict.DEFERRED, "result without message_id", garbled=True)
     canonical = result.get("registration_id")
     if isinstance(canonical, str) and canonical and canonical.isprintable():
         return Outcome(Verdict.DELIVERED, canonical=canonical)

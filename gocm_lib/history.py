@@ -159,8 +159,8 @@ class History:
             self.spool.first_open = min(self.spool.first_open, job)
         sizes = Counter(each.job for each in found)
         self.db.executemany(
-            "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = 0, failure = '', reason = '', rank = ?,"
-            " due_at = ? WHERE job = ? AND n = ?",
+            "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = 0, charged = 0, failure = '',"
+            " reason = '', rank = ?, due_at = ? WHERE job = ? AND n = ?",
             [(rank(lane(sizes[each.job]), now * 1e6), now, each.job, each.n) for each in found],
         )
         self.spool.tally["jobs"] += sum(reopened)

@@ -1,4 +1,4 @@
-"""What one attempt did for one token, and the rule for what happens next. Pure: `now` and chance are arguments.
+"""What one attempt did for one token, and the rule for what happens next to it. Pure: `now` and chance are arguments.
 
 A dialect (gcm, fcm) turns an upstream's answer into Outcomes; `next_step` turns an Outcome into what the spool does.
 Every way an attempt can end is one of the verdicts below, crashes and silence included, so nothing falls between.
@@ -17,11 +17,15 @@ LONGEST_RETRY_AFTER = 3600.0  # seconds; an upstream that asks for a day would o
 FIRST_ANSWERS = 3  # so many tokens of a job told that its message is bad: the others need not be asked
 NO_ANSWER = "no answer in time"  # the reason when the upstream was silent for too long
 RATE_LIMIT_WAIT = 60.0  # seconds to wait after a 429 that does not say: what Google's quota page asks for
+SECOND_LOOK = 1.0  # seconds, the base of what was refused: whether it is itself at fault is not known yet
 
 
 class Verdict(enum.StrEnum):
     DELIVERED = "delivered"  # the upstream took it, perhaps naming a canonical token
     DEFERRED = "deferred"  # not now: try this token again later
+    PUT_OFF = "put_off"  # not now, says the upstream of this very token
+    HELD = "held"  # not now, for this device or topic has had too much: whatever is for it waits
+    SHARED = "shared"  # a request that messages shared was refused: each is to be tried alone
     UNREGISTERED = "unregistered"  # the upstream says, of this very token, that it is dead
     REJECTED = "rejected"  # this message will never be taken for this token
     UPSTREAM_CONFIG = "upstream_config"  # the upstream refuses us, not the token: bad key, wrong URL, bad certificate
@@ -29,7 +33,9 @@ class Verdict(enum.StrEnum):
     RETURNED = "returned"  # it was not sent, because of what others of its job were told
 
 
-# These two say nothing of the token: it goes back as it was, its attempt not counted, and the upstream is paused.
+# What may be the upstream's trouble or one message's: module blame tells which.
+TROUBLE = frozenset({Verdict.DEFERRED, Verdict.UPSTREAM_CONFIG, Verdict.UNREACHABLE})
+# Of that, what tells for certain that the message was not taken: it may go back as if it had never been sent.
 BLAMES_UPSTREAM = frozenset({Verdict.UPSTREAM_CONFIG, Verdict.UNREACHABLE})
 
 
@@ -40,9 +46,14 @@ class Outcome(NamedTuple):
     reason: str = ""
     canonical: str = ""
     retry_after: float | None = None
-    slows: bool = False  # the upstream has too much to do: everything for it is to go slower
     answered: bool = True  # there was an answer; False: the connection broke or was silent
+    garbled: bool = False  # the answer does not say whether the message was taken
     condemns: bool = False  # it is about the message: every other token of the job would hear the same
+
+    @property
+    def may_be_taken(self) -> bool:
+        """Whether to send it again may be one more push on somebody's phone."""
+        return self.garbled or not self.answered
 
 
 DELIVERED = Outcome(Verdict.DELIVERED)
@@ -118,6 +129,8 @@ RETRIES = {
     "timeout": "no answer came in time",
     "connection": "the connection broke before the answer",
     "odd_answer": "the answer makes no sense",
+    "target": "this device, or topic, has had too much; whatever is for it waits",
+    "refused": "the upstream refused it, or could not be reached, while others got through",
     "shared": "a request that messages shared was refused; each is tried alone",
 }
 _REFUSALS = {
@@ -132,7 +145,14 @@ _REFUSALS = {
     "InvalidPackageName": "bad_message",
     "InvalidParameters": "bad_message",
 }
-_TOO_MUCH = {"DeviceMessageRateExceeded", "TopicsMessageRateExceeded", "QuotaExceeded", "DeviceQuotaExceeded"}
+_RETRIED = {
+    Verdict.PUT_OFF: "token",
+    Verdict.HELD: "target",
+    Verdict.SHARED: "shared",
+    Verdict.UPSTREAM_CONFIG: "refused",
+    Verdict.UNREACHABLE: "refused",
+    Verdict.RETURNED: "refused",
+}
 
 
 def failure(outcome: Outcome) -> str:
@@ -148,13 +168,13 @@ def retry_reason(outcome: Outcome) -> str:
     """The reason, of RETRIES, for which a token is tried again."""
     if not outcome.answered:
         return "timeout" if outcome.reason == NO_ANSWER else "connection"
-    if outcome.reason.endswith("to a shared request"):
-        return "shared"
-    if outcome.reason.startswith("HTTP 429") or outcome.reason in _TOO_MUCH:
+    if outcome.verdict in _RETRIED:
+        return _RETRIED[outcome.verdict]
+    if outcome.reason.startswith("HTTP 429") or outcome.reason == "QuotaExceeded":
         return "quota"
     if re.match("HTTP (5|408)", outcome.reason):
         return "unavailable"
-    return "token" if outcome.reason in ("Unavailable", "InternalServerError") else "odd_answer"
+    return "odd_answer"
 
 
 class Action(enum.Enum):
@@ -165,12 +185,36 @@ class Action(enum.Enum):
 
 
 class Step(NamedTuple):
-    """`counted`: the reason, of FAILURES or RETRIES, under which it is counted."""
+    """`counted` is the reason, of FAILURES or RETRIES, under which it is counted."""
 
     action: Action
     reason: str = ""
     due_at: float = 0.0
     counted: str = ""
+
+
+class Held(NamedTuple):
+    """A token in a generation's hands: its number, itself, how many attempts are held against it, when its job was
+    accepted, or replayed, and expires.
+    """
+
+    n: int
+    token: str
+    charged: int
+    since: float
+    expires_at: float
+
+
+class Ruling(NamedTuple):
+    """Whose trouble it is that a token met: how many attempts are by now `charged` to it, or whether it goes `back` as
+    if it had never been sent; how many `tries` it has behind it, charged or not; until when all for its target is
+    `held`.
+    """
+
+    charged: int = 0
+    back: bool = False
+    tries: int = 1
+    held: float = 0.0
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
@@ -198,102 +242,38 @@ def retry_delay(attempt: int, retry_after: float | None, draw: float, policy: Po
     return draw * ceiling if retry_after is None else retry_after + draw * min(ceiling, policy.retry_base)
 
 
-def next_step(outcome: Outcome, attempt: int, expires_at: float, now: float, draw: float, policy: Policy) -> Step:
-    """What becomes of a token after its attempt number `attempt` ended with `outcome`."""
-    if outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED:
+def spread(until: float, now: float, draw: float) -> float:
+    """When something goes that had to wait until then, with others: over as long again. Else all would be too much at
+    once, once more.
+    """
+    return until + draw * max(0.0, until - now)
+
+
+def next_step(outcome: Outcome, ruling: Ruling, expires_at: float, now: float, draw: float, policy: Policy) -> Step:
+    """What becomes of a token after an attempt ended with `outcome`, of which `ruling` is made."""
+    if ruling.back:
         return Step(Action.RETURN, outcome.reason, now)
-    if outcome.verdict is not Verdict.DEFERRED:
+    if outcome.verdict is Verdict.SHARED:
+        return Step(Action.RETRY, outcome.reason, now, retry_reason(outcome))
+    if outcome.verdict is Verdict.HELD:
+        return _later(outcome, spread(ruling.held, now, draw), expires_at)
+    if outcome.verdict not in TROUBLE and outcome.verdict not in (Verdict.PUT_OFF, Verdict.RETURNED):
         return Step(Action.FINISH, outcome.reason, counted=failure(outcome))
-    if attempt >= policy.max_attempts:
-        return Step(Action.BURY, f"{outcome.reason}, attempt {attempt} of {policy.max_attempts}", counted="attempts")
-    due_at = now + retry_delay(attempt, outcome.retry_after, draw, policy)
+    if ruling.charged >= policy.max_attempts:
+        reason = f"{outcome.reason}, attempt {ruling.charged} of {policy.max_attempts}"
+        return Step(Action.BURY, reason, counted="attempts")
+    wait = outcome.retry_after
+    if wait is None and retry_reason(outcome) == "quota":
+        wait = RATE_LIMIT_WAIT
+    if outcome.verdict is Verdict.UPSTREAM_CONFIG and not ruling.charged:
+        policy = policy._replace(retry_base=min(SECOND_LOOK, policy.retry_base))
+    due_at = now + retry_delay(ruling.tries, wait, draw, policy)
+    if wait is None and due_at >= expires_at > now + policy.retry_base:
+        due_at = now + (expires_at - now) / 2  # the back-off is ours: it must not be what ends a message
+    return _later(outcome, due_at, expires_at)
+
+
+def _later(outcome: Outcome, due_at: float, expires_at: float) -> Step:
     if due_at >= expires_at:
         return Step(Action.BURY, f"{outcome.reason}, too old for another attempt", counted="expired")
     return Step(Action.RETRY, outcome.reason, due_at, retry_reason(outcome))
-
-
-class Pause(NamedTuple):
-    """An upstream that is not sent to until `until`; then one token probes whether the cause is gone.
-
-    While `probing`, `until` is when we stop waiting for the probe's end and send another.
-    """
-
-    reason: str
-    began: float
-    delay: float
-    until: float
-    probing: bool = False
-
-
-# Seconds: the first pause and the longest. What nobody can reach may be back in a second; a wrong key stays wrong
-# until somebody edits it, and asking too often can get a server blocked.
-PAUSES = {Verdict.UNREACHABLE: (1.0, 30.0), Verdict.UPSTREAM_CONFIG: (2.0, 300.0)}
-
-
-def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
-    """The pause after an outcome that blames the upstream: it doubles when the probe that ended `previous` failed too.
-
-    Hundreds of requests in flight fail together; only the first of them, or a later probe, changes anything.
-    """
-    first, longest = PAUSES[outcome.verdict]
-    if previous is None:
-        return Pause(outcome.reason, now, first, now + first)
-    if now < previous.until and not previous.probing:
-        return previous
-    delay = min(max(previous.delay * 2, first), longest)
-    return Pause(outcome.reason, now, delay, now + delay)
-
-
-class Pace(NamedTuple):
-    """How fast an upstream may be sent to: a token bucket whose rate ramps up, is halved, and recovers.
-
-    `limit` and `rate` are messages a second, `credit` messages that may go now. `recent` is what really went, a moving
-    average: halving a rate that is not used up would slow nothing down.
-    """
-
-    limit: float
-    rate: float
-    credit: float
-    recent: float
-    at: float
-    slowed_at: float = 0.0
-
-
-RAMP = 60.0  # seconds from a start to the full rate: Google's page on scaling FCM asks for 60 at least
-FIRST_SHARE = 0.1  # of the limit, allowed at once
-BURST = 0.05  # seconds' worth of messages that may go at once: smooth within the second
-SLOWEST = 1.0  # messages a second
-SLOW_EVERY = 1.0  # seconds: hundreds of answers say the same at once, and the rate is halved once
-
-
-def start_pace(limit: float, now: float) -> Pace:
-    """The pace after a start or an outage: a share of the limit, growing to all of it over RAMP seconds."""
-    rate = max(SLOWEST, limit * FIRST_SHARE)
-    return Pace(limit, rate, max(1.0, rate * BURST), 0.0, now)
-
-
-def advance(pace: Pace, now: float) -> Pace:
-    """The pace at `now`: grown by what RAMP gives for the time passed, with the credit that has come in."""
-    passed = max(0.0, now - pace.at)
-    rate = min(pace.limit, pace.rate + passed * pace.limit * (1 - FIRST_SHARE) / RAMP)
-    credit = min(max(1.0, rate * BURST), pace.credit + passed * rate)
-    return pace._replace(rate=rate, credit=credit, recent=pace.recent * 0.5**passed, at=now)
-
-
-def spend(pace: Pace, count: int) -> Pace:
-    """The pace after `count` messages went."""
-    # Half of `recent` fades in a second, so a steady stream of r a second settles at r / ln 2.
-    return pace._replace(credit=pace.credit - count, recent=pace.recent + count)
-
-
-def slow_down(pace: Pace, now: float) -> Pace:
-    """Half of what really went, after the upstream said it is too much; once in SLOW_EVERY seconds."""
-    if 0 <= now - pace.slowed_at < SLOW_EVERY:
-        return pace
-    rate = max(SLOWEST, min(pace.rate, pace.recent * 0.69) / 2)
-    return pace._replace(rate=rate, credit=min(pace.credit, rate * BURST), slowed_at=now)
-
-
-def until_credit(pace: Pace) -> float:
-    """Seconds until a message may go, and rather a handful than one."""
-    return max(0.0, max(1.0, min(4.0, pace.rate * BURST)) - pace.credit) / pace.rate

@@ -28,7 +28,7 @@ from gocm_lib import upstream as upstreams
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.job import Slice
 from gocm_lib.meter import Meter
-from gocm_lib.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, NO_ANSWER, Outcome, Result, Verdict, address, join
+from gocm_lib.outcome import FIRST_ANSWERS, NO_ANSWER, Outcome, Result, Verdict, address, join
 from gocm_lib.poison import BlackBox, Quarantine
 from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.upstream import DialError, Upstream
@@ -43,8 +43,9 @@ BUSY = 16  # flights; with more the loop lets answers gather for
 GATHER = 0.002  # seconds, and then reads them in one turn: a turn, and the waking up for it, cost what an answer does
 FIRST_FLIGHTS = 8  # of a job with more: a bad message is not sent a thousand times before its first answer is back
 TRUSTED_JOBS = 4096
-RETURNED = Outcome(Verdict.RETURNED, "its message was found bad")
+RETURNED = Outcome(Verdict.RETURNED, "others of its message were refused")
 REFUSED = 0.5  # seconds; less than the shortest pause, so that its probe gets through
+REFUSALS = 8  # jobs in a row that the upstream refused us for: what waits here is not sent to hear the same
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -64,7 +65,7 @@ class Trial:
     """A job's flights that are held until its first answers tell whether its message is any good."""
 
     held: list[Flight]
-    condemned: int = 0  # how many of the first answers said that the message itself is bad
+    refused: int = 0  # how many of the first answers said that the message itself is bad, or refused us for it
 
 
 @dataclass(eq=False, slots=True)
@@ -81,6 +82,7 @@ class Lane:
     trusted: dict[int, None] = field(default_factory=dict)  # jobs that have passed, the latest last
     refused: Outcome | None = None  # the last outcome that blamed the upstream,
     refused_until: float = 0.0  # and until when what still comes from the queue is given back with it, unsent
+    refusals: set[int] = field(default_factory=set)  # jobs that the upstream refused us for, one after the other
     dial_after: float = 0.0  # after a failure to connect, so as not to ask again in a tight loop
 
 
@@ -220,15 +222,15 @@ class Loop:
     def _try(self, lane: Lane, job: int, outcome: Outcome) -> None:
         """Let an answer decide what becomes of a job's held flights."""
         trial = lane.trials[job]
-        if outcome.condemns:
-            trial.condemned += 1
-            if trial.condemned < FIRST_ANSWERS:
-                return
+        refused = outcome.condemns or outcome.verdict is Verdict.UPSTREAM_CONFIG
+        trial.refused += refused
+        if refused and trial.refused < FIRST_ANSWERS:
+            return
         del lane.trials[job]
-        if outcome.condemns or outcome.verdict in BLAMES_UPSTREAM:
+        if refused:
             # Not sent, so given back: what becomes of them is decided where the whole job is known.
             for flight in trial.held:
-                self._settle(flight.part, outcome if outcome.verdict in BLAMES_UPSTREAM else RETURNED)
+                self._settle(flight.part, RETURNED)
             return
         lane.waiting.extend(trial.held)
         lane.trusted[job] = None
@@ -253,6 +255,7 @@ class Loop:
     def _give_back(self, lane: Lane, outcome: Outcome) -> None:
         """Settle all that waits in a lane with an outcome that blames the upstream: none of it was sent."""
         lane.refused, lane.refused_until = outcome, time.monotonic() + REFUSED
+        lane.refusals.clear()
         waiting = [*lane.repeats, *lane.waiting]
         waiting += [flight for _, flight in self.quarantine.give_up(lane.upstream.dialect.NAME)]
         lane.repeats.clear()
@@ -310,8 +313,12 @@ class Loop:
         outcomes = lane.upstream.outcomes(flight.part, response, now)
         self.box.land(flight.noted)
         self._land(lane, flight, *outcomes)
-        if outcomes[0].verdict in BLAMES_UPSTREAM:
+        if outcomes[0].verdict is not Verdict.UPSTREAM_CONFIG:
+            lane.refusals.clear()
+        elif len(lane.refusals | {flight.part.job}) >= REFUSALS:
             self._give_back(lane, outcomes[0])
+        else:
+            lane.refusals.add(flight.part.job)
         if response.reusable:
             lane.idle[channel] = time.monotonic()
         else:

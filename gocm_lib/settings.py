@@ -376,7 +376,9 @@ class Settings:
         metavar="S",
     )
     retry_cap: float = option(600.0, seconds(0.01, 86400), "seconds: where that doubling ends", metavar="S")
-    max_attempts: int = option(5, number(1, 100), "attempts for a token before it is set aside as failed", metavar="N")
+    max_attempts: int = option(
+        5, number(1, 100), "attempts that are its own trouble before a token is set aside as failed", metavar="N"
+    )
     max_age: float = option(
         86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed", metavar="S"
     )

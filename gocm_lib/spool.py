@@ -37,12 +37,13 @@ the generation's hands. The caller owns the transaction and the lock.
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.job import Job, Run, Slice
+from gocm_lib.outcome import Held
 from gocm_lib.poison import FATAL, Aloft
-from gocm_lib.turns import LANES, WIDTH, bounds, lane, lane_of, pick, rank, save
+from gocm_lib.turns import LANES, bounds, lane, lane_of, pick, rank, save
 
 OVER, DEAD = -1, -2  # generations of tokens that nobody sends any more
 
@@ -66,6 +67,7 @@ CREATE TABLE token (
     n INTEGER NOT NULL,
     token TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
+    charged INTEGER NOT NULL DEFAULT 0,
     generation INTEGER NOT NULL DEFAULT 0,
     batch INTEGER NOT NULL DEFAULT 0,
     rank REAL NOT NULL,
@@ -93,6 +95,14 @@ _FRESH = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
 WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank >= ? AND rank < ? ORDER BY rank LIMIT ?
 """
+_LAST = f"""
+SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
+WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank >= ? AND (rank, job) < (?, ?)
+ORDER BY rank DESC, job DESC LIMIT 1
+"""
+_FIRST = f"""
+SELECT {_COLUMNS} FROM token WHERE job = ? AND generation = 0 AND waits = 0 ORDER BY rank, n LIMIT 1
+"""
 _DUE = """
 SELECT job, n, rank, due_at FROM token INDEXED BY token_waiting
 WHERE generation = 0 AND waits = 1 AND upstream = ? AND due_at <= ? ORDER BY due_at LIMIT ?
@@ -112,20 +122,12 @@ WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
 POISONED = f"its sender died {FATAL} times"  # why a token is dead
 RECENT = 1000  # jobs
+LOOKED_AT = 100  # jobs of a lane among which the probe of a paused upstream is chosen
 QUEUED = 2000  # retries that get their turns in one claim: if more are due, nobody waits for the lock so long
 
 
 Holder = tuple[int, str]  # a generation, 0 for none, and an upstream: who has a token in hand
 Span = tuple[int, int, int, int]  # job, number of the first token, attempt, how many tokens
-
-
-class Held(NamedTuple):
-    """A token in a generation's hands: its number, itself, when its job was accepted, or replayed, and expires."""
-
-    n: int
-    token: str
-    since: float
-    expires_at: float
 
 
 class End(NamedTuple):
@@ -247,17 +249,32 @@ class Spool:
         return new
 
     def claim(
-        self, generation: int, batch: int, upstream: str, limit: int, now: float
+        self,
+        holder: Holder,
+        batch: int,
+        limit: int,
+        now: float,
+        blamed: Mapping[int, float] | None = None,
+        held: Callable[[str], float] | None = None,
     ) -> tuple[list[Slice], list[str]]:
-        """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs.
+        """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs. When
+        it is told which jobs are `blamed`, and since when, it is one token, of another job if there is any.
 
-        A token of a job that has expired is buried instead; those are the second list.
+        `held`, if any token is, says until when one must wait (0: it need not); it waits, then. A token of a job that
+        has expired is buried; those are the second list.
         """
+        generation, upstream = holder
         self._queue_due(upstream, now)
-        rows = sorted(self._next(upstream, limit))  # those of a job together, in their order
-        jobs = self._jobs(rows)
-        expired = [row for row in rows if jobs[row[0]].expires_at <= now]
-        slices = _slices([row for row in rows if jobs[row[0]].expires_at > now] if expired else rows, jobs)
+        found = self._next(upstream, limit) if blamed is None else self._other(upstream, blamed)
+        jobs = self._jobs(found)
+        expired = [row for row in found if jobs[row[0]].expires_at <= now]
+        rows = [row for row in found if jobs[row[0]].expires_at > now] if expired else found
+        waits = [(until, *row[:2]) for row in rows if (until := held(row[2]))] if held else []
+        if waits:
+            self.db.executemany("UPDATE token SET waits = 1, due_at = ? WHERE job = ? AND n = ?", waits)
+            gone = {place[1:] for place in waits}
+            rows = [row for row in rows if row[:2] not in gone]
+        slices = _slices(sorted(rows), jobs)  # those of a job together, in their order
         self._for_spans(
             "UPDATE token SET generation = ?, batch = ? WHERE job = ? AND {}",
             [
@@ -266,7 +283,7 @@ class Spool:
                 for run in claimed.runs
             ],
         )
-        self.in_hand[generation, upstream] += len(rows) - len(expired)
+        self.in_hand[holder] += len(rows)
         for job, n, _token, attempts, *_ in expired:
             self.end((0, upstream), job, n, attempts, End("expired", "too old", dead=True), now)
         return slices, [row[2] for row in expired]
@@ -309,6 +326,29 @@ class Spool:
         low, high = bounds(which)
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
+    def _other(self, upstream: str, blamed: Mapping[int, float]) -> list[tuple]:
+        """The row of a ready token of a job that is not blamed, or the longest ago: of those that came last, for who
+        has not been tried yet is among them.
+        """
+        best: list[tuple] = []
+        for which in range(LANES):
+            low, high = bounds(which)
+            below: tuple[float, int] = high, 0
+            for _ in range(LOOKED_AT):
+                rows = self.db.execute(_LAST, (upstream, low, *below)).fetchall()
+                if not rows:
+                    break
+                if rows[0][0] not in blamed:
+                    return self._first_of(rows[0])
+                if not best or blamed[rows[0][0]] < blamed[best[0][0]]:
+                    best = rows
+                below = rows[0][-1], rows[0][0]  # past the whole job: its tokens have one rank, but for its retries
+        return self._first_of(best[0]) if best else []
+
+    def _first_of(self, row: tuple) -> list[tuple]:
+        """The row of the ready token of the same job, and upstream, that has waited longest: none is always asked."""
+        return self.db.execute(_FIRST, (row[0],)).fetchall()
+
     def claimed(self, generation: int, batch: int) -> list[Slice]:
         """What is left of a batch in a generation's hands."""
         rows = self.db.execute(_CLAIMED, (generation, batch)).fetchall()
@@ -327,7 +367,8 @@ class Spool:
         not there was settled before.
         """
         found = self.db.execute(
-            "SELECT token.n, token.token, job.since, job.expires_at FROM token JOIN job ON job.id = token.job"
+            "SELECT token.n, token.token, token.charged, job.since, job.expires_at"
+            " FROM token JOIN job ON job.id = token.job"
             " WHERE token.job = ? AND token.n BETWEEN ? AND ? AND token.generation = ? AND token.attempts = ?",
             (job, n, n + span - 1, generation, attempt - 1),
         )
@@ -382,27 +423,24 @@ class Spool:
         self.tally["over" if generation == OVER else "dead"] += count
         self.tally["finished"] += size
 
-    def retry(self, holder: Holder, job: int, n: int, attempts: int, due_at: float, reason: str) -> None:
-        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it; why."""
+    def retry(self, holder: Holder, job: int, n: int, attempts: int, charged: int, due_at: float, reason: str) -> None:
+        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it, so many of
+        them held against it; why.
+        """
         self.db.execute(
-            "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, reason = ?, due_at = ?"
+            "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, charged = ?, reason = ?, due_at = ?"
             " WHERE job = ? AND n = ?",
-            (attempts, reason, due_at, job, n),
+            (attempts, charged, reason, due_at, job, n),
         )
         self.in_hand[holder] -= 1
 
-    def give_back(self, holder: Holder, job: int, n: int, attempts: int, behind: float) -> None:
-        """Make a token in this generation's hands ready again at once, with so many attempts behind it: in its turn, so
-        before all that came after it; or as if it had come at the time `behind`, among others by turns of each job.
+    def give_back(self, holder: Holder, job: int, n: int, attempts: int) -> None:
+        """Make a token in this generation's hands ready again at once, with so many attempts behind it: in its turn,
+        so before all that came after it.
         """
-        turn, values = "rank", ()
-        if behind:
-            # The lane stays: a rank is whole numbers.
-            turn, values = "CAST(rank AS INTEGER) / ? * ? + ?", (WIDTH, WIDTH, behind * 1e6 + n)
         self.db.execute(
-            f"UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '', rank = {turn}"
-            " WHERE job = ? AND n = ?",
-            (attempts, *values, job, n),
+            "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '' WHERE job = ? AND n = ?",
+            (attempts, job, n),
         )
         self.in_hand[holder] -= 1
 
@@ -517,6 +555,14 @@ class Spool:
         ).fetchone()
         self.first_open = row[0]
         return row[1]
+
+    def is_sound(self, job: int) -> bool:
+        """Whether the upstream has said something of a token of this job, so that its message is good."""
+        return self.db.execute("SELECT 1 FROM job WHERE id = ? AND sound = 1", (job,)).fetchone() is not None
+
+    def in_hands_of_all(self, upstream: str) -> int:
+        """How many tokens of an upstream are in generations' hands."""
+        return sum(count for holder, count in self.in_hand.items() if holder[0] > 0 and holder[1] == upstream)
 
     def claimed_tokens(self) -> int:
         """How many tokens are in some generation's hands."""

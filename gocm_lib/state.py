@@ -34,20 +34,22 @@ from gocm_lib.outcome import (
     BLAMES_UPSTREAM,
     FIRST_ANSWERS,
     LONGEST_RETRY_AFTER,
+    TROUBLE,
     Action,
+    Held,
     Outcome,
-    Pace,
-    Pause,
     Policy,
     Result,
+    Ruling,
     Verdict,
     next_step,
-    start_pace,
+    spread,
 )
+from gocm_lib.pace import Pace, Pause, start_pace
 from gocm_lib.poison import FATAL, Aloft, unrest
 from gocm_lib.report import Count, RunReport, Snapshot
 from gocm_lib.settings import Exit, Settings
-from gocm_lib.spool import End, Held, Span, Spool
+from gocm_lib.spool import End, Span, Spool
 from gocm_lib.traffic import Traffic
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
@@ -55,6 +57,9 @@ UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 
 HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
 AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
+_RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
+# Of those, after which a token is as good as not sent, unless it is charged.
+_UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 
 
@@ -91,7 +96,7 @@ class State:
         self.policy = policy
         self.keeping = keeping
         self.draw = draw
-        self.traffic = Traffic(paces)
+        self.traffic = Traffic(paces, policy)
         self.spool = Spool(db)
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
@@ -214,7 +219,7 @@ class State:
         self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
     ) -> tuple[list[Slice], dict[str, Pause]]:
         """Due tokens of the `ready` upstreams for a generation that may have so many of each in hand (`rooms`), and who
-        is paused. `ready` says since when each has had its credential.
+        is paused, or refuses our credential. `ready` says since when each has had its credential.
 
         Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
         the next number when it has received one. So a batch whose answer was lost, because this process was killed or
@@ -224,7 +229,7 @@ class State:
         with self.changed:
             if self._keep_house(now):
                 wait = min(wait, SOON)
-            known = dict(self.traffic.pauses)
+            known = self.traffic.news()
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
@@ -238,8 +243,8 @@ class State:
                     found, rest = self._claim(generation, batch, rooms[upstream], upstream, now + waited)
                     slices += found
                     idle = min(idle, rest)
-                if slices or waited >= wait or self.traffic.pauses != known:
-                    return slices, dict(self.traffic.pauses)
+                if slices or waited >= wait or self.traffic.news() != known:
+                    return slices, self.traffic.news()
                 self.changed.wait(max(0.001, idle))
 
     def _keep_house(self, now: float) -> bool:
@@ -305,11 +310,20 @@ class State:
         if due is None or due > now:
             return [], 60.0 if due is None else due - now
         with self._transaction():
-            slices, expired = self.spool.claim(generation, batch, upstream, min(free, allowed), now)
+            slices, expired = self.spool.claim(
+                (generation, upstream),
+                batch,
+                min(free, allowed),
+                now,
+                self.traffic.blamed(upstream),
+                (lambda token: spread(self.traffic.held(upstream, token, now), now, self.draw()))
+                if self.traffic.holds(upstream, now)
+                else None,
+            )
             self.report.count({Count("failures", upstream, "expired"): len(expired)})
         taken = sum(part.size for part in slices)
-        self.traffic.sent(upstream, taken, now)
         if taken:
+            self.traffic.sent(upstream, taken, slices[0].job, now)
             self.batches[generation] = batch
         self._log_ends([("too old", token) for token in expired])
         return slices, 0.0
@@ -321,8 +335,7 @@ class State:
             ends: list[tuple[str, str]] = []
             delivered = [result for result in results if _is_plain(result.outcome)]
             others = [result for result in results if not _is_plain(result.outcome)]
-            for result in results if self.traffic.pauses else others:
-                self.traffic.judge(result, now)
+            self._hear(delivered, others, now)
             tokens = self.spool.tally["tokens"]
             with self._transaction():
                 self._settle_delivered(generation, delivered, now, counts)
@@ -333,6 +346,22 @@ class State:
             self.changed.notify_all()
         if ends:
             self._log_ends(ends)
+
+    def _hear(self, delivered: Sequence[Result], others: Sequence[Result], now: float) -> None:
+        """Tell the traffic what came of each upstream's messages."""
+        answered = [r for r in others if r.outcome.verdict not in TROUBLE and r.outcome.verdict is not Verdict.RETURNED]
+        troubles = [result for result in others if result.outcome.verdict in TROUBLE]
+        well = {result.job for result in (*delivered, *answered) if not result.outcome.condemns} if troubles else set()
+        proven = {job: job in well or self.spool.is_sound(job) for job in {result.job for result in troubles}}
+        for upstream in {result.upstream for result in (*delivered, *answered, *troubles)}:
+            self.traffic.hear(
+                upstream,
+                [result for result in (*delivered, *answered) if result.upstream == upstream],
+                [result for result in troubles if result.upstream == upstream],
+                proven.__getitem__,
+                self.spool.in_hands_of_all(upstream),
+                now,
+            )
 
     def _settle_delivered(self, generation: int, results: Iterable[Result], now: float, counts: Counter[Count]) -> None:
         """Settle what was simply delivered: nearly everything, so in few statements."""
@@ -364,17 +393,20 @@ class State:
     ) -> None:
         """Settle one token in the generation's hands that was not simply delivered."""
         outcome, job, n, holder = result.outcome, result.job, held.n, (generation, result.upstream)
-        step = next_step(outcome, result.attempt, held.expires_at, now, self.draw(), self.policy)
+        ruling = Ruling(held.charged)
+        if outcome.verdict in _RULED:
+            ruling = self.traffic.rule(result, held, now)
+        step = next_step(outcome, ruling, held.expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
-            # Behind others, if the upstream took offence at it: that may be this one's fault alone, and the next probe
-            # is to be another. A message with an odd answer would else keep the upstream paused.
-            behind = now if outcome.verdict in BLAMES_UPSTREAM else 0.0
-            self.spool.give_back(holder, job, n, result.attempt - 1, behind)
+            self.spool.give_back(holder, job, n, result.attempt - 1)
             return
-        counts[Count("attempts", result.upstream)] += result.attempt == 1
+        tried = ruling.charged > held.charged or outcome.verdict not in _UNTRIED
+        attempts = result.attempt if tried else result.attempt - 1
+        counts[Count("attempts", result.upstream)] += tried and result.attempt == 1
         if step.action is Action.RETRY:
-            counts[Count("retries", result.upstream, step.counted)] += 1
-            self.spool.retry(holder, job, n, result.attempt, step.due_at, step.counted)
+            if outcome.verdict is not Verdict.RETURNED:
+                counts[Count("retries", result.upstream, step.counted)] += 1
+            self.spool.retry(holder, job, n, attempts, ruling.charged, step.due_at, step.counted)
             return
         if outcome.verdict is Verdict.DELIVERED:
             self.spool.end(holder, job, n, result.attempt, End(canonical=outcome.canonical), now)
@@ -383,7 +415,7 @@ class State:
             self.report.add_canonical(held.token, outcome.canonical)
             return
         how = End(step.counted, step.reason, dead=step.action is Action.BURY)
-        self.spool.end(holder, job, n, result.attempt, how, now)
+        self.spool.end(holder, job, n, attempts, how, now)
         counts[Count("failures", result.upstream, step.counted)] += 1
         ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
@@ -544,7 +576,7 @@ class State:
         with self._transaction():
             if by > CLOCK_STEP:
                 self.spool.accepted_by(now)  # so that the next start does not take it for set back again
-            for upstream in self.traffic.paces:
+            for upstream in self.traffic.standings:
                 self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
 
     def close(self) -> None:
@@ -563,7 +595,7 @@ def _is_plain(outcome: Outcome) -> bool:
 
 def _says_nothing(outcome: Outcome) -> bool:
     """Whether an outcome leaves open what the upstream thinks of the message."""
-    return outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED or not outcome.answered
+    return outcome.verdict in _RULED
 
 
 class _Manager(multiprocessing.managers.BaseManager):

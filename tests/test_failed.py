@@ -17,7 +17,7 @@ from gocm_lib.outcome import Outcome, Result, Verdict
 
 short = pytest.mark.short
 ALL = Which(0, "", "", float("inf"))
-BUSY = Outcome(Verdict.DEFERRED, "Unavailable")
+BUSY = Outcome(Verdict.PUT_OFF, "Unavailable")
 
 
 def failing(start, sandbox, tokens, **options):

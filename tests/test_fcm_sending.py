@@ -72,14 +72,13 @@ def test_what_passes_is_sent_again(start_fcm, sandbox, answer):
 
 
 def test_a_429_slows_the_whole_upstream_and_it_recovers(start_fcm, sandbox):
-    sandbox.mode(answer="quota_project", retry_after=1)
-    server = start_fcm("--max-attempts", "50")
-    for n in range(100):
-        server.send([f"t{n}"])
-    server.logged(r"upstream fcm says HTTP 429: slowing down to \d+/s")
-    sandbox.mode(answer="")
+    sandbox.mode(capacity=20, refusal="quota_project", retry_after=1)
+    server = start_fcm("--max-attempts", "1")
+    server.send([f"t{n}" for n in range(300)])
+    server.logged(r"upstream fcm refuses \d+ %: slowing down to \d+/s")
+    sandbox.mode(capacity=0)
     assert server.settled()["failures"] == 0
-    assert len(sandbox.received()["delivered"]) == 100
+    assert len(sandbox.received()["delivered"]) == 300
 
 
 @pytest.mark.slow

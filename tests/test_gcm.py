@@ -57,9 +57,9 @@ def test_a_dead_token_is_the_one_that_was_named(results, count):
     [
         ({"message_id": "1:08"}, Verdict.DELIVERED, ""),
         ({"error": "NotRegistered"}, Verdict.UNREGISTERED, "NotRegistered"),
-        ({"error": "Unavailable"}, Verdict.DEFERRED, "Unavailable"),
-        ({"error": "InternalServerError"}, Verdict.DEFERRED, "InternalServerError"),
-        ({"error": "DeviceMessageRateExceeded"}, Verdict.DEFERRED, "DeviceMessageRateExceeded"),
+        ({"error": "Unavailable"}, Verdict.PUT_OFF, "Unavailable"),
+        ({"error": "InternalServerError"}, Verdict.PUT_OFF, "InternalServerError"),
+        ({"error": "DeviceMessageRateExceeded"}, Verdict.HELD, "DeviceMessageRateExceeded"),
         ({"error": "InvalidRegistration"}, Verdict.REJECTED, "InvalidRegistration"),
         ({"error": "MissingRegistration"}, Verdict.REJECTED, "MissingRegistration"),
         ({"error": "MismatchSenderId"}, Verdict.REJECTED, "MismatchSenderId"),
@@ -89,7 +89,7 @@ def test_results(result, verdict, reason):
         (403, Verdict.UPSTREAM_CONFIG, None),
         (404, Verdict.UPSTREAM_CONFIG, None),
         (413, Verdict.REJECTED, None),
-        (429, Verdict.DEFERRED, 60.0),
+        (429, Verdict.DEFERRED, None),
         (500, Verdict.DEFERRED, None),
         (502, Verdict.DEFERRED, None),
         (503, Verdict.DEFERRED, None),
@@ -97,10 +97,8 @@ def test_results(result, verdict, reason):
     ],
 )
 def test_statuses(status, verdict, wait):
-    assert (
-        judge(status, b"<html>", 2)
-        == [Outcome(verdict, f"HTTP {status}", retry_after=wait, slows=status in (429, 503))] * 2
-    )
+    expected = Outcome(verdict, f"HTTP {status}", retry_after=wait, garbled=status == 201)
+    assert judge(status, b"<html>", 2) == [expected] * 2
 
 
 def test_retry_after_is_passed_on():
@@ -125,7 +123,7 @@ def test_the_reference_s_own_example():
     }
     assert [outcome.verdict for outcome in judge(200, body, 6)] == [
         Verdict.DELIVERED,
-        Verdict.DEFERRED,
+        Verdict.PUT_OFF,
         Verdict.REJECTED,
         Verdict.DELIVERED,
         Verdict.DELIVERED,
@@ -169,7 +167,7 @@ def test_requests_cover_each_token_once_in_order(runs):
 def test_what_a_shared_request_is_refused_for_may_be_one_of_its_messages(status):
     runs = [Run(1, 0, 1, ["a", "b"]), Run(2, 0, 1, ["c"])]
     shared = gcm.outcomes(claimed(1)._replace(runs=runs), status, {}, b"", NOW)
-    assert [outcome.verdict for outcome in shared] == [Verdict.DEFERRED] * 3
+    assert [outcome.verdict for outcome in shared] == [Verdict.SHARED] * 3
     own = gcm.outcomes(claimed(1)._replace(runs=[runs[0], Run(1, 5, 1, ["d"])]), status, {}, b"", NOW)
     assert [outcome.verdict for outcome in own] == [Verdict.REJECTED] * 3
 

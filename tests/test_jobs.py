@@ -14,7 +14,8 @@ from test_spool import KEEPING, claim, new_job, new_state
 from gocm_lib import pages
 from gocm_lib.history import STATES, Past, Which
 from gocm_lib.limits import Limits
-from gocm_lib.outcome import DELIVERED, Outcome, Pause, Result, Verdict
+from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
+from gocm_lib.pace import Pause
 from gocm_lib.spool import Spool
 
 short = pytest.mark.short
@@ -202,7 +203,7 @@ def test_what_is_counted_is_what_there_is():
     """Through a message's ends in parts, its forgetting, and what is done to its failed tokens after that."""
     state = new_state()
     state.policy = state.policy._replace(max_attempts=1)
-    busy = Outcome(Verdict.DEFERRED, "x")
+    busy = Outcome(Verdict.PUT_OFF, "x")
 
     def check(**expected):
         assert state.spool.tally == Spool(state.db).tally
@@ -336,5 +337,5 @@ def test_the_oldest_is_found_whatever_the_order_in_which_they_come():
 def test_a_paused_upstream_is_told():
     state = new_state()
     state.accept([new_job(1, ["a"])])
-    state.traffic.pauses["gcm"] = Pause("HTTP 401", 1000.0, 1.0, 2000.0)
+    state.traffic.pauses["gcm"] = Pause("HTTP 401", 1000.0, 1.0, 2000.0, 1000.0)
     assert state.status(1, "", -1, 9).paused == "HTTP 401"

@@ -194,7 +194,7 @@ def test_a_full_disk_refuses_before_it_is_full(start):
 
 def test_failed_tokens_are_forgotten_after_their_time(start, sandbox):
     server = start("--dead-age", "1", "--max-attempts", "1")
-    server.send(["quota-a"])
+    server.send(["flaky-1-a"])
     assert server.settled()["failures"] == 1
     began = time.monotonic()
 

@@ -9,24 +9,20 @@ from hypothesis import strategies as st
 
 from gocm_lib.job import Run, Slice
 from gocm_lib.outcome import (
-    BLAMES_UPSTREAM,
     DELIVERED,
+    RATE_LIMIT_WAIT,
+    TROUBLE,
     Action,
     Outcome,
     Policy,
     Result,
+    Ruling,
     Verdict,
     address,
-    advance,
     join,
     next_step,
     parse_retry_after,
-    pause,
     retry_delay,
-    slow_down,
-    spend,
-    start_pace,
-    until_credit,
 )
 
 pytestmark = pytest.mark.short
@@ -38,19 +34,37 @@ outcomes = st.builds(Outcome, st.sampled_from(Verdict), st.text(max_size=5), ret
 NOW = 1e9
 
 
-@given(outcomes, st.integers(1, 50), st.floats(NOW - 10, NOW + 1e6), draws, policies)
-def test_every_outcome_has_one_next_step(outcome, attempt, expires_at, draw, policy):
-    step = next_step(outcome, attempt, expires_at, NOW, draw, policy)
-    if outcome.verdict in BLAMES_UPSTREAM or outcome.verdict is Verdict.RETURNED:
+rulings = st.builds(Ruling, st.integers(0, 50), st.booleans(), st.integers(1, 50), st.floats(NOW, NOW + 3600))
+
+
+@given(outcomes, rulings, st.floats(NOW - 10, NOW + 1e6), draws, policies)
+def test_every_outcome_has_one_next_step(outcome, ruling, expires_at, draw, policy):
+    step = next_step(outcome, ruling, expires_at, NOW, draw, policy)
+    if ruling.back:
         assert step.action is Action.RETURN
-    elif outcome.verdict is not Verdict.DEFERRED:
-        assert step.action is Action.FINISH
-    elif attempt >= policy.max_attempts:
-        assert step.action is Action.BURY
-    else:
+    elif outcome.verdict in TROUBLE | {Verdict.PUT_OFF} and ruling.charged >= policy.max_attempts:
+        assert step.action is Action.BURY and step.counted == "attempts"
+    elif outcome.verdict in TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.SHARED, Verdict.RETURNED}:
         assert step.action in (Action.RETRY, Action.BURY)
         if step.action is Action.RETRY:
-            assert NOW + (outcome.retry_after or 0) <= step.due_at < expires_at
+            assert step.due_at >= NOW and (step.due_at < expires_at or outcome.verdict is Verdict.SHARED)
+    else:
+        assert step.action is Action.FINISH
+
+
+def test_what_is_everybodys_trouble_counts_no_attempt_and_a_back_off_ends_no_message():
+    policy = Policy(10.0, 600.0, 5)
+    busy = Outcome(Verdict.DEFERRED, "HTTP 503")
+    step = next_step(busy, Ruling(4, tries=40), NOW + 100, NOW, 1.0, policy)
+    assert (step.action, step.due_at) == (Action.RETRY, NOW + 50)
+    assert next_step(busy, Ruling(5), NOW + 100, NOW, 0.1, policy).action is Action.BURY
+    asked = next_step(busy._replace(retry_after=200.0), Ruling(), NOW + 100, NOW, 1.0, policy)
+    assert (asked.action, asked.counted) == (Action.BURY, "expired")
+
+
+def test_a_429_that_does_not_say_is_waited_for_as_google_asks():
+    step = next_step(Outcome(Verdict.DEFERRED, "HTTP 429"), Ruling(), NOW + 1e5, NOW, 0.5, Policy(10.0, 600.0, 5))
+    assert step.due_at >= NOW + RATE_LIMIT_WAIT
 
 
 @given(st.integers(1, 1000), waits, draws, policies)
@@ -90,68 +104,6 @@ def test_any_retry_after_is_a_bounded_wait_or_none(value):
 )
 def test_retry_after_in_both_forms(value, wait):
     assert parse_retry_after(value, NOW) == wait
-
-
-blames = st.sampled_from(sorted(BLAMES_UPSTREAM)).map(lambda verdict: Outcome(verdict, "x"))
-
-
-@given(st.lists(blames, min_size=1, max_size=20))
-def test_failures_in_flight_together_make_one_pause(together):
-    first = pause(None, together[0], NOW)
-    now = first
-    for outcome in together:
-        now = pause(now, outcome, NOW + 0.5 * first.delay)
-    assert now == first
-
-
-@given(st.lists(blames, min_size=2, max_size=20))
-def test_failed_probes_double_the_pause_up_to_a_limit(probes):
-    paused = pause(None, probes[0], NOW)
-    for outcome in probes[1:]:
-        longer = pause(paused._replace(probing=True), outcome, paused.until)
-        assert longer.until > paused.until and not longer.probing
-        assert longer.delay <= 300 and (longer.delay >= paused.delay or outcome.verdict is Verdict.UNREACHABLE)
-        paused = longer
-
-
-@given(st.floats(1, 1e5), st.lists(st.tuples(st.floats(0.0, 0.5), st.booleans()), min_size=1, max_size=60))
-def test_no_second_holds_more_than_the_limit_allows(limit, turns):
-    """However claims and complaints come: what goes in any stretch of time is at most its rate and one burst."""
-    pace = start_pace(limit, NOW)
-    now, went = NOW, []
-    for passed, complaint in turns:
-        now += passed
-        pace = advance(pace, now)
-        assert 0 < pace.rate <= max(limit, 1.0)
-        count = int(pace.credit)
-        if count:
-            pace = spend(pace, count)
-            went.append((now, count))
-        if complaint:
-            pace = slow_down(pace, now)
-    for start, _ in went:
-        assert sum(count for at, count in went if start <= at < start + 1.0) <= limit * 1.05 + 2
-
-
-def test_the_rate_ramps_up_is_halved_and_recovers():
-    pace = start_pace(1000.0, NOW)
-    assert pace.rate == 100.0
-    assert advance(pace, NOW + 30.0).rate == pytest.approx(550.0)
-    assert advance(pace, NOW + 61.0).rate == 1000.0
-    busy = advance(pace, NOW + 61.0)
-    for tenth in range(100):
-        busy = spend(advance(busy, NOW + 61.0 + tenth / 10), 40)  # 400 a second
-    slow = slow_down(busy, NOW + 71.0)
-    assert 150 <= slow.rate <= 250, "half of what really went, not half of what might have gone"
-    assert slow_down(slow, NOW + 71.5) == slow, "once for all that complain together"
-    assert advance(slow, NOW + 131.5).rate == 1000.0
-
-
-@given(st.floats(1, 1e6), st.floats(0, 100))
-def test_after_the_wait_there_is_credit(limit, passed):
-    pace = spend(start_pace(limit, NOW), int(start_pace(limit, NOW).credit))
-    wait = until_credit(pace)
-    assert wait >= 0 and advance(pace, NOW + wait + 1e-3).credit >= 0.99
 
 
 # ---------------------------------------------------------------------------------------------- results in the open

