@@ -60,6 +60,8 @@ def pick(lanes: Sequence[Sequence[tuple]], limit: int, credit: float) -> tuple[l
     and as many as there are up to the limit. `credit` is what the large jobs may take (see `save`); what is left of it
     comes back.
     """
+    if sum(map(len, lanes)) <= limit:  # mostly: nobody has to wait
+        return [row for waiting in lanes for row in waiting], 0.0
     large = [waiting for waiting in lanes[1:] if waiting]
     chosen = list(islice(merge(*large, key=lambda row: came(row[-1])), min(limit, int(credit))))
     credit -= len(chosen)
