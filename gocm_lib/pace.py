@@ -157,6 +157,7 @@ class Pause(NamedTuple):
     the cause is gone. It is away `since`, over one pause or several.
 
     While a job's token is the `probe` (0: none is), `until` is when we stop waiting for its end and send another.
+    `manner` is how the upstream behaves: one of PAUSES.
     """
 
     reason: str
@@ -165,6 +166,7 @@ class Pause(NamedTuple):
     until: float
     since: float
     probe: int = 0
+    manner: str = ""
 
 
 LONGEST_PAUSE = 30.0  # seconds
@@ -192,11 +194,15 @@ def manner(outcome: Outcome) -> str:
 
 def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
     """The pause after trouble that everybody has, or the longer one when the probe that ended `previous` met it again.
-    An upstream that says when to come again is not asked before, but for one that asks for too much.
+    An upstream that says when to come again is not asked before, but for one that asks for too much. When it behaves in
+    another manner than before, something has changed: it is asked again soon.
     """
-    first, longest = PAUSES[manner(outcome)]
+    how = manner(outcome)
+    first, longest = PAUSES[how]
     since = previous.since if previous and previous.since <= now else now
     longest = min(LONGEST_PAUSE, max(longest, PATIENCE * (now - since)))
-    delay = first if previous is None else min(max(previous.delay * 2, first), longest)
+    delay = first
+    if previous and previous.manner == how:
+        delay = min(max(previous.delay * 2, first), longest)
     wait = max(delay, min(outcome.retry_after or 0.0, LONGEST_PAUSE))
-    return Pause(outcome.reason, now, delay, now + wait, since)
+    return Pause(outcome.reason, now, delay, now + wait, since, manner=how)

@@ -126,9 +126,14 @@ class Traffic:
             self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probe=job)
 
     def news(self) -> dict[str, Pause]:
-        """The pauses; and where single messages are refused for their credential, the pause that would have been."""
-        refused = {name: standing.unauthorized for name, standing in self.standings.items() if standing.unauthorized}
-        return {**refused, **self.pauses}
+        """The pauses; and where the credential is refused, when that was first: what was sent with it is refused for a
+        while after it was renewed.
+        """
+        news = dict(self.pauses)
+        for name, standing in self.standings.items():
+            if standing.unauthorized and (name not in news or news[name].reason.startswith("HTTP 401")):
+                news[name] = standing.unauthorized
+        return news
 
     # ----------------------------------------------------------------------------------------------- what was answered
 

@@ -113,9 +113,9 @@ def test_a_lone_job_waits_for_the_upstream():
 
 
 @kinds("503", "404")
-def test_an_upstream_that_refuses_every_third_ends_no_message(kind):
+def test_an_upstream_that_refuses_nearly_half_ends_no_message(kind):
     """A load balancer with one bad server behind it."""
-    sim = Simulation(Upstream(sporadic=[(kind, 0.3)]), stream(2, 300), policy=HASTY).run(600)
+    sim = Simulation(Upstream(sporadic=[(kind, 0.45)]), stream(2, 300), policy=HASTY).run(900)
     assert not sim.set_aside() and len(sim.delivered) == 600
 
 
@@ -169,7 +169,9 @@ def test_a_device_that_has_too_much_slows_nobody_else():
     large=st.integers(0, 300),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])  # quick
+@settings(
+    max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+)  # quick
 def test_no_token_that_the_upstream_takes_is_given_up_or_forgotten(
     odd, kind, sporadic, struck, capacity, trouble, bad, latency, rate, large, seed
 ):  # fmt: skip
