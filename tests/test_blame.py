@@ -1,0 +1,58 @@
+"""blame: what others were answered is the evidence, before and after; the rest is in test_bad_days."""
+
+import pytest
+
+from gocm_lib.blame import LULL, NEIGHBOURS, PROOF, SIDE, Answers, Row, Trouble, again
+from gocm_lib.outcome import Outcome, Verdict
+
+pytestmark = pytest.mark.short
+
+NOW = 1e6
+BUSY = Outcome(Verdict.DEFERRED, "HTTP 503")
+
+
+def answers(before=0, after=0, recovered=0):
+    """Of an upstream that had so many get through before and after NOW, and had trouble with so many of them then."""
+    found = Answers()
+    found.note(before, recovered, NOW - 1)
+    found.note(after, recovered, NOW + 1)
+    return found
+
+
+def test_evidence_is_needed_of_both_sides():
+    assert answers(before=50).surprise(NOW) == answers(after=50).surprise(NOW) == 0.0
+    assert answers(50, 50).surprise(NOW) >= PROOF
+    assert 0 < answers(1, 1).surprise(NOW) < PROOF / 2
+
+
+def test_what_others_met_too_and_got_over_is_no_surprise():
+    assert answers(50, 50, recovered=50).surprise(NOW) < 0.8
+
+
+def test_what_is_long_ago_says_nothing():
+    found = Answers()
+    found.note(50, 0, NOW - SIDE - 1)
+    found.note(50, 0, NOW + 1)
+    assert found.surprise(NOW) == 0.0
+
+
+def test_a_token_is_charged_when_it_meets_trouble_again():
+    first, charged = again(None, BUSY, answers(50, 50), NOW)
+    assert not charged and first == Trouble(1, NOW, 0.0)
+    second, charged = again(first, BUSY, answers(50, 50), NOW + 10)
+    assert charged and second.tries == 2
+    assert not again(first, BUSY, answers(50), NOW + 10)[1]
+    assert again(None, BUSY._replace(answered=False), Answers(), NOW)[1]
+    assert not again(first, Outcome(Verdict.UNREACHABLE, "x"), answers(50, 50), NOW + 10)[1]
+
+
+def test_a_row_is_everybodys_when_it_is_longer_than_usual():
+    row = Row()
+    for n in range(20):
+        row.lengthen(1)
+        row.end(NEIGHBOURS, NOW + n)
+    assert not row.is_everybodys(NOW + 20)
+    row.lengthen(1)
+    assert not row.is_everybodys(NOW + 19 + LULL / 2) and not row.is_everybodys(NOW + 20)
+    row.lengthen(9)
+    assert row.is_everybodys(NOW + 20)
