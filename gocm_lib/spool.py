@@ -35,9 +35,11 @@ the generation's hands. The caller owns the transaction and the lock.
 """
 
 import json
+import math
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from gocm_lib.job import Job, Run, Slice
@@ -254,18 +256,18 @@ class Spool:
         batch: int,
         limit: int,
         now: float,
-        blamed: Mapping[int, float] | None = None,
+        last_trouble: Callable[[int], float] | None = None,
         held: Callable[[str], float] | None = None,
     ) -> tuple[list[Slice], list[str]]:
         """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs. When
-        it is told which jobs are `blamed`, and since when, it is one token, of another job if there is any.
+        it is told when a job had its `last_trouble` (0: it had none), it is one token, of the job that this favours.
 
         `held`, if any token is, says until when one must wait (0: it need not); it waits, then. A token of a job that
         has expired is buried; those are the second list.
         """
         generation, upstream = holder
         self._queue_due(upstream, now)
-        found = self._next(upstream, limit) if blamed is None else self._other(upstream, blamed)
+        found = self._next(upstream, limit) if last_trouble is None else self._other(upstream, last_trouble)
         jobs = self._jobs(found)
         expired = [row for row in found if jobs[row[0]].expires_at <= now]
         rows = [row for row in found if jobs[row[0]].expires_at > now] if expired else found
@@ -326,11 +328,11 @@ class Spool:
         low, high = bounds(which)
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
-    def _other(self, upstream: str, blamed: Mapping[int, float]) -> list[tuple]:
-        """The row of a ready token of a job that is not blamed, or the longest ago: of those that came last, for who
-        has not been tried yet is among them.
+    def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple]:
+        """The row of a ready token of a job that has had no trouble, or for which that is longest ago: of those that
+        came last, for who has not been tried yet is among them.
         """
-        best: list[tuple] = []
+        best: tuple[float, tuple] = math.inf, ()
         for which in range(LANES):
             low, high = bounds(which)
             below: tuple[float, int] = high, 0
@@ -338,12 +340,11 @@ class Spool:
                 rows = self.db.execute(_LAST, (upstream, low, *below)).fetchall()
                 if not rows:
                     break
-                if rows[0][0] not in blamed:
-                    return self._first_of(rows[0])
-                if not best or blamed[rows[0][0]] < blamed[best[0][0]]:
-                    best = rows
+                best = min(best, (last_trouble(rows[0][0]), rows[0]), key=itemgetter(0))
+                if not best[0]:
+                    return self._first_of(best[1])
                 below = rows[0][-1], rows[0][0]  # past the whole job: its tokens have one rank, but for its retries
-        return self._first_of(best[0]) if best else []
+        return self._first_of(best[1]) if best[1] else []
 
     def _first_of(self, row: tuple) -> list[tuple]:
         """The row of the ready token of the same job, and upstream, that has waited longest: none is always asked."""

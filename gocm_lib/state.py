@@ -315,7 +315,7 @@ class State:
                 batch,
                 min(free, allowed),
                 now,
-                self.traffic.blamed(upstream),
+                self.traffic.probing(upstream),
                 (lambda token: spread(self.traffic.held(upstream, token, now), now, self.draw()))
                 if self.traffic.holds(upstream, now)
                 else None,

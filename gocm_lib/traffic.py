@@ -19,6 +19,7 @@ from gocm_lib.pace import Pace, Pause, advance, heard, pause, resume, spend, unt
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 SET_BACK = 1.0  # seconds beyond the longest that something can wait: then the clock was set back
 RENEW_EVERY = 30.0  # seconds between two renewals of a credential that single messages were refused for
+ODD_LATER = 120.0  # seconds by which a job that is odd is a probe later than others
 LOG_EVERY = 60.0  # seconds between two lines about an upstream's pace
 
 
@@ -43,6 +44,7 @@ class Standing:
         self.blamed: OrderedDict[int, float] = OrderedDict()  # jobs that met trouble, when they last did
         self.troubles: OrderedDict[tuple[int, int], Trouble] = OrderedDict()  # of tokens: job and place
         self.suspects: set[int] = set()  # of the jobs that were heard of last
+        self.odd: OrderedDict[int, None] = OrderedDict()  # jobs that were suspects once
         self.holds: OrderedDict[str, Hold] = OrderedDict()  # by token, topic or condition
         self.unauthorized: Pause | None = None  # as if for it: since when single messages are refused with 401
         self.told_at = 0.0
@@ -60,6 +62,14 @@ class Standing:
         self.suspects = {
             job for job in jobs if job in self.blamed and self.blamed[job] < self.row.through_at and not proven(job)
         }
+        for job in self.suspects:
+            remember(self.odd, job, None)
+
+    def last_trouble(self, job: int) -> float:
+        """When a job last met trouble, 0 if it did not: the next probe is to be one for which that is longest ago. Of
+        one that is odd the answer would tell little.
+        """
+        return self.blamed.get(job, 0.0) + (ODD_LATER if job in self.odd else 0.0)
 
 
 class Traffic:
@@ -96,11 +106,9 @@ class Traffic:
             return 0, until_credit(standing.pace)
         return int(standing.pace.credit), 0.0
 
-    def blamed(self, upstream: str) -> Mapping[int, float] | None:
-        """When jobs last met trouble: the next probe is to be another, or the one for which it is longest ago. None
-        while the upstream is not paused.
-        """
-        return self.standings[upstream].blamed if upstream in self.pauses else None
+    def probing(self, upstream: str) -> Callable[[int], float] | None:
+        """If the upstream is paused: what tells when a job last met trouble, for the probe is to be another."""
+        return self.standings[upstream].last_trouble if upstream in self.pauses else None
 
     def holds(self, upstream: str, now: float) -> bool:
         """Whether any target of an upstream has had too much, lately."""

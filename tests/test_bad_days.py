@@ -71,6 +71,13 @@ def test_an_upstream_that_cannot_be_reached_is_asked_again_within_five_seconds()
     assert min(ended.at for ended in sim.delivered.values() if ended.at > 21) < 85.2 and not sim.set_aside()
 
 
+def test_odd_jobs_do_not_hide_the_return():
+    """The next probe is rather one of whose answers nothing is known."""
+    arrivals = [*stream(2, 3, "odd-"), Arrival(5.0, ("good-1",)), *stream(1, 3, begin=20.0)]
+    sim = Simulation(Upstream(bad=[(10, 140)]), arrivals).run(180)
+    assert min(ended.at for ended in sim.delivered.values() if ended.at > 11) < 140 + 14
+
+
 @kinds("503", "404", "429")
 def test_flapping_ends_no_message(kind):
     sim = Simulation(Upstream(bad=lambda at: at % 20 >= 10, trouble=kind), stream(20, 300)).run(900)
