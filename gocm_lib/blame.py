@@ -7,9 +7,9 @@ from it, and what others were answered is the evidence for both:
 * Is it everybody's? Then the upstream is paused. It is when nobody has got through for a moment, and more jobs in a row
   met trouble than their usual share explains. A job that had trouble before, while others got through since, is no
   witness.
-* Is it this token's own? Then its attempts count. A token is charged when it meets trouble again, for the last time:
-  by then it is known what others were answered before and after that. The weight of one trouble is how surprising it
-  would be if it were chance, so an upstream that refuses every fifth message ends none of them early.
+* Is it this token's own? Then its attempts count. Each trouble is judged when the token meets the next: by then it is
+  known what others were answered before and after. The weight of one trouble is how surprising it would be if it were
+  chance, so an upstream that refuses every fifth message ends none of them early.
 
 What may have been taken, for no answer came that says otherwise, counts always: each repetition may be one more push.
 """

@@ -351,8 +351,8 @@ class State:
         """Tell the traffic what came of each upstream's messages."""
         answered = [r for r in others if r.outcome.verdict not in TROUBLE and r.outcome.verdict is not Verdict.RETURNED]
         troubles = [result for result in others if result.outcome.verdict in TROUBLE]
-        well = {result.job for result in (*delivered, *answered) if not result.outcome.condemns} if troubles else set()
-        proven = {job: job in well or self.spool.is_sound(job) for job in {result.job for result in troubles}}
+        sound = {r.job for r in (*delivered, *answered) if _finds_sound(r.outcome)} if troubles else set()
+        proven = {job: job in sound or self.spool.is_sound(job) for job in {result.job for result in troubles}}
         for upstream in {result.upstream for result in (*delivered, *answered, *troubles)}:
             self.traffic.hear(
                 upstream,
@@ -427,7 +427,7 @@ class State:
 
         An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
         """
-        sound = delivered | {r.job for r in results if not (r.outcome.condemns or _says_nothing(r.outcome))}
+        sound = delivered | {result.job for result in results if _finds_sound(result.outcome)}
         for result in results:
             if result.outcome.condemns:
                 reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
@@ -593,9 +593,9 @@ def _is_plain(outcome: Outcome) -> bool:
     return outcome.verdict is Verdict.DELIVERED and not outcome.canonical
 
 
-def _says_nothing(outcome: Outcome) -> bool:
-    """Whether an outcome leaves open what the upstream thinks of the message."""
-    return outcome.verdict in _RULED
+def _finds_sound(outcome: Outcome) -> bool:
+    """Whether an outcome shows that the message itself is good."""
+    return not outcome.condemns and outcome.verdict not in _RULED and outcome.verdict is not Verdict.SHARED
 
 
 class _Manager(multiprocessing.managers.BaseManager):

@@ -124,6 +124,14 @@ def test_the_rate_is_what_is_taken_and_recovers_in_fifteen_seconds(capacity):
     assert pace.rate == 10_000.0
 
 
+def test_what_left_before_a_cut_is_no_reason_for_another():
+    pace = advance(start_pace(1000.0, NOW - 60), NOW)._replace(rate=1000.0, since=NOW - 1, taken=100, refused=300)
+    cut = heard(pace, 1, 0, 400, NOW)
+    assert cut.rate < 500
+    late = heard(cut, 0, 400, 0, NOW + 0.6)
+    assert heard(late, 1, 0, 0, NOW + 1.3).rate >= cut.rate
+
+
 def test_after_a_pause_it_doubles_each_second():
     pace = start_pace(1000.0, NOW - 100)
     assert resume(pace, NOW).rate == 100.0
