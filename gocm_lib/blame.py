@@ -5,11 +5,12 @@ everybody has is the upstream's; trouble that one job has while others get throu
 from it, and what others were answered is the evidence for both:
 
 * Is it everybody's? Then the upstream is paused. It is when nobody has got through for a moment, and more jobs in a row
-  met trouble than their usual share explains. A job that had trouble before, while others got through since, is no
-  witness.
-* Is it this token's own? Then its attempts count. Each trouble is judged when the token meets the next: by then it is
-  known what others were answered before and after. The weight of one trouble is how surprising it would be if it were
-  chance, so an upstream that refuses every fifth message ends none of them early.
+  met trouble than their usual share explains. A job that once had trouble again after others got through is hardly a
+  witness: alone it delays nobody, but where such jobs are all that waits, many of them tell of a dead upstream.
+* Is it this token's own? Then its attempts count. Its troubles are judged when it meets the next: by then it is known
+  what others were answered before and after, and whether those that had trouble, too, have got over it. The weight of
+  one trouble is how surprising it would be if it were chance, so an upstream that refuses every fifth message ends none
+  of them early.
 
 What may have been taken, for no answer came that says otherwise, counts always: each repetition may be one more push.
 """
@@ -26,11 +27,13 @@ SIDE = 30.0  # seconds: so far before and after a trouble others' answers are ev
 NEIGHBOURS = 20  # and no more than so many of the nearest
 KEPT = 900.0  # seconds for which answers are remembered: a little longer than the longest retry takes
 PROOF = math.log(20)  # surprise that charges a token: what chance does once in twenty times
+JUDGED = 8  # troubles of a token that are judged anew each time, for others get over theirs
 ANEW = 5.0  # seconds until the next trouble of a job that may be at fault itself is one more
 LULL = 0.5  # seconds without any answer but trouble, before it is everybody's
 HALF_LIFE = 10.0  # seconds: what is usual, for a row of troubles to be told from it
 UNLIKELY = math.log(1000)  # a row of troubles as long as chance makes it once in a thousand times
 LONGEST_ROW = 100
+DOUBTFUL = 10  # so many jobs that have each been at fault themselves witness as much as one that has not
 REMEMBERED = 50_000  # tokens, and jobs, whose troubles are remembered; of more, the oldest are forgiven
 
 Key = TypeVar("Key")
@@ -38,10 +41,12 @@ Value = TypeVar("Value")
 
 
 class Trouble(NamedTuple):
-    """What a token has met so far: how many times, when the last time, and the surprise of those before that."""
+    """What a token has met so far: how many times, when the last of them, and the surprise of those before, less what
+    was charged for.
+    """
 
     tries: int
-    at: float
+    at: tuple[float, ...]
     surprise: float
 
 
@@ -83,15 +88,16 @@ class Answers:
 
 def again(known: Trouble | None, outcome: Outcome, answers: Answers, now: float) -> tuple[Trouble, bool]:
     """What is to be remembered of a token that has met trouble, and whether an attempt is charged to it."""
-    tries, surprise = (known.tries + 1, known.surprise) if known else (1, 0.0)
-    if outcome.verdict is Verdict.UNREACHABLE:
-        return Trouble(tries, now, surprise), False
-    if outcome.may_be_taken:
-        return Trouble(tries, now, 0.0), True
-    if known:
-        surprise += min(PROOF, answers.surprise(known.at))
-    charged = surprise >= PROOF - 1e-9
-    return Trouble(tries, now, surprise - PROOF if charged else surprise), charged
+    tries, at, surprise = known or Trouble(0, (), 0.0)
+    weights = [min(PROOF, answers.surprise(when)) for when in at]
+    charged = outcome.may_be_taken
+    if not charged and outcome.verdict is not Verdict.UNREACHABLE:
+        charged = surprise + sum(weights) >= PROOF - 1e-9
+    if charged:
+        surprise -= PROOF
+    if len(at) >= JUDGED:
+        at, surprise = at[1:], surprise + weights[0]
+    return Trouble(tries + 1, (*at, now), surprise), charged
 
 
 class Row:
@@ -100,6 +106,7 @@ class Row:
     def __init__(self) -> None:
         self.through_at = -math.inf  # when somebody last got through
         self._length = 0
+        self._doubtful: set[int] = set()  # suspect jobs that met trouble
         self._counted: OrderedDict[int, float] = OrderedDict()  # jobs that may be at fault themselves, and when
         self._usual = [0.0, 0.0]  # that got through, and the length of rows: moving sums
         self._at = 0.0
@@ -118,25 +125,31 @@ class Row:
     def lengthen(self, count: int) -> None:
         self._length += count
 
+    def doubt(self, job: int) -> None:
+        """A suspect job met trouble: each counts once."""
+        self._doubtful.add(job)
+
     def end(self, through: int, now: float) -> None:
         """So many messages got through: the row, if there is one, is over."""
         fading = self._fading(now)
         self._usual = [self._usual[0] * fading + through, self._usual[1] * fading + self._length]
         self._at = self.through_at = now
         self._length = 0
+        self._doubtful.clear()
 
     def _fading(self, now: float) -> float:
         return 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)
 
     def is_everybodys(self, now: float) -> bool:
         """Whether the trouble in this row is the upstream's."""
-        if not self._length or 0 <= now - self.through_at < LULL:
+        length = self._length + len(self._doubtful) // DOUBTFUL
+        if not length or 0 <= now - self.through_at < LULL:
             return False
         through, met = (usual * self._fading(now) for usual in self._usual)
         if through < 1.0:
             return True
         share = (met + 1) / (through + met + 2)
-        return self._length >= min(LONGEST_ROW, UNLIKELY / -math.log(share))
+        return length >= min(LONGEST_ROW, UNLIKELY / -math.log(share))
 
 
 def remember(memory: OrderedDict[Key, Value], key: Key, value: Value) -> None:

@@ -206,3 +206,11 @@ def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
         delay = min(max(previous.delay * 2, first), longest)
     wait = max(delay, min(outcome.retry_after or 0.0, LONGEST_PAUSE))
     return Pause(outcome.reason, now, delay, now + wait, since, manner=how)
+
+
+def prolong(paused: Pause, now: float) -> Pause:
+    """The pause after a probe with a job that may be at fault itself: as long again, for it tells little, but an
+    upstream that has been away for long is asked more seldom all the same.
+    """
+    delay = max(paused.delay, min(LONGEST_PAUSE, PATIENCE * (now - paused.since)))
+    return paused._replace(until=now + delay, probe=0)

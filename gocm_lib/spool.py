@@ -38,7 +38,8 @@ import json
 import math
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -97,10 +98,15 @@ _FRESH = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
 WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank >= ? AND rank < ? ORDER BY rank LIMIT ?
 """
-_LAST = f"""
+_NEWEST = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
 WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank >= ? AND (rank, job) < (?, ?)
 ORDER BY rank DESC, job DESC LIMIT 1
+"""
+_FURTHER = f"""
+SELECT {_COLUMNS} FROM token INDEXED BY token_fresh
+WHERE generation = 0 AND waits = 0 AND upstream = ? AND rank < ? AND (rank, job) > (?, ?)
+ORDER BY rank, job LIMIT 1
 """
 _FIRST = f"""
 SELECT {_COLUMNS} FROM token WHERE job = ? AND generation = 0 AND waits = 0 ORDER BY rank, n LIMIT 1
@@ -183,6 +189,8 @@ class Spool:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
+        self.probes: Counter[str] = Counter()  # how often a probe of a paused upstream was chosen,
+        self.looked_at: dict[tuple[str, int], tuple[float, int]] = {}  # and the last row looked at of its lanes
         # Counted once, from the rows, and then kept with them: counting a million rows takes 50 ms. Who rolls a
         # transaction back puts back the copy of before.
         [[jobs, finished]] = db.execute(
@@ -329,22 +337,36 @@ class Spool:
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
     def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple]:
-        """The row of a ready token of a job that has had no trouble, or for which that is longest ago: of those that
-        came last, for who has not been tried yet is among them.
+        """The row of a ready token of a job that has had no trouble, or for which that is longest ago. In turns it is
+        one of those that came last, for who has not been tried yet is among them, and one of the others: however many
+        cannot be sent, who can is not passed over.
         """
+        self.probes[upstream] += 1
+        look = self._newest if self.probes[upstream] % 2 else self._others
         best: tuple[float, tuple] = math.inf, ()
         for which in range(LANES):
-            low, high = bounds(which)
-            below: tuple[float, int] = high, 0
-            for _ in range(LOOKED_AT):
-                rows = self.db.execute(_LAST, (upstream, low, *below)).fetchall()
-                if not rows:
-                    break
-                best = min(best, (last_trouble(rows[0][0]), rows[0]), key=itemgetter(0))
+            for row in islice(look(upstream, which), LOOKED_AT):
+                best = min(best, (last_trouble(row[0]), row), key=itemgetter(0))
                 if not best[0]:
-                    return self._first_of(best[1])
-                below = rows[0][-1], rows[0][0]  # past the whole job: its tokens have one rank, but for its retries
+                    return self._first_of(row)
         return self._first_of(best[1]) if best[1] else []
+
+    def _newest(self, upstream: str, which: int) -> Iterator[tuple]:
+        """A ready row of each job of a lane, those first that came last."""
+        low, high = bounds(which)
+        below: tuple[float, int] = high, 0
+        while row := self.db.execute(_NEWEST, (upstream, low, *below)).fetchone():
+            yield row
+            below = row[-1], row[0]  # past the whole job: its tokens have one rank, but for its retries
+
+    def _others(self, upstream: str, which: int) -> Iterator[tuple]:
+        """The same, those first that came first; from where the last call stopped, round and round."""
+        low, high = bounds(which)
+        place, first = (upstream, which), (low, 0)
+        for above in (self.looked_at.get(place, first), first):
+            while row := self.db.execute(_FURTHER, (upstream, high, *above)).fetchone():
+                self.looked_at[place] = above = row[-1], row[0]
+                yield row
 
     def _first_of(self, row: tuple) -> list[tuple]:
         """The row of the ready token of the same job, and upstream, that has waited longest: none is always asked."""

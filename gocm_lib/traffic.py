@@ -6,6 +6,7 @@ ramps up again, troubles are forgiven once. Promises that a paused upstream is a
 different job each time, if there is one.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from gocm_lib import log
 from gocm_lib.blame import Answers, Row, Trouble, again, remember
 from gocm_lib.job import format_id
 from gocm_lib.outcome import BLAMES_UPSTREAM, Held, Outcome, Policy, Result, Ruling, Verdict
-from gocm_lib.pace import Pace, Pause, advance, heard, pause, resume, spend, until_credit
+from gocm_lib.pace import Pace, Pause, advance, heard, pause, prolong, resume, spend, until_credit
 
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 SET_BACK = 1.0  # seconds beyond the longest that something can wait: then the clock was set back
@@ -53,14 +54,19 @@ class Standing:
         """Of what got through: the troubles that it had before were chance."""
         for result in through:
             for n in range(result.n, result.n + result.span) if result.attempt > 1 else ():
-                if trouble := self.troubles.pop((result.job, n), None):
-                    self.answers.note(0, 1, trouble.at)
+                trouble = self.troubles.pop((result.job, n), None)
+                for at in trouble.at if trouble else ():
+                    self.answers.note(0, 1, at)
 
     def find_suspects(self, troubles: Sequence[Result], proven: Callable[[int], bool]) -> None:
-        """Note which jobs had trouble before while others got through since: it says nothing of the upstream."""
+        """Note which jobs had trouble before while others got through since, now or once: it says little of the
+        upstream.
+        """
         jobs = {result.job for result in troubles}
         self.suspects = {
-            job for job in jobs if job in self.blamed and self.blamed[job] < self.row.through_at and not proven(job)
+            job
+            for job in jobs
+            if (job in self.odd or self.blamed.get(job, math.inf) < self.row.through_at) and not proven(job)
         }
         for job in self.suspects:
             remember(self.odd, job, None)
@@ -178,13 +184,15 @@ class Traffic:
             remember(standing.blamed, result.job, now)
 
     def _witness(self, standing: Standing, result: Result, proven: bool, now: float) -> int:
-        """What an answer that tells of trouble weighs; it lengthens the row, unless its job is suspect."""
+        """What an answer that tells of trouble weighs; it lengthens the row, but hardly if its job is suspect."""
         suspect = result.job in standing.suspects
         refused = result.outcome.verdict is Verdict.UPSTREAM_CONFIG
         if refused and result.outcome.reason.startswith("HTTP 401") and not suspect:
             known = standing.unauthorized
             if known is None or not known.began <= now < known.until:
                 standing.unauthorized = Pause(result.outcome.reason, now, RENEW_EVERY, now + RENEW_EVERY, now)
+        if suspect:
+            standing.row.doubt(result.job)
         if suspect and refused:
             return 0
         weight = standing.row.weigh(result.job, proven, result.span, now)
@@ -202,7 +210,7 @@ class Traffic:
             return
         failed = [result for result in troubles if result.job == paused.probe]
         if failed and paused.probe in standing.suspects:
-            self.pauses[upstream] = paused._replace(until=now + paused.delay, probe=0)
+            self.pauses[upstream] = prolong(paused, now)
         elif failed:
             self._pause(upstream, failed[-1], now)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gocm_lib.blame import LULL, NEIGHBOURS, PROOF, SIDE, Answers, Row, Trouble, again
+from gocm_lib.blame import JUDGED, LULL, NEIGHBOURS, PROOF, SIDE, Answers, Row, Trouble, again
 from gocm_lib.outcome import Outcome, Verdict
 
 pytestmark = pytest.mark.short
@@ -38,12 +38,32 @@ def test_what_is_long_ago_says_nothing():
 
 def test_a_token_is_charged_when_it_meets_trouble_again():
     first, charged = again(None, BUSY, answers(50, 50), NOW)
-    assert not charged and first == Trouble(1, NOW, 0.0)
+    assert not charged and first == Trouble(1, (NOW,), 0.0)
     second, charged = again(first, BUSY, answers(50, 50), NOW + 10)
     assert charged and second.tries == 2
     assert not again(first, BUSY, answers(50), NOW + 10)[1]
     assert again(None, BUSY._replace(answered=False), Answers(), NOW)[1]
     assert not again(first, Outcome(Verdict.UNREACHABLE, "x"), answers(50, 50), NOW + 10)[1]
+
+
+def test_what_looked_like_its_own_is_chance_once_others_got_over_it():
+    found = answers(15, 15)
+    known, _ = again(None, BUSY, found, NOW)
+    known, charged = again(known, BUSY, found, NOW + 2)
+    assert not charged and found.surprise(NOW) > 0.9 * PROOF
+    found.note(15, 40, NOW + 3)
+    known, charged = again(known, BUSY, found, NOW + 10)
+    assert not charged and found.surprise(NOW + 2) > 0.1 * PROOF
+
+
+def test_of_many_troubles_the_oldest_are_not_judged_anew():
+    known, charges, found = None, 0, answers(15, 15)
+    for n in range(20 * JUDGED):
+        found.note(15, 15, NOW + n)
+        known, charged = again(known, BUSY, found, NOW + n)
+        charges += charged
+    assert len(known.at) == JUDGED and known.tries == 20 * JUDGED
+    assert 0.2 < charges * PROOF / known.tries < 0.8, "each weighs as much as one of two is surprising"
 
 
 def test_a_row_is_everybodys_when_it_is_longer_than_usual():

@@ -480,6 +480,19 @@ def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
     assert list(claim(state, now=now)) == [(1, n) for n in range(50)], "at once: nothing has to wait for a pause"
 
 
+@pytest.mark.parametrize("wanted", [1, 250, 500, 750, 999])
+def test_the_probe_is_found_among_hundreds_that_had_trouble_later(wanted):
+    spool, holder = new_state().spool, (1, "gcm")
+    spool.accept([new_job(n, [f"t{n}"]) for n in range(1, 1000)])
+    probes: list[int] = []
+    while wanted not in probes:
+        slices, _ = spool.claim(holder, len(probes), 1, 1000.0, lambda job: 1.0 if job == wanted else 2.0)
+        [(job, n)] = tokens_of(slices)
+        spool.give_back(holder, job, n, 0)
+        probes.append(job)
+        assert len(probes) <= 20
+
+
 def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(5)])])
