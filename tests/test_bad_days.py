@@ -162,6 +162,13 @@ def test_an_upstream_that_refuses_many_ends_no_message(kind, share):
     assert not sim.set_aside() and len(sim.delivered) == 1000
 
 
+@kinds("404", "401")
+def test_refusals_say_nothing_about_the_pace(kind):
+    sim = Simulation(Upstream(odd=kind), stream(100, 60) + stream(30, 60, "odd-"), limit=1000.0)
+    rates = [sim.run(1).state.traffic.standings["fcm"].pace.rate for _ in range(60)]
+    assert rates == sorted(rates) and rates[-1] > 980, "it was never cut"
+
+
 @kinds("503", "429", "404")
 def test_an_odd_job_of_many_tokens_delays_nobody(kind):
     arrivals = [*stream(2, 60), Arrival(20.0, tuple(f"odd-{n}" for n in range(300)))]
@@ -201,6 +208,11 @@ def test_a_device_that_has_too_much_slows_nobody_else():
     assert len(sim.waits()) == 6000 and max(sim.waits()) < 0.5
     told = sum(outcome is not DELIVERED for _, outcome in sim.answers)
     assert told < 30 and sim.times["busy-1"] >= 45 and not sim.set_aside()
+
+
+def test_a_device_that_has_too_much_is_asked_more_seldom_each_time():
+    sim = Simulation(Upstream(device_quota=2.0), [Arrival(0.0, ("busy-1",))] * 20).run(900)
+    assert sum(outcome is not DELIVERED for _, outcome in sim.answers) <= 40 and not sim.set_aside()
 
 
 # --------------------------------------------------------------------------------------------------------- all of it
