@@ -11,6 +11,7 @@ from gocm_lib.job import Run, Slice
 from gocm_lib.outcome import (
     DELIVERED,
     RATE_LIMIT_WAIT,
+    SECOND_LOOK,
     TROUBLE,
     Action,
     Outcome,
@@ -60,6 +61,13 @@ def test_what_is_everybodys_trouble_counts_no_attempt_and_a_back_off_ends_no_mes
     assert next_step(busy, Ruling(5), NOW + 100, NOW, 0.1, policy).action is Action.BURY
     asked = next_step(busy._replace(retry_after=200.0), Ruling(), NOW + 100, NOW, 1.0, policy)
     assert (asked.action, asked.counted) == (Action.BURY, "expired")
+
+
+def test_what_was_refused_is_tried_again_soon_while_it_is_not_known_to_be_at_fault():
+    policy = Policy(10.0, 600.0, 5)
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 404")
+    assert next_step(refused, Ruling(0), NOW + 1e5, NOW, 1.0, policy).due_at == NOW + SECOND_LOOK
+    assert next_step(refused, Ruling(1), NOW + 1e5, NOW, 1.0, policy).due_at == NOW + 10
 
 
 def test_a_429_that_does_not_say_is_waited_for_as_google_asks():
