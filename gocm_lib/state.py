@@ -316,9 +316,7 @@ class State:
                 min(free, allowed),
                 now,
                 self.traffic.probing(upstream),
-                (lambda token: spread(self.traffic.held(upstream, token, now), now, self.draw()))
-                if self.traffic.holds(upstream, now)
-                else None,
+                self._holding(upstream, now),
             )
             self.report.count({Count("failures", upstream, "expired"): len(expired)})
         taken = sum(part.size for part in slices)
@@ -327,6 +325,12 @@ class State:
             self.batches[generation] = batch
         self._log_ends([("too old", token) for token in expired])
         return slices, 0.0
+
+    def _holding(self, upstream: str, now: float) -> Callable[[str], float] | None:
+        """What tells until when a token waits because it, or its topic, has had too much; None if none has."""
+        if not self.traffic.holds(upstream, now):
+            return None
+        return lambda token: spread(self.traffic.held(upstream, token, now), now, self.draw())
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""

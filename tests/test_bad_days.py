@@ -144,6 +144,13 @@ def test_one_odd_job_alone_pauses_nobody_once_it_is_known(kind):
 
 
 @kinds("404", "503")
+def test_many_odd_jobs_that_are_alone_delay_the_next_for_seconds(kind):
+    arrivals = [*stream(2, 10, "odd-"), *stream(5, 60), *stream(0.05, 60, begin=180.0)]
+    sim = Simulation(Upstream(odd=kind), arrivals, policy=Policy(1.0, 5.0, 1000)).run(300)
+    assert len(sim.delivered) == 303 and max(sim.waits()) < 8
+
+
+@kinds("404", "503")
 def test_with_a_few_messages_a_minute_they_end_too(kind):
     sim = Simulation(Upstream(odd=kind), stream(0.1, 4000) + stream(1, 3, "odd-")).run(4000)
     assert len(sim.set_aside()) == 3 and max(sim.waits()) < 6
