@@ -29,7 +29,7 @@ KEPT = 900.0  # seconds for which answers are remembered: a little longer than t
 PROOF = math.log(20)  # surprise that charges a token: what chance does once in twenty times
 JUDGED = 8  # troubles of a token that are judged anew each time, for others get over theirs
 ANEW = 5.0  # seconds until the next trouble of a job that may be at fault itself is one more
-LULL = 0.5  # seconds without any answer but trouble, before it is everybody's
+LULL = 0.5  # seconds of trouble and no other answer, before it is everybody's
 HALF_LIFE = 10.0  # seconds: what is usual, for a row of troubles to be told from it
 UNLIKELY = math.log(1000)  # a row of troubles as long as chance makes it once in a thousand times
 LONGEST_ROW = 100
@@ -105,6 +105,7 @@ class Row:
 
     def __init__(self) -> None:
         self.through_at = -math.inf  # when somebody last got through
+        self._began = -math.inf
         self._length = 0
         self._doubtful: set[int] = set()  # suspect jobs that met trouble
         self._counted: OrderedDict[int, float] = OrderedDict()  # jobs that may be at fault themselves, and when
@@ -122,7 +123,12 @@ class Row:
         remember(self._counted, job, now)
         return 1
 
-    def lengthen(self, count: int) -> None:
+    def lengthen(self, count: int, certain: bool, now: float) -> None:
+        """So many troubles more; `certain` when no job can be at fault: that need not be waited for."""
+        if certain:
+            self._began = -math.inf
+        elif not self._length:
+            self._began = now
         self._length += count
 
     def doubt(self, job: int) -> None:
@@ -143,7 +149,7 @@ class Row:
     def is_everybodys(self, now: float) -> bool:
         """Whether the trouble in this row is the upstream's."""
         length = self._length + len(self._doubtful) // DOUBTFUL
-        if not length or 0 <= now - self.through_at < LULL:
+        if not length or 0 <= now - max(self.through_at, self._began) < LULL:
             return False
         through, met = (usual * self._fading(now) for usual in self._usual)
         if through < 1.0:

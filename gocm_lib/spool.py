@@ -337,12 +337,12 @@ class Spool:
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
     def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple]:
-        """The row of a ready token of a job that has had no trouble, or for which that is longest ago. In turns it is
-        one of those that came last, for who has not been tried yet is among them, and one of the others: however many
-        cannot be sent, who can is not passed over.
+        """The row of a ready token of a job that has had no trouble, or for which that is longest ago. Mostly it is one
+        of those that came last, for who has not been tried yet is among them; but every third time one of the others:
+        however many cannot be sent, who can is not passed over.
         """
         self.probes[upstream] += 1
-        look = self._newest if self.probes[upstream] % 2 else self._others
+        look = self._newest if self.probes[upstream] % 3 else self._others
         best: tuple[float, tuple] = math.inf, ()
         for which in range(LANES):
             for row in islice(look(upstream, which), LOOKED_AT):

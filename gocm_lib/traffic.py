@@ -197,7 +197,7 @@ class Traffic:
             return 0
         weight = standing.row.weigh(result.job, proven, result.span, now)
         if not suspect:
-            standing.row.lengthen(weight)
+            standing.row.lengthen(weight, result.outcome.verdict is Verdict.UNREACHABLE, now)
         return weight
 
     def _judge_probe(self, upstream: str, through: bool, troubles: Sequence[Result], now: float) -> None:

@@ -69,10 +69,18 @@ def test_of_many_troubles_the_oldest_are_not_judged_anew():
 def test_a_row_is_everybodys_when_it_is_longer_than_usual():
     row = Row()
     for n in range(20):
-        row.lengthen(1)
+        row.lengthen(1, False, NOW + n)
         row.end(NEIGHBOURS, NOW + n)
     assert not row.is_everybodys(NOW + 20)
-    row.lengthen(1)
+    row.lengthen(1, False, NOW + 19)
     assert not row.is_everybodys(NOW + 19 + LULL / 2) and not row.is_everybodys(NOW + 20)
-    row.lengthen(9)
+    row.lengthen(9, False, NOW + 20)
     assert row.is_everybodys(NOW + 20)
+
+
+def test_the_first_trouble_of_all_is_nobodys_yet():
+    row = Row()
+    row.lengthen(1, False, NOW)
+    assert not row.is_everybodys(NOW + LULL / 2) and row.is_everybodys(NOW + LULL)
+    row.lengthen(1, True, NOW)
+    assert row.is_everybodys(NOW), "but where no job can be at fault"

@@ -66,6 +66,14 @@ def tokens_of(slices):
     }
 
 
+def after_trouble(outcome):
+    """A State that has just heard of trouble, so that the next at 1000.0 is the upstream's."""
+    state = new_state()
+    state.accept([new_job(999, ["first"], now=999.0, life=1.0)])
+    state.settle(1, [Result("gcm", *place, 1, outcome) for place in claim(state, now=999.4)], 999.4)
+    return state
+
+
 class Model(RuleBasedStateMachine):
     """Two generations, jobs of some tokens, every verb in every order, each repeated at will."""
 
@@ -309,9 +317,9 @@ def test_what_grew_too_old_is_buried_not_sent():
 
 
 def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
-    state = new_state()
-    state.accept([new_job(1, ["a", "b", "c"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b", "c"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     assert claim(state, now=1001.0) == {}
     [probe] = claim(state, now=1002.2)
@@ -323,7 +331,7 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
     assert len(claim(state, now=1009.0)) == 2
     assert told(state.snapshot()) == {
         "attempts": 1,
-        "failures": 0,
+        "failures": 1,  # the one before
         "canonicals": 0,
         "notregistered": 0,
         "dropped": 0,
@@ -456,9 +464,9 @@ def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
 
 
 def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
-    state = new_state()
-    state.accept([new_job(1, ["poison"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["poison"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     state.accept([new_job(2, ["good"], now=1001.0)])
     assert list(claim(state, now=1002.05)) == [(2, 0)], "the probe is the other token"
@@ -466,9 +474,9 @@ def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
 
 def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
     """The first message is odd, all of it: the second must not wait until each of its tokens was tried again."""
-    state = new_state()
-    state.accept([new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state = after_trouble(refused)
+    state.accept([new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     now, probes = 1000.0, []
     while (2, 0) not in probes:
@@ -490,7 +498,7 @@ def test_the_probe_is_found_among_hundreds_that_had_trouble_later(wanted):
         [(job, n)] = tokens_of(slices)
         spool.give_back(holder, job, n, 0)
         probes.append(job)
-        assert len(probes) <= 20
+        assert len(probes) <= 30
 
 
 def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
@@ -508,9 +516,9 @@ def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
 
 
 def test_a_newer_credential_ends_a_pause_for_the_old_one():
-    state = new_state()
-    state.accept([new_job(1, ["a"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     state.accept([new_job(2, ["b"])])
     assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
@@ -518,9 +526,9 @@ def test_a_newer_credential_ends_a_pause_for_the_old_one():
 
 
 def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_itself():
-    state = new_state()
-    state.accept([new_job(1, ["a", "b"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b"])])
 
     def probe(now, since):
         slices, pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
@@ -548,9 +556,9 @@ def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
 
 
 def test_a_connection_without_an_answer_does_not_end_a_pause():
-    state = new_state()
-    state.accept([new_job(1, ["a", "b"])])
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     [probe] = claim(state, now=1002.2)
     silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
