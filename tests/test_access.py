@@ -217,7 +217,7 @@ def test_https_with_a_certificate_that_is_renewed(start, authority, tmp_path):
     slow = https(server, tmp_path)  # reads a large answer at its leisure, and longer than a head may take
     for part in range(4):
         server.send([f"gone-{part}-{n}-{'x' * 3000}" for n in range(1000)], client=https(server, tmp_path))
-    eventually(lambda: http.json("GET", "/gcm/report")["notregistered"] == 4001)
+    eventually(lambda: https(server, tmp_path).json("GET", "/gcm/report")["notregistered"] == 4001)
     slow.connection.request("GET", "/gcm/report/notregistered?peek=1", headers={"Host": "localhost"})
     answer, began, size = slow.connection.getresponse(), time.monotonic(), 0
     while piece := answer.read(400_000):
