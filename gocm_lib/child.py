@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, MutableMapping
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
@@ -51,6 +52,15 @@ def same_code(environ: MutableMapping[str, str]) -> Iterator[None]:
             environ["PYTHONPATH"] = before
 
 
+def fill_standard_files() -> None:
+    """Whoever started us may have closed stdin, stdout or stderr: else the next file that is opened, a client's
+    connection or the spool, would take its number, and what is printed or logged would be written there.
+    """
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+
+
 def forbid_core_dumps() -> None:
     """Let no core file of ours or our children be written: keys and messages would be in it."""
     # 1, not 0: a limit of 0 does not keep the kernel from piping a core to a program, and 1 does (fs/coredump.c).
@@ -82,7 +92,7 @@ def watch_threads() -> None:
         name = problem.thread.name if problem.thread else "?"
         trace = (problem.exc_type, problem.exc_value, problem.exc_traceback)
         log.logger.critical("thread %s failed", name, exc_info=trace)
-        os._exit(Exit.FAILED)
+        leave(Exit.FAILED)
 
     threading.excepthook = failed
 
@@ -98,18 +108,27 @@ def collect_seldom() -> None:
 def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
     """Tell the supervisor why this process cannot start, and end."""
     control.send(("refused", (code, reason)))
+    leave(code)
+
+
+def leave(code: Exit) -> NoReturn:
+    """End this process, whatever its threads do; what was logged is written before, if somebody takes it."""
+    log.flush()
     os._exit(code)
 
 
-def wait_for_word(control: Connection, progress: Callable[[], int] = int) -> None:
+def wait_for_word(
+    control: Connection, progress: Callable[[], int] = int, settled_at: Callable[[], float] = time.monotonic
+) -> None:
     """Return when the supervisor says to finish, or hangs up. Until then, when it asks, tell it `progress()`: a number
-    that stands still only when this process's work does; and when it says so, log anew, from another level on.
+    that stands still only when this process's work does; `settled_at()`: when nothing was left to be settled; and how
+    many lines of our log were dropped. When it says so, log anew, from another level on.
     """
     try:
         while True:
             match control.recv():
                 case "alive?":
-                    control.send(("alive", progress()))
+                    control.send(("alive", (progress(), settled_at(), log.dropped())))
                 case ("log", str(level)):
                     log.restart(level)
                 case _:

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of COMMANDS, `serve` if none is named; the exit code is one of settings.Exit. Problems are one line
     on stderr.
     """
+    child.fill_standard_files()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "serve"
     try:

@@ -22,6 +22,7 @@ class Abilities(NamedTuple):
 
     stopping: bool
     state_answers: bool
+    not_kept: str  # why the last messages could not be brought to the disk, "" if they were
     refusing: str  # why no message is taken, "" when they are
     senders: int  # that are ready
     without_token: Sequence[str]  # upstreams that we have no access token for
@@ -35,6 +36,8 @@ def unready(able: Abilities) -> list[str]:
         reasons.append("stopping")
     if not able.state_answers:
         reasons.append("the state process does not answer: nothing can be kept")
+    elif able.not_kept:
+        reasons.append(f"messages cannot be kept: {able.not_kept}")
     if able.refusing:
         reasons.append(f"messages are refused: {able.refusing}")
     if not able.senders:

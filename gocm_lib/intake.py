@@ -29,6 +29,11 @@ def next_id(last: int, now: float) -> int:
     return max(last + 1, int(now * 1e6))
 
 
+def _patience(jobs: int, tokens: int) -> float:
+    """Seconds until a commit is late."""
+    return PATIENCE + (tokens + jobs) / TOKENS_A_SECOND
+
+
 class _Waiting:
     __slots__ = ("jobs", "tokens", "problem", "answers", "given_up", "done")
 
@@ -47,6 +52,8 @@ class Intake:
         self._client = client
         self._vitals = vitals
         self._last_id = last_id
+        self._trouble = ""  # why the last commit failed
+        self._due: float | None = None  # when the commit that is being made is late
         self._minting = threading.Lock()
         self._queue: SimpleQueue[_Waiting] = SimpleQueue()
         threading.Thread(target=self._run, name="intake", daemon=True).start()
@@ -63,12 +70,19 @@ class Intake:
         """
         waiting = _Waiting(jobs)
         self._queue.put(waiting)
-        if not waiting.done.acquire(timeout=PATIENCE + (waiting.tokens + len(jobs)) / TOKENS_A_SECOND):
+        if not waiting.done.acquire(timeout=_patience(len(jobs), waiting.tokens)):
             waiting.given_up = True
             raise StateUnavailable("the state process does not answer")
         if waiting.problem is not None:
             raise StateUnavailable(waiting.problem)
         return waiting.answers
+
+    def why_not(self) -> str:
+        """Why messages could not be kept, by what became of the last; "" while they are."""
+        due = self._due
+        if due is not None and time.monotonic() > due:
+            return "the disk takes too long"
+        return self._trouble
 
     def _run(self) -> None:
         cpu.stay()
@@ -80,6 +94,8 @@ class Intake:
                 batch = [self._queue.get(timeout=1.0)]
             except Empty:
                 batch = []
+                if self._trouble:
+                    self._commit(batch)  # to know when it is over, though nobody may dare to ask
                 continue
             deadline = time.monotonic() + LINGER
             while self._queue.qsize() + 1 < expected and time.monotonic() < deadline:
@@ -96,11 +112,15 @@ class Intake:
 
     def _commit(self, batch: list[_Waiting]) -> None:
         problem, answers = None, {}
+        jobs = [job for waiting in batch for job in waiting.jobs]
+        self._due = time.monotonic() + _patience(len(jobs), sum(waiting.tokens for waiting in batch))
         try:
-            answers = self._client.accept([job for waiting in batch for job in waiting.jobs])
+            answers = self._client.accept(jobs)
         except StateUnavailable as error:
             problem = str(error)
-            log.logger.warning("%d messages refused: %s", sum(len(waiting.jobs) for waiting in batch), problem)
+            if batch:
+                log.logger.warning("%d messages refused: %s", len(jobs), problem)
+        self._trouble, self._due = problem or "", None
         for waiting in batch:
             waiting.problem = problem
             if answers:

@@ -1,8 +1,7 @@
-"""Logging for every process of GoCM: one line a record, one write a line.
+"""Logging for every process of GoCM: one line a record.
 
-Promises that a line is never torn by another process's (one os.write of at most 4096 bytes to an appending
-descriptor), that nothing in a message can forge a second line, and gives the only form in which a device token may
-be shown.
+Promises that to log keeps nobody waiting (module logwriter), that nothing in a message can forge a second line, and
+gives the only form in which a device token may be shown.
 """
 
 import hashlib
@@ -13,9 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gocm_lib.logwriter import MAX_LINE, Writer
+
 logger = logging.getLogger("gocm")
 
-MAX_LINE = 4096  # POSIX's PIPE_BUF on Linux: a longer write to a pipe may be torn
+PATIENCE = 1.0  # seconds for what is left to be written when a process ends
 PRIORITIES = {
     "debug": 7,
     "info": 6,
@@ -64,41 +65,43 @@ FORMATS: dict[str, Callable[[float, str, str, str, Mapping[str, Any]], str]] = {
 }
 
 
+def to_line(form: str, created: float, level: str, process: str, message: str, fields: Mapping[str, Any]) -> bytes:
+    """A whole line in one of FORMATS, of at most MAX_LINE bytes."""
+    while True:
+        line = FORMATS[form](created, level, process, message, fields).encode("utf-8", "replace")
+        if len(line) < MAX_LINE or not message:
+            return line[: MAX_LINE - 1] + b"\n"
+        # Cut the message, not the line: the end of a JSON line is needed. An escape is up to 12 bytes.
+        message = message[: len(message) - max(1, (len(line) - MAX_LINE) // 12)]
+
+
 class _LineHandler(logging.Handler):
     def __init__(self, process: str, path: str, form: str) -> None:
         super().__init__()
         self.process = process
-        self.path = path
-        self.form = FORMATS[form]
-        self.descriptor = _open(path)
+        self.form = form
+        self.writer = Writer(path, self._dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + logging.Formatter().formatException(record.exc_info)
         fields = getattr(record, "fields", {})
-        level = record.levelname.lower()
-        while True:
-            line = self.form(record.created, level, self.process, message, fields).encode("utf-8", "replace")
-            if len(line) < MAX_LINE or not message:
-                break
-            # Cut the message, not the line: the end of a JSON line is needed. An escape is up to 12 bytes.
-            message = message[: len(message) - max(1, (len(line) - MAX_LINE) // 12)]
-        try:
-            os.write(self.descriptor, line[: MAX_LINE - 1] + b"\n")
-        except OSError:
-            pass  # a full disk or closed pipe must not stop the sending
+        self.writer.put(to_line(self.form, record.created, record.levelname.lower(), self.process, message, fields))
+
+    def _dropped(self, count: int) -> bytes:
+        message = f"{count} lines before this one were dropped: nobody took them"
+        return to_line(self.form, time.time(), "warning", self.process, message, {})
 
     def reopen(self) -> None:
-        """Go on in the file that is at our path now: the old one was renamed by who rotates it. Raises OSError."""
-        if self.path:
-            fresh = _open(self.path)
-            os.dup2(fresh, self.descriptor, inheritable=False)
-            os.close(fresh)
+        self.writer.reopen(
+            lambda error: logger.error(
+                "the log file cannot be opened again, the old one stays in use: %s", error.strerror
+            )
+        )
 
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if path else 2
+    def flush(self) -> None:
+        self.writer.flush(PATIENCE)
 
 
 def resolve(form: str, path: str, environ: Mapping[str, str]) -> str:
@@ -124,12 +127,23 @@ def start(process: str, level: str, path: str, form: str) -> None:
 def restart(level: str) -> None:
     """Log from this level on, and open the file again: it may have been renamed meanwhile."""
     logger.setLevel(level.upper())
-    for handler in logger.handlers:
-        if isinstance(handler, _LineHandler):
-            try:
-                handler.reopen()
-            except OSError as error:
-                logger.error("the log file cannot be opened again, the old one stays in use: %s", error.strerror)
+    for handler in _handlers():
+        handler.reopen()
+
+
+def flush() -> None:
+    """Before a process ends by os._exit: give what was logged a moment to be written."""
+    for handler in _handlers():
+        handler.flush()
+
+
+def dropped() -> int:
+    """How many lines of this process were not written, for nobody took them."""
+    return sum(handler.writer.dropped for handler in _handlers())
+
+
+def _handlers() -> list[_LineHandler]:
+    return [handler for handler in logger.handlers if isinstance(handler, _LineHandler)]
 
 
 def token(whole: str) -> str:

@@ -41,7 +41,7 @@ class Histogram:
             return None
         for count, high in zip(self.counts, self.bounds):
             if below + count >= rank:
-                return low + (high - low) * (rank - below) / count
+                return min(high, low + (high - low) * (rank - below) / count)  # rounding
             below, low = below + count, high
         return low
 

@@ -195,6 +195,10 @@ METRICS = (
         _by(lambda f: f.feedback),
     ),
     Metric(
+        "gocm_log_dropped_total", "counter", (), "lines of the log that nobody took in time",
+        _one(lambda f: f.lines_dropped),
+    ),
+    Metric(
         "gocm_export_failures_total", "counter", ("to",), "sendings to Graphite and StatsD that failed",
         _by(lambda f: f.export_failures),
     ),

@@ -9,7 +9,6 @@ is settled once, with the outcome of the last attempt, unless this process dies 
 claimed by our generation and the supervisor releases it.
 """
 
-import os
 import selectors
 import socket
 import threading
@@ -149,7 +148,7 @@ class Loop:
             dialled = error
         except Exception:  # the pool of threads would swallow it, and the lane count on this dial for ever
             log.logger.exception("dialling failed")
-            os._exit(Exit.FAILED)
+            child.leave(Exit.FAILED)
         self._inbox.append((lane, dialled))
         self._ring()
 
@@ -388,30 +387,48 @@ def _take(queue: Queue, loop: Loop) -> None:
         loop.push(slices)
 
 
-def _settle(settled: SimpleQueue, client: Client, generation: int) -> None:
-    """Settle in batches until None arrives; a state process that is away is waited for."""
-    last = troubled = False
-    while not last:
-        batch = [settled.get()]
-        if batch[0] is not None:
-            time.sleep(SETTLE_EVERY)
-        try:
-            while batch[-1] is not None:
-                batch.append(settled.get_nowait())
-        except Empty:
-            pass
-        last = batch[-1] is None
-        results: list[Result] = join(result for results in batch if results for result in results)
-        while results:
+class _Settler:
+    """Has outcomes settled, in batches, until None arrives; a state process that is away is waited for."""
+
+    def __init__(self, outcomes: SimpleQueue, client: Client, generation: int) -> None:
+        self._outcomes = outcomes
+        self._client = client
+        self._generation = generation
+        self._since: float | None = None
+
+    def settled_at(self) -> float:
+        """When all had been settled that there was (monotonic): now, unless something has been waiting since then."""
+        since = self._since
+        return time.monotonic() if since is None else since
+
+    def run(self) -> None:
+        last = False
+        while not last:
+            batch = [self._outcomes.get()]
+            if batch[0] is not None:
+                time.sleep(SETTLE_EVERY)
             try:
-                client.settle(generation, results, time.time())
-                troubled = False
+                while batch[-1] is not None:
+                    batch.append(self._outcomes.get_nowait())
+            except Empty:
+                pass
+            last = batch[-1] is None
+            if results := join(result for results in batch if results for result in results):
+                self._settle(results)
+
+    def _settle(self, results: Sequence[Result]) -> None:
+        self._since = time.monotonic()
+        troubled = False
+        while True:
+            try:
+                self._client.settle(self._generation, results, time.time())
                 break
             except StateUnavailable as error:
                 if not troubled:
                     log.logger.warning("outcomes wait to be settled: %s", error)
                 troubled = True
                 time.sleep(0.1)
+        self._since = None
 
 
 def rooms(settings: Settings) -> dict[str, int]:
@@ -449,15 +466,16 @@ def main(
     settled: SimpleQueue = SimpleQueue()
     meter = Meter(cells, list(upstreams.DIALECTS))
     loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box), meter)
-    settler = threading.Thread(target=_settle, args=(settled, Client(address, authkey), generation), name="settler")
-    settler.start()
+    settler = _Settler(settled, Client(address, authkey), generation)
+    settling = threading.Thread(target=settler.run, name="settler")
+    settling.start()
     running = threading.Thread(target=loop.run, name="loop")
     running.start()
     threading.Thread(target=_take, args=(queue, loop), name="taker", daemon=True).start()
     control.send(("ready", None))
-    child.wait_for_word(control, loop.progress)
+    child.wait_for_word(control, loop.progress, settler.settled_at)
     loop.finish()
     running.join()
     settled.put(None)
-    settler.join()
-    os._exit(Exit.OK)
+    settling.join()
+    child.leave(Exit.OK)

@@ -298,6 +298,7 @@ class Service:
         able = health.Abilities(
             stopping=self.draining,
             state_answers=snapshot is not None,
+            not_kept=self.intake.why_not(),
             refusing=snapshot.refusing if snapshot else "",
             senders=figures.senders,
             without_token=without,

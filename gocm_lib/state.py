@@ -11,7 +11,6 @@ so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 import math
 import multiprocessing.connection
 import multiprocessing.managers
-import os
 import random
 import sqlite3
 import threading
@@ -639,7 +638,7 @@ def _give_up(verb: str, error: Exception) -> NoReturn:
     log.logger.error("state failed in %s", verb, exc_info=error)
     # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
     # that all is well. A whole new start reads what is really there.
-    os._exit(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
+    child.leave(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
 
 
 def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
@@ -673,4 +672,4 @@ def main(settings: Settings, address: str, authkey: bytes, first: bool, control:
     control.send(("ready", state.last_job()))
     child.wait_for_word(control)
     state.close()
-    os._exit(Exit.OK)
+    child.leave(Exit.OK)

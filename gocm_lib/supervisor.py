@@ -110,8 +110,8 @@ def how_it_ended(exitcode: int | None) -> str:
 
 
 class Child:
-    """A child process and the pipe to it. It says ("ready", fact), ("refused", (code, reason)) or ("alive", progress);
-    we ask whether it is alive, and say when to finish.
+    """A child process and the pipe to it. It says ("ready", fact), ("refused", (code, reason)) or ("alive", (progress,
+    when all was settled, lines of its log that were dropped)); we ask whether it is alive, and say when to finish.
     """
 
     def __init__(self, context: Any, kind: str, name: str, target: Callable[..., None], *arguments: object) -> None:
@@ -120,7 +120,10 @@ class Child:
         self.ready = False
         self.fact: Any = None
         self.refusal: tuple[Exit, str] | None = None
+        self.asked = False  # whether it is alive, and it has not said yet
         self.progress = -1
+        self.settled_at = 0.0
+        self.dropped = 0
         self.moved_at = 0.0  # when we last saw it progress
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=target, args=(*arguments, theirs), name=name, daemon=True)
@@ -138,14 +141,22 @@ class Child:
             while self.control.poll():
                 word, fact = self.control.recv()
                 if word == "ready":
-                    self.ready, self.fact, self.moved_at = True, fact, time.monotonic()
+                    self.ready, self.fact = True, fact
+                    self.moved_at = self.settled_at = time.monotonic()
                 elif word == "alive":
-                    self.moved_at = time.monotonic() if fact != self.progress else self.moved_at
-                    self.progress = fact
+                    progress, self.settled_at, self.dropped = fact
+                    self.moved_at = time.monotonic() if progress != self.progress else self.moved_at
+                    self.progress, self.asked = progress, False
                 else:
                     self.refusal = fact
         except (EOFError, OSError):
             pass  # it has ended; its sentinel tells
+
+    def ask(self) -> None:
+        """Ask whether it is alive; only once until it says so, for the pipe to one that reads nothing would fill up."""
+        if not self.asked:
+            self.asked = True
+            self.tell("alive?")
 
     def tell(self, word: str | tuple[str, str]) -> None:
         """Say "alive?", ("log", level): to log anew from that level on, or "finish": what it has in hand, and leave."""
@@ -437,18 +448,22 @@ class Supervisor:
     def _ask_and_ping(self, now: float) -> None:
         if now >= self.next_ask:
             self._ask_senders(now)
+            for each in self.children:
+                if each.kind == "state" and each.ready:
+                    each.ask()  # for its log's sake: whether it moves, the intake sees
             self.next_ask = now + self.ask_every
         if self.systemd.watchdog and now >= self.next_ping:
             self._ping(now)
 
     def _hear(self, each: Child) -> None:
-        starting = not each.ready
+        starting, dropped = not each.ready, each.dropped
         each.hear()
+        self.vitals.lines_dropped += each.dropped - dropped
         if starting and each.ready:
             self.failed_starts = 0
             self.vitals.child_ready(each.kind, each.name)
         if each.name in self.vitals.senders:
-            self.vitals.move(each.name, each.moved_at)
+            self.vitals.sender_moves(each.name, each.moved_at, each.settled_at)
 
     def _ping(self, now: float) -> None:
         """Tell systemd's watchdog that we live, unless something of ours stands still."""
@@ -471,7 +486,7 @@ class Supervisor:
             elif stands_still(each.moved_at, now):
                 log.logger.error("%s has stood still for %.0f s and is killed", each.name, now - each.moved_at)
                 each.process.kill()
-            each.tell("alive?")
+            each.ask()
 
     # ----------------------------------------------------------------------------------------------- starting children
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from gocm_lib import log
 from gocm_lib.settings import SettingsError
 
+NOTIFY_WITHIN = 1.0  # seconds: if it does not listen we go on
 FIRST_SOCKET = 3  # sd_listen_fds(3)
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -32,10 +33,11 @@ class Systemd:
             return
         address = self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(NOTIFY_WITHIN)
             try:
                 sock.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
             except OSError as error:
-                log.logger.warning("cannot notify systemd: %s", error.strerror)
+                log.logger.warning("cannot notify systemd: %s", error.strerror or error)
 
 
 def _socket(descriptor: int) -> socket.socket:

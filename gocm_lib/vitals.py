@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gocm_lib import meter
+from gocm_lib import log, meter
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.meter import Histogram
@@ -71,6 +71,7 @@ class Figures(NamedTuple):
     processes: dict[str, ProcessFigures]  # by kind
     files: int
     max_files: int
+    lines_dropped: int  # of all logs
     export_failures: dict[str, int]
     feedback: dict[str, int]  # requests of the webhook, by how they ended
 
@@ -84,6 +85,7 @@ class Vitals:
         self.requests: Counter[tuple[str, int]] = Counter()  # by route and status
         self.durations: dict[str, Histogram] = {}  # by route
         self.queue_wait = Histogram(meter.WAIT)
+        self.lines_dropped = 0  # of our children's logs
         self.export_failures: Counter[str] = Counter()
         self.feedback = {"taken": 0, "failed": 0}  # requests of the webhook
         self.processes: dict[str, int] = {"front": os.getpid()}
@@ -99,6 +101,10 @@ class Vitals:
     def move(self, part: str, at: float | None = None) -> None:
         """A part moves: now, or last at that time (monotonic)."""
         self.pulses[part] = time.monotonic() if at is None else at
+
+    def sender_moves(self, name: str, at: float, settled_at: float) -> None:
+        """A sender moved last at that time, and nothing that it was answered was left to be settled at another."""
+        self.pulses |= {name: at, _settling(name): settled_at}
 
     def still(self, part: str) -> None:
         """A part has ended: nobody need wait for it to move."""
@@ -142,17 +148,21 @@ class Vitals:
         """A sender finishes what it has in hand, and takes nothing more."""
         with self._counting:
             self.senders.discard(name)
-            self.pulses.pop(name, None)
+            self._sender_is_still(name)
 
     def child_ended(self, kind: str, name: str, died: bool) -> None:
         """A child is gone; what it counted stays."""
         with self._counting:
             self.processes.pop(name, None)
-            self.pulses.pop(name, None)
+            self._sender_is_still(name)
             self.senders.discard(name)
             self.restarts[kind] += died
             if name in self._meters:
                 self._ended = meter.add_up([self._ended, self._meters.pop(name)], UPSTREAMS)
+
+    def _sender_is_still(self, name: str) -> None:
+        self.pulses.pop(name, None)
+        self.pulses.pop(_settling(name), None)
 
     # ------------------------------------------------------------------------------------------------- what there is
 
@@ -199,9 +209,14 @@ class Vitals:
             processes=_by_kind(self._read_processes()),
             files=open_files(),
             max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            lines_dropped=self.lines_dropped + log.dropped(),
             export_failures={to: self.export_failures[to] for to in EXPORTS},
             feedback=dict(self.feedback),
         )
+
+
+def _settling(sender: str) -> str:
+    return f"settling by {sender}"
 
 
 def _by_kind(read: Iterable[tuple[str, ProcessFigures]]) -> dict[str, ProcessFigures]:

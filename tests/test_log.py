@@ -17,19 +17,6 @@ from gocm_lib.server import request_id
 short = pytest.mark.short
 
 
-def written(form, message, fields=None):
-    """What a record with this message becomes, as bytes."""
-    reading, writing = os.pipe()
-    handler = log._LineHandler("front", "", form)
-    handler.descriptor = writing
-    record = log.logger.makeRecord("gocm", 40, "x", 1, "%s", (message,), None, extra={"fields": fields or {}})
-    os.set_blocking(writing, False)
-    handler.emit(record)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        return pipe.read()
-
-
 anything = st.text(max_size=60) | st.text(min_size=1, max_size=30).map(lambda text: text * 400)
 
 
@@ -38,7 +25,7 @@ anything = st.text(max_size=60) | st.text(min_size=1, max_size=30).map(lambda te
 @example("text", "a\u2028b\u2029c\x85d\ne", {"a": "\u2028"})
 @given(st.sampled_from(sorted(log.FORMATS)), anything, st.dictionaries(st.sampled_from("abc"), st.text(max_size=9)))
 def test_a_record_is_one_line_of_at_most_a_pipe_s_atom(form, message, fields):
-    line = written(form, message, fields)
+    line = log.to_line(form, 1e9, "error", "front", message, fields)
     assert len(line) <= 4096 and line.endswith(b"\n")
     assert len(line.decode().splitlines()) == 1, "U+2028 and its like end no line, either"
     if form == "json":

@@ -151,6 +151,7 @@ def test_a_paused_upstream_is_a_note_and_a_full_spool_a_reason(start, sandbox):
         ({}, ""),
         ({"stopping": True}, "stopping"),
         ({"state_answers": False}, "state process"),
+        ({"not_kept": "no socket"}, "cannot be kept: no socket"),
         ({"refusing": "the disk is full"}, "refused: the disk is full"),
         ({"senders": 0}, "no sender"),
         ({"without_token": ["fcm"], "upstreams": 1}, "no access token for fcm"),
@@ -158,7 +159,7 @@ def test_a_paused_upstream_is_a_note_and_a_full_spool_a_reason(start, sandbox):
     ],
 )
 def test_why_it_is_not_ready(change, words):
-    able = Abilities(False, True, "", 2, [], 2)._replace(**change)
+    able = Abilities(False, True, "", "", 2, [], 2)._replace(**change)
     reasons = health.unready(able)
     assert (len(reasons) == 1 and words in reasons[0]) if words else not reasons
 

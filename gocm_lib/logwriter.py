@@ -1,0 +1,124 @@
+"""A writer of log lines that keeps nobody waiting: whoever reads the log, or keeps it, may stand still.
+
+Owns the descriptor, and a thread that alone writes to it: a write to a full pipe or a hanging disk may take for ever,
+and O_NONBLOCK would be everybody's who shares the pipe. Promises that `put` never waits, that lines come in the order
+in which they were put, none torn by another process's (at most MAX_LINE bytes in a write to an appending descriptor),
+and that lines for which there is no room are counted, and told of once there is.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+MAX_LINE = 4096  # POSIX's PIPE_BUF on Linux: a longer write to a pipe may be torn
+ROOM = 1 << 18  # bytes of lines that wait to be written
+STUCK = 0.5  # seconds that a write takes when nobody reads: then nobody is waited for
+
+
+class Writer:
+    def __init__(self, path: str, tell: Callable[[int], bytes]) -> None:
+        """Write to the end of the file at `path`, to stderr if it is empty. `tell` makes a line of how many were
+        dropped. Raises OSError when the file cannot be opened.
+        """
+        self.path = path
+        self.dropped = 0  # lines, since the start
+        self._tell = tell
+        self._descriptor = _open(path)
+        self._lines: deque[bytes | Callable[[OSError], None]] = deque()  # a callable: open the file anew
+        self._waiting = 0  # bytes
+        self._untold = 0
+        self._is_read = True  # as far as we know
+        self._writing_since: float | None = None
+        self._changed = threading.Condition(threading.Lock())
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def put(self, line: bytes) -> None:
+        """Write a line, soon; or count it, if too many wait."""
+        with self._changed:
+            if self._waiting + len(line) > ROOM:
+                self._drop(1)
+                return
+            self._lines.append(line)
+            self._waiting += len(line)
+            self._changed.notify_all()
+
+    def reopen(self, failed: Callable[[OSError], None]) -> None:
+        """After what was put so far, go on in the file that is at our path then: the old one was renamed by who rotates
+        it. If there can be none the old one stays in use, and `failed` is told why.
+        """
+        with self._changed:
+            self._lines.append(failed)
+            self._changed.notify_all()
+
+    def flush(self, patience: float) -> None:
+        """Return when all is written, or after so many seconds, or at once if nobody reads."""
+        deadline = time.monotonic() + patience
+        with self._changed:
+            while (self._lines or self._writing_since is not None) and time.monotonic() < deadline:
+                since = self._writing_since
+                if since is not None and time.monotonic() - since > STUCK:
+                    return
+                self._changed.wait(STUCK / 10)
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        self._untold += count
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._writing_since = None
+                self._changed.notify_all()
+                while not self._lines and not (self._untold and self._is_read):
+                    self._changed.wait()
+                self._writing_since = time.monotonic()
+                batch = self._take()
+            if isinstance(batch, list):
+                self._write(batch)
+            else:
+                self._open_anew(batch)
+
+    def _take(self) -> list[bytes] | Callable[[OSError], None]:
+        """What is to be done next: some lines, together no longer than one may be, or to open the file anew."""
+        if not self._lines:
+            count, self._untold = self._untold, 0
+            return [self._tell(count)]
+        first = self._lines.popleft()
+        if not isinstance(first, bytes):
+            return first
+        batch, size = [first], len(first)
+        while self._lines:
+            line = self._lines[0]
+            if not isinstance(line, bytes) or size + len(line) > MAX_LINE:
+                break
+            self._lines.popleft()
+            batch.append(line)
+            size += len(line)
+        self._waiting -= size
+        return batch
+
+    def _write(self, batch: list[bytes]) -> None:
+        try:
+            os.write(self._descriptor, b"".join(batch))
+            self._is_read = True
+        except OSError:  # the disk is full, or nobody will ever read
+            self._is_read = False
+            with self._changed:
+                self._drop(len(batch))
+
+    def _open_anew(self, failed: Callable[[OSError], None]) -> None:
+        if not self.path:
+            return
+        try:
+            fresh = _open(self.path)
+        except OSError as error:
+            failed(error)
+            return
+        os.dup2(fresh, self._descriptor, inheritable=False)
+        os.close(fresh)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if path else 2
