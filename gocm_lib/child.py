@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
 
@@ -52,13 +53,24 @@ def same_code(environ: MutableMapping[str, str]) -> Iterator[None]:
             environ["PYTHONPATH"] = before
 
 
+def forget_lost_forkserver() -> None:
+    """Where its socket is gone, children are started by a new forkserver; the old one goes on watching those that it
+    has started.
+    """
+    ours = forkserver._forkserver  # type: ignore[attr-defined]
+    if ours._forkserver_address and not os.path.exists(ours._forkserver_address):
+        ours._forkserver_pid = None
+
+
 def fill_standard_files() -> None:
     """Whoever started us may have closed stdin, stdout or stderr: else the next file that is opened, a client's
     connection or the spool, would take its number, and what is printed or logged would be written there.
     """
-    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(lowest, True)
-    os.close(lowest)
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
 
 
 def forbid_core_dumps() -> None:

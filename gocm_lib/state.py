@@ -11,6 +11,7 @@ so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 import math
 import multiprocessing.connection
 import multiprocessing.managers
+import os
 import random
 import sqlite3
 import threading
@@ -59,6 +60,7 @@ AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
 # Of those, after which a token is as good as not sent, unless it is charged.
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
+LOOK_EVERY = 1.0  # seconds between two looks whether our socket is there
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 
 
@@ -651,6 +653,26 @@ def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
     return State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
 
 
+def _serve(address: str, authkey: bytes) -> None:
+    """Listen there for calls, from a thread."""
+    server = _Manager(address=address, authkey=authkey).get_server()
+    threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
+
+
+def _stay_reachable(address: str, authkey: bytes) -> None:
+    """Make the socket anew when somebody has removed it: who is connected would notice nothing, and nobody else could
+    connect any more.
+    """
+    while True:
+        time.sleep(LOOK_EVERY)
+        if not os.path.exists(address):
+            try:
+                _serve(address, authkey)
+            except OSError:
+                continue  # its directory is gone, too: the supervisor makes that
+            log.logger.error("somebody removed the state process's socket: made anew")
+
+
 def main(settings: Settings, address: str, authkey: bytes, first: bool, control: Connection) -> None:
     """The state process, the first of this run or one in place of another that died. Tells `control` the highest job
     id on disk when it serves, or why it refuses; then waits there for the word to finish.
@@ -667,8 +689,8 @@ def main(settings: Settings, address: str, authkey: bytes, first: bool, control:
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)
     _Manager.register("State", callable=lambda: edge, exposed=VERBS)
-    server = _Manager(address=address, authkey=authkey).get_server()
-    threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
+    _serve(address, authkey)
+    threading.Thread(target=_stay_reachable, args=(address, authkey), name="reachable", daemon=True).start()
     control.send(("ready", state.last_job()))
     child.wait_for_word(control)
     state.close()

@@ -14,17 +14,14 @@ still had in hand is released to be sent again.
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from multiprocessing import current_process, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
 from gocm_lib import (
@@ -53,6 +50,7 @@ from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
 from gocm_lib.listener import Listener, ListenError
 from gocm_lib.poison import Aloft, BlackBox
+from gocm_lib.rundir import RunDirectory
 from gocm_lib.server import Gate, Server
 from gocm_lib.service import Service
 from gocm_lib.settings import Exit, Settings, SettingsError
@@ -208,11 +206,10 @@ class Supervisor:
         self.systemd = systemd
         self.vitals = Vitals()
         self.context = get_context("forkserver")
-        sweep(tempfile.gettempdir())
-        # Mode 0700: the state's socket is for us alone. multiprocessing puts its own sockets there too.
-        self.directory = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
-        current_process()._config["tempdir"] = self.directory  # type: ignore[attr-defined]
-        self.address = os.path.join(self.directory, "state")
+        self.directory = RunDirectory()
+        # multiprocessing puts its own sockets there, too.
+        current_process()._config["tempdir"] = self.directory.path  # type: ignore[attr-defined]
+        self.address = os.path.join(self.directory.path, "state")
         self.authkey = os.urandom(32)
         self.client = Client(self.address, self.authkey)
         self.children: list[Child] = []
@@ -329,7 +326,10 @@ class Supervisor:
         found, project = credentials.sources(self.settings)
         self.settings = replace(self.settings, fcm_project=project)
         self._start_state()
-        self._start_generation()
+        try:
+            self._start_generation()
+        except OSError as error:
+            raise Stop(Exit.CONFIG, f"cannot start the senders: {error.strerror or error}") from None
         self._await_ready()
         child.watch_threads()
         child.collect_seldom()
@@ -401,6 +401,7 @@ class Supervisor:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         with child.same_code(os.environ):
+            child.forget_lost_forkserver()
             forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
@@ -442,11 +443,16 @@ class Supervisor:
         starts = [start for at, start in self.due if at <= now]
         self.due = [(at, start) for at, start in self.due if at > now]
         for start in starts:
-            start()
+            try:
+                start()
+            except OSError as error:
+                log.logger.error("a process cannot be started just now: %s", error.strerror or error)
+                self.due.append((now + RESTART_REST, start))
         self._release_ended()
 
     def _ask_and_ping(self, now: float) -> None:
         if now >= self.next_ask:
+            self._look_after_directory()
             self._ask_senders(now)
             for each in self.children:
                 if each.kind == "state" and each.ready:
@@ -454,6 +460,13 @@ class Supervisor:
             self.next_ask = now + self.ask_every
         if self.systemd.watchdog and now >= self.next_ping:
             self._ping(now)
+
+    def _look_after_directory(self) -> None:
+        try:
+            if self.directory.restore():
+                log.logger.error("somebody removed %s, where our sockets were: made anew", self.directory.path)
+        except OSError as error:
+            log.logger.error("%s, where our sockets were, is gone: %s", self.directory.path, error.strerror)
 
     def _hear(self, each: Child) -> None:
         starting, dropped = not each.ready, each.dropped
@@ -491,6 +504,7 @@ class Supervisor:
     # ----------------------------------------------------------------------------------------------- starting children
 
     def _spawn(self, kind: str, name: str, target: Callable[..., None], *arguments: object) -> Child:
+        self._look_after_directory()
         self._ensure_forkserver()
         self.children.append(Child(self.context, kind, name, target, self.settings, *arguments))
         self.vitals.child_started(name, self.children[-1].process.pid)
@@ -518,8 +532,12 @@ class Supervisor:
         self._spawn("state", "state", state.main, self.address, self.authkey, first)
 
     def _start_generation(self) -> None:
+        try:
+            queue = self.context.Queue()
+        except OSError as error:
+            needed = "/dev/shm must be there, writable, and have room for semaphores"
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {needed}") from None
         self.newest += 1
-        queue = self.context.Queue()
         generation = Generation(self.newest, queue)
         for place in range(self.settings.senders):
             name = f"sender-{self.newest}.{place + 1}"
@@ -642,13 +660,4 @@ class Supervisor:
             each.process.join(2.0)
         for each in self.listeners:
             each.remove()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def sweep(directory: str) -> None:
-    """Remove what runs of ours that were killed left in the directory for temporary files."""
-    for path in Path(directory).glob("gocm-*-*"):
-        pid = path.name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if pid.isdigit() and path.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(path, ignore_errors=True)
+        self.directory.remove()

@@ -17,7 +17,7 @@ ORDER = tuple(
     "settings config conceal logwriter log systemd listener cpu child job outcome pace blame gcm fcm credentials wire "
     "upstream limits poison turns traffic spool history report idempotency database client state meter sender vitals "
     "intake feeder request access health metrics trend dashboard pages openapi service server feedback exporter "
-    "strain pretend sandbox supervisor bench bundle remote campaign watch cli".split()
+    "strain pretend sandbox rundir supervisor bench bundle remote campaign watch cli".split()
 )
 PURE = {
     "job",

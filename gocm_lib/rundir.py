@@ -1,0 +1,70 @@
+"""The private directory of a run, for the sockets that its processes speak over.
+
+Promises that no other GoCM takes it away while we live, in whatever container: it is locked, which crosses PID
+namespaces, where /proc does not. Nothing is taken away that does not carry our mark, and what somebody else has taken
+away is made anew.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from gocm_lib import log
+
+MARK = ".gocm-run"  # a file in each of ours
+
+
+class RunDirectory:
+    """A fresh directory that only we may enter. Raises OSError."""
+
+    def __init__(self) -> None:
+        _sweep(Path(tempfile.gettempdir()))
+        self.path = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+        self._lock = _take(Path(self.path))
+
+    def restore(self) -> bool:
+        """Make it anew if somebody has taken it away; whether that was so. Raises OSError."""
+        if os.path.isdir(self.path):
+            return False
+        os.mkdir(self.path, 0o700)
+        os.close(self._lock)
+        self._lock = _take(Path(self.path))
+        return True
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _take(path: Path) -> int:
+    """Mark a directory as ours and lock it for as long as the descriptor is open."""
+    (path / MARK).touch()
+    # The directory itself: systemd-tmpfiles(8), too, leaves alone what is locked.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what runs of ours that were killed left there."""
+    for path in parent.glob("gocm-*-*"):
+        with contextlib.suppress(OSError):  # it is not ours, or somebody lives there, or it is gone
+            _remove_if_left(path)
+
+
+def _remove_if_left(path: Path) -> None:
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or not (path / MARK).is_file():
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+        log.logger.info("removed %s, which a GoCM left that was killed", path)
+    finally:
+        os.close(descriptor)
