@@ -29,5 +29,5 @@ setup(
         "fcm": FCM,
         "test": [*FCM, *TEST],
     },
-    entry_points={"console_scripts": ["gocm=gocm_lib.cli:main"]},
+    entry_points={"console_scripts": ["gocm=gocm_lib.start:main"]},
 )

@@ -24,7 +24,7 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 OF_AN_INSTALLATION = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 EARLIEST = 315532800  # 1980: a zip knows no time before
 MAIN = b"""\
-from gocm_lib.cli import main
+from gocm_lib.start import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from gocm_lib import (
     config,
     credentials,
     feedback,
+    init,
     listener,
     log,
     sandbox,
@@ -49,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "serve"
     try:
-        if argv is None and name == "serve":
+        if name != "serve":
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        elif argv is None:
             conceal.restart(words, os.environ)
         return COMMANDS[name].run(words)
     except (SettingsError, Stop) as problem:
@@ -75,9 +79,25 @@ def _print_all(run: Callable[[], int]) -> int:
 
 
 def _serve(words: Sequence[str]) -> int:
-    given = config.load(words, os.environ, "gocm", _overview()).settings
+    home = _home()
+    given = config.load(words, os.environ, "gocm", _overview(), home).settings
+    if (code := init.step_aside()) is not None:
+        return code
     _start_log("front", given)
-    return Supervisor(given, lambda: config.load(words, os.environ).settings, Systemd(os.environ)).run()
+    os.chdir("/")
+
+    def reread() -> Settings:
+        return config.load(words, os.environ, home=home).settings
+
+    return Supervisor(given, home, reread, Systemd(os.environ)).run()
+
+
+def _home() -> str:
+    """Where we are started; it may be gone tomorrow, with the release that was in it, or already."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
 
 
 def _sandbox(words: Sequence[str]) -> NoReturn:
@@ -125,7 +145,7 @@ def _check_config(words: Sequence[str]) -> int:
     if settings.sandbox:
         print("the configuration is good; upstream: the sandbox")
         return Exit.OK
-    found, _ = credentials.sources(settings)
+    found, _ = credentials.sources(settings, _home())
     upstream.from_settings(settings)
     print("the configuration is good; upstreams: " + ", ".join(sorted(found)))
     return Exit.OK

@@ -19,6 +19,7 @@ import urllib3
 
 from gocm_lib import __version__
 from gocm_lib.settings import (
+    PATHS,
     Exit,
     SandboxSettings,
     Settings,
@@ -136,9 +137,11 @@ def parse(
     program: str = "gocm",
     description: str = "",
     words: str = "",
+    home: str = "",
 ) -> Given[AnySettings]:
     """Settings of the given kind from the command line, then GOCM_ variables, then the file that `config` names, then
-    defaults. `words`: what may be on the command line beside them, as --help names it; "": nothing.
+    defaults. `words`: what may be on the command line beside them, as --help names it; "": nothing. `home`: from where
+    paths are given; "": from where we are.
 
     Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
     raise SystemExit(0), as argparse does.
@@ -157,13 +160,16 @@ def parse(
         elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
             texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
     if texts.get("config", [""])[0]:
-        texts = _from_file(texts["config"][0], kind) | texts
+        texts = _from_file(os.path.join(home, texts["config"][0]), kind) | texts
     rows = {row.name: row for row in fields(kind)}
     for name, (text, source) in texts.items():
         if "\0" in text:
             raise SettingsError(f"{source.name} has a NUL character in it")
+        read = rows[name].metadata["read"]
+        if read in PATHS and text not in ("", ":memory:"):
+            text = os.path.join(home, text)
         try:
-            values[name] = rows[name].metadata["read"](text)
+            values[name] = read(text)
         except ValueError as error:
             raise SettingsError(f"{source.name} {error}") from None
     sources = {name: source for name, (_, source) in texts.items()}
@@ -229,7 +235,7 @@ def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, st
     return (_read_key(kept, "the credential"), "systemd's credential") if kept else ("", "")
 
 
-def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Settings]:
+def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> Given[Settings]:
     """The same with what follows from others and from where systemd and Google's tools keep things: an API key, auth
     tokens, TLS files, the webhook's secret and Google credentials may be systemd's credentials `apikey`, `auth-tokens`,
     `tls-cert`, `tls-key`, `feedback-secret` and `fcm.json`, the last also GOOGLE_APPLICATION_CREDENTIALS.
@@ -244,7 +250,8 @@ def _complete(given: Given[Settings], environ: Mapping[str, str]) -> Given[Setti
 
     fill("apikey", *_apikey(given, environ))
     if not (settings.credentials or settings.token_command or settings.fcm_metadata or settings.sandbox):
-        fill("credentials", environ.get("GOOGLE_APPLICATION_CREDENTIALS"), "GOOGLE_APPLICATION_CREDENTIALS")
+        if named := environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+            fill("credentials", os.path.join(home, named), "GOOGLE_APPLICATION_CREDENTIALS")
         fill("credentials", _credential(environ, "fcm.json"), "systemd's credential")
     if not (settings.auth_token_file or settings.no_auth):
         fill("auth_token_file", _credential(environ, "auth-tokens"), "systemd's credential")
@@ -319,12 +326,12 @@ def check_open(settings: Settings, host: str, what: str) -> None:
 
 
 def load(
-    argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = ""
+    argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = "", home: str = ""
 ) -> Given[Settings]:
-    """The server's settings, complete and checked. Raises SettingsError."""
-    given = parse(Settings, argv, environ, program, description)
+    """The server's settings, complete and checked; paths are given from `home`. Raises SettingsError."""
+    given = parse(Settings, argv, environ, program, description, home=home)
     check_variables(environ, (Settings, SandboxSettings))
-    given = _complete(given, environ)
+    given = _complete(given, environ, home)
     _check(given, environ)
     return given
 

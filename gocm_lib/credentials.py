@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -75,11 +76,11 @@ def _http() -> urllib3.PoolManager:
     return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False)
 
 
-def from_command(command: str) -> Callable[[float], Token]:
-    """Run the command; it prints a token, or JSON with access_token and expires_in."""
+def from_command(command: str, directory: str) -> Callable[[float], Token]:
+    """Run the command, in a directory if it is there; it prints a token, or JSON with access_token and expires_in."""
 
     def fetch(now: float) -> Token:
-        code, printed = _run(shlex.split(command))
+        code, printed = _run(shlex.split(command), directory)
         if code:
             raise CredentialError(f"--token-command ended with exit code {code}")
         if printed.startswith(b"{"):
@@ -89,11 +90,18 @@ def from_command(command: str) -> Callable[[float], Token]:
     return fetch
 
 
-def _run(words: list[str]) -> tuple[int, bytes]:
-    """Exit code and output of a command. It and what it started are killed when it takes or prints too much."""
+def _run(words: list[str], directory: str) -> tuple[int, bytes]:
+    """Exit code and output of a command, run in that directory if it is there. It and what it started are killed when
+    it takes or prints too much.
+    """
     try:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=directory if os.path.isdir(directory) else "/",
         )
     except (OSError, IndexError) as error:
         raise CredentialError(f"--token-command cannot be run: {type(error).__name__}") from None
@@ -355,8 +363,10 @@ class Credentials:
                 self._keepers[name].refused(pause)
 
 
-def sources(settings: Settings) -> tuple[dict[str, Source], str]:
-    """The source of each upstream that the settings name, and FCM's project id. Raises SettingsError."""
+def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]:
+    """The source of each upstream that the settings name, and FCM's project id; a command is run in that directory.
+    Raises SettingsError.
+    """
     found: dict[str, Source] = {}
     if settings.apikey:
         found[gcm.NAME] = Source(header=f"key={settings.apikey}")
@@ -365,11 +375,8 @@ def sources(settings: Settings) -> tuple[dict[str, Source], str]:
         fetch, named = from_file(settings.credentials)
         found[fcm.NAME], project = Source(fetch=fetch), project or named
     elif settings.token_command:
-        try:
-            shlex.split(settings.token_command)
-        except ValueError as error:
-            raise SettingsError(f"--token-command cannot be split into words: {error}") from None
-        found[fcm.NAME] = Source(fetch=from_command(settings.token_command))
+        _check_command(settings.token_command, directory)
+        found[fcm.NAME] = Source(fetch=from_command(settings.token_command, directory))
     elif settings.fcm_metadata:
         found[fcm.NAME] = Source(fetch=from_metadata(settings.metadata_host))
         project = project or _metadata_project(settings.metadata_host)
@@ -380,6 +387,17 @@ def sources(settings: Settings) -> tuple[dict[str, Source], str]:
             return found, options.project(project)
         raise SettingsError(f"the project id {project[:64]!r} is malformed: give --fcm-project")
     return found, project
+
+
+def _check_command(command: str, directory: str) -> None:
+    """Raise SettingsError when there is no such program."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise SettingsError(f"--token-command cannot be split into words: {error}") from None
+    program = words[0] if words else ""
+    if not shutil.which(os.path.join(directory, program) if "/" in program else program):
+        raise SettingsError(f"--token-command: there is no program {program or 'in it'} that we may run")
 
 
 def _metadata_project(host: str) -> str:

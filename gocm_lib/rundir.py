@@ -43,10 +43,10 @@ class RunDirectory:
 
 def _take(path: Path) -> int:
     """Mark a directory as ours and lock it for as long as the descriptor is open."""
-    (path / MARK).touch()
     # The directory itself: systemd-tmpfiles(8), too, leaves alone what is locked.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (path / MARK).touch()  # only now: what is marked and not locked is taken for left
     return descriptor
 
 

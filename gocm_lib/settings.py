@@ -137,9 +137,17 @@ def project(value: str) -> str:
     return value
 
 
+def path(value: str) -> str:
+    """Where a file is or will be. One that is given from where we are is found from elsewhere, too (module config)."""
+    return value
+
+
 def readable_file(value: str) -> str:
     if value and not os.access(value, os.R_OK):
         raise ValueError(f"cannot read the file {value}")
+    if value and not os.path.isfile(value):
+        # A pipe would hold whoever reads it, again at each SIGHUP, until somebody writes.
+        raise ValueError(f"{value} is no regular file")
     return value
 
 
@@ -226,6 +234,9 @@ def host_names(value: str) -> tuple[str, ...]:
     return names
 
 
+PATHS = (path, readable_file, secret_file, secret_file_to_be, socket_path)
+
+
 def option(
     default: Any,
     read: Callable[[str], Any],
@@ -260,7 +271,7 @@ class Settings:
     file follow from it.
     """
 
-    config: str = option("", text, "file with options, in TOML: `port = 5601`", metavar="FILE")
+    config: str = option("", path, "file with options, in TOML: `port = 5601`", metavar="FILE")
     apikey: str = option(
         "",
         secret,
@@ -302,7 +313,7 @@ class Settings:
     )
     tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE", live=True)
     tls_key: str = option("", secret_file, "PEM private key of --tls-cert", metavar="FILE", live=True)
-    logto: str = option("", text, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
+    logto: str = option("", path, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
     log_level: str = option(
         "info",
         one_of("debug", "info", "warning", "error"),
@@ -336,7 +347,7 @@ class Settings:
     )
     spool: str = option(
         "",
-        text,
+        path,
         "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox sandbox.db) in "
         "$STATE_DIRECTORY, else in ~/.local/state/gocm",
         metavar="PATH",

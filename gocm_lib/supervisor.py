@@ -30,6 +30,7 @@ from gocm_lib import (
     child,
     config,
     credentials,
+    early,
     fcm,
     gcm,
     health,
@@ -191,8 +192,8 @@ class Generation:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, reread: Callable[[], Settings], systemd: Systemd) -> None:
-        """`reread` gives the settings as they are then (SIGHUP)."""
+    def __init__(self, settings: Settings, home: str, reread: Callable[[], Settings], systemd: Systemd) -> None:
+        """`home` is where we were started, `reread` gives the settings as they are then (SIGHUP)."""
         child.forbid_core_dumps()
         files = child.raise_file_limit()
         self.settings = fit_files(settings, files)
@@ -202,6 +203,7 @@ class Supervisor:
                 *(files, self.settings.max_connections, self.settings.connections),
             )
         self.given = settings  # as it was given, to tell what SIGHUP changes
+        self.home = home
         self.reread = reread
         self.systemd = systemd
         self.vitals = Vitals()
@@ -224,7 +226,7 @@ class Supervisor:
         self.ask_every = min(ASK_EVERY, systemd.watchdog / 8) if systemd.watchdog else ASK_EVERY
         self.next_ask = 0.0  # when the senders are next asked whether they are alive
         self.next_ping = 0.0  # when systemd's watchdog is next told that we live
-        self.signals: list[int] = []
+        self.signals = early.signals
         self.listeners: list[Listener] = []
         self.servers: list[Server] = []
         self.feeder: Feeder | None = None
@@ -255,13 +257,12 @@ class Supervisor:
 
     def _told_to_stop(self) -> bool:
         """Deal with the signals noted: SIGHUP reads settings and credentials again, the others stop."""
-        while signal.SIGHUP in self.signals:
+        while self.servers and signal.SIGHUP in self.signals:  # while we start it waits
             self.signals.remove(signal.SIGHUP)
-            if self.servers:
-                self.systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                self._reload()
-                self.systemd.notify("READY=1")
-        return bool(self.signals)
+            self.systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload()
+            self.systemd.notify("READY=1")
+        return any(number != signal.SIGHUP for number in self.signals)
 
     def _reload(self) -> None:
         """Follow what can be followed of changed settings, and say what cannot; open the log files anew."""
@@ -288,7 +289,7 @@ class Supervisor:
 
     def _sources(self, fresh: Settings) -> dict[str, Source]:
         """The sources of credentials by these settings. Raises SettingsError when they are for others than we serve."""
-        found, project = credentials.sources(fresh)
+        found, project = credentials.sources(fresh, self.home)
         if set(found) != set(self.servers[0].service.upstreams) or project != self.settings.fcm_project:
             raise SettingsError("an upstream or its project that is given, changed or taken away needs a restart")
         return found
@@ -323,7 +324,7 @@ class Supervisor:
         if settings.sandbox:
             self._start_sandbox()
             self._await_ready()
-        found, project = credentials.sources(self.settings)
+        found, project = credentials.sources(self.settings, self.home)
         self.settings = replace(self.settings, fcm_project=project)
         self._start_state()
         try:
@@ -629,7 +630,8 @@ class Supervisor:
 
     def _stop(self) -> Exit:
         """No new jobs; what is in flight gets the drain time; the rest stays in the spool."""
-        log.logger.info("stopping on %s", signal.Signals(self.signals[0]).name)
+        number = next(number for number in self.signals if number != signal.SIGHUP)
+        log.logger.info("stopping on %s", signal.Signals(number).name)
         self.systemd.notify("STOPPING=1")
         self.stopping = True
         deadline = time.monotonic() + self.settings.drain

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -326,6 +327,13 @@ def start_fcm(sandbox, run):
     """A function that starts a server sending FCM v1 to the test's sandbox."""
     host = f"127.0.0.1:{sandbox.port}"
     return lambda *words: run("--fcm-url", f"http://{host}", "--fcm-metadata", "--metadata-host", host, *words)
+
+
+@pytest.fixture
+def temporary():
+    """A directory for temporary files with a short name: that of a socket in it must not be long."""
+    with tempfile.TemporaryDirectory(prefix="t-") as place:
+        yield Path(place)
 
 
 @pytest.fixture

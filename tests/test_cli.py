@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import tempfile
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -232,11 +233,12 @@ def test_the_default_spool():
 
 def ends(*words, environ=None):
     """(exit code, the lines on stderr) of a command that must end by itself within two seconds."""
-    program = Program(*words, environ=environ)
-    try:
-        return program.wait(10), program.lines
-    finally:
-        program.kill_group()
+    with tempfile.TemporaryDirectory(prefix="t-") as place:  # what others have left is told where it is found
+        program = Program(*words, environ={"TMPDIR": place, **(environ or {})})
+        try:
+            return program.wait(10), program.lines
+        finally:
+            program.kill_group()
 
 
 def test_no_key_is_one_line():

@@ -250,8 +250,9 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, what):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_bad_file_ends_the_start_with_exit_3(tmp_path):
-    program = Program("--credentials", str(tmp_path / "none.json"), "--port", "0", "--spool", str(tmp_path / "s.db"))
+def test_a_bad_file_ends_the_start_with_exit_3(tmp_path, temporary):
+    words = ("--credentials", str(tmp_path / "none.json"), "--port", "0", "--spool", str(tmp_path / "s.db"))
+    program = Program(*words, environ={"TMPDIR": str(temporary)})
     try:
         assert program.wait(10) == Exit.SENDER
         assert program.lines == [f"gocm: --credentials {tmp_path}/none.json cannot be read: No such file or directory"]
@@ -317,10 +318,10 @@ def upstream_of_bytes():
 @pytest.mark.parametrize("command", ["/nowhere/at/all", "false", "echo", "echo {}", "printf 'a b'", "yes", ""])
 def test_a_command_that_gives_no_token_is_told_without_what_it_printed(command):
     with pytest.raises(CredentialError) as caught:
-        credentials.from_command(command)(0.0)
+        credentials.from_command(command, "/")(0.0)
     assert "--token-command" in str(caught.value) and "a b" not in str(caught.value)
 
 
 def test_a_command_may_print_json():
-    fetch = credentials.from_command("""echo '{"access_token": "x", "expires_in": 60}'""")
+    fetch = credentials.from_command("""echo '{"access_token": "x", "expires_in": 60}'""", "/")
     assert fetch(1000.0) == Token("x", 1000.0, 1060.0)

@@ -4,10 +4,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import eventually
+from conftest import ROOT, Http, Program, eventually
 
 from gocm_lib.rundir import MARK, RunDirectory
 
@@ -41,23 +42,26 @@ def test_only_what_is_ours_and_left_is_removed(tmp_path, monkeypatch):
 
 
 @root
-def test_one_in_another_pid_namespace_leaves_our_sockets_alone(start, tmp_path):
-    server = start(environ={"TMPDIR": str(tmp_path)})
-    path = run_directory(server, tmp_path)
+def test_one_in_another_pid_namespace_leaves_our_sockets_alone(start, temporary):
+    server = start(environ={"TMPDIR": str(temporary)})
+    path = run_directory(server, temporary)
     words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", ":memory:")
     shielded = ("unshare", "--pid", "--fork", "--mount-proc", "timeout", "-s", "TERM", "3")
     found = subprocess.run(
-        [*shielded, *server.command(words)], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+        [*shielded, *server.command(words)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
     )
     assert "listens on" in found.stderr, found.stderr
-    assert path.exists() and [other for other in tmp_path.glob("gocm-*-*")] == [path]
+    assert path.exists() and [other for other in temporary.glob("gocm-*-*")] == [path]
     server.send(["a"])
     server.settled()
 
 
-def test_what_was_taken_away_is_made_anew(start, tmp_path):
-    server = start("--senders", "1", environ={"TMPDIR": str(tmp_path)})
-    path = run_directory(server, tmp_path)
+def test_what_was_taken_away_is_made_anew(start, temporary):
+    server = start("--senders", "1", environ={"TMPDIR": str(temporary)})
+    path = run_directory(server, temporary)
     shutil.rmtree(path)
     server.logged("made anew")
     server.logged("state process's socket: made anew")
@@ -71,7 +75,7 @@ def test_what_was_taken_away_is_made_anew(start, tmp_path):
     eventually(lambda: server.http().ask("GET", "/readyz")[0] == 200)
     server.send(["b"])
     assert server.settled()["attempts"] == 2
-    assert server.terminate() == 0 and not list(tmp_path.glob("gocm-*-*"))
+    assert server.terminate() == 0 and not list(temporary.glob("gocm-*-*"))
 
 
 NO_ROOM = "mount -t tmpfs -o size=4k tmpfs /dev/shm && dd if=/dev/zero of=/dev/shm/full bs=4k count=1"
@@ -86,3 +90,150 @@ def test_without_shared_memory_it_says_what_is_missing(server, mount):
     found = subprocess.run(words, capture_output=True, text=True)
     assert found.returncode == 78 and "Traceback" not in found.stderr, found.stderr
     assert "/dev/shm must be there" in found.stderr.splitlines()[-1]
+
+
+class Elsewhere(Program):
+    """One that is started in another directory, or in another way."""
+
+    def __init__(self, *words, prefix=(), **how):
+        self.prefix = prefix
+        super().__init__(*words, **how)
+
+    def command(self, words):
+        return [*self.prefix, *super().command(words)]
+
+
+IN = (sys.executable, "-c", "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])")
+SANDBOX = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--retry-base", "0.05")
+
+
+def test_where_it_was_started_may_go_away(tmp_path, temporary):
+    """A release's folder: replaced by the next, while the old one runs."""
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "gocm.toml").write_text("max_tokens = 2\n")
+    words = (*SANDBOX, "--log-level", "debug", "--senders", "1", "--config", "gocm.toml", "--spool", "../gocm.db")
+    program = Elsewhere(*words, prefix=(*IN, str(release)))
+    try:
+        http = Http(int(program.logged(r"gocm \S+ listens on \S+ port (\d+)")))
+        shutil.rmtree(release)
+        [sender] = program.find(r"sender-1.1 is process (\d+)")
+        os.kill(int(sender), signal.SIGKILL)
+        program.logged("sender-2.1 is process")
+        eventually(lambda: http.ask("GET", "/readyz")[0] == 200)
+        release.mkdir()
+        (release / "gocm.toml").write_text("max_tokens = 3\n")
+        program.process.send_signal(signal.SIGHUP)
+        program.logged("SIGHUP: changed: max_tokens")
+        assert (tmp_path / "gocm.db").exists()
+    finally:
+        program.kill_group()
+
+
+def test_a_bundle_named_from_where_it_is_may_lose_that_place_too(tmp_path):
+    subprocess.run([sys.executable, str(ROOT / "gocm.py"), "bundle", "-o", str(tmp_path / "gocm.pyz")], check=True)
+    (tmp_path / "here").mkdir()
+
+    class Bundle(Elsewhere):
+        def command(self, words):
+            return [*self.prefix, sys.executable, "../gocm.pyz", *words]
+
+    program = Bundle(*SANDBOX, "--spool", ":memory:", "--senders", "1", prefix=(*IN, str(tmp_path / "here")))
+    try:
+        http = Http(int(program.logged(r"gocm \S+ listens on \S+ port (\d+)")))
+        shutil.rmtree(tmp_path / "here")
+        assert b"<html" in http.ask("GET", "/status")[2] and http.ask("GET", "/readyz")[0] == 200
+        assert program.terminate() == 0
+    finally:
+        program.kill_group()
+
+
+@root
+def test_as_process_1_it_buries_what_is_left_to_it(sandbox, tmp_path):
+    command = tmp_path / "fetch"
+    command.write_text("#!/bin/sh\n(setsid sleep 0.2 &) >/dev/null 2>&1\necho token\n")
+    command.chmod(0o700)
+    words = (
+        "--token-command",
+        str(command),
+        "--fcm-project",
+        "project-1",
+        "--fcm-url",
+        f"http://127.0.0.1:{sandbox.port}",
+    )
+    shielded = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    program = Elsewhere(*words, "--port", "0", "--spool", str(tmp_path / "gocm.db"), prefix=shielded)
+    try:
+        program.logged("listens on")
+        [first] = children_of(program.process.pid)
+        eventually(lambda: len(children_of(first)) == 1 and not [pid for pid in children_of(first) if is_zombie(pid)])
+        os.kill(first, signal.SIGHUP)
+        program.logged("SIGHUP: keys, tokens")
+        os.kill(first, signal.SIGTERM)
+        program.logged("stopping on SIGTERM")
+        assert program.wait() == 0
+    finally:
+        program.kill_group()
+
+
+def _stat(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["gone", "-1"]
+
+
+def children_of(parent):
+    return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if _stat(pid)[1] == str(parent)]
+
+
+def is_zombie(pid):
+    return _stat(pid)[0] == "Z"
+
+
+def test_a_sighup_before_it_serves_is_not_deadly(tmp_path):
+    program = Program(*SANDBOX, "--spool", ":memory:")
+    try:
+        # From when it is noted: a process that has not come to its own first lines cannot help it.
+        caught = 1 << (signal.SIGHUP - 1)
+        eventually(lambda: int(status(program.process.pid)["SigCgt"], 16) & caught, every=0.001)
+        program.process.send_signal(signal.SIGHUP)
+        program.logged("listens on")
+        program.logged("SIGHUP: keys, tokens")
+        assert program.terminate() == 0
+    finally:
+        program.kill_group()
+
+
+def status(pid):
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+
+
+@short
+@pytest.mark.parametrize("option", ["--apikey-file", "--tls-cert", "--auth-token-file"])
+def test_a_pipe_is_no_key_file(tmp_path, option):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    words = ("check-config", "--sandbox", option, str(tmp_path / "pipe"))
+    found = subprocess.run([sys.executable, str(ROOT / "gocm.py"), *words], capture_output=True, text=True, timeout=20)
+    assert found.returncode == 78 and "pipe is no regular file" in found.stderr
+
+
+@short
+@pytest.mark.parametrize("command", ["no-such-program-here --x", "./nothing", "/nowhere/at/all", "''"])
+def test_a_token_command_that_is_not_there_is_told(command):
+    words = ("check-config", "--token-command", command, "--fcm-project", "project-1")
+    found = subprocess.run([sys.executable, str(ROOT / "gocm.py"), *words], capture_output=True, text=True)
+    assert found.returncode == 78 and "--token-command: there is no program" in found.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_without_stderr_it_has_its_log(tmp_path, closed):
+    path = tmp_path / "log"
+    prefix = ("sh", "-c", f'exec "$0" "$@" {closed}')
+    program = Elsewhere(*SANDBOX, "--spool", str(tmp_path / "gocm.db"), "--logto", str(path), prefix=prefix)
+    try:
+        eventually(lambda: path.exists() and "listens on" in path.read_text())
+        assert os.readlink(f"/proc/{program.process.pid}/fd/2") == "/dev/null"
+        assert program.terminate() == 0 and "stopped" in path.read_text()
+    finally:
+        program.kill_group()
