@@ -29,6 +29,7 @@ from gocm_lib import (
 from gocm_lib.listener import ListenError
 from gocm_lib.remote import Remote, RemoteError
 from gocm_lib.settings import (
+    NO_HOST,
     BenchSettings,
     BundleSettings,
     Exit,
@@ -170,11 +171,12 @@ def _ping(words: Sequence[str]) -> int:
 
 def _place(settings: Settings) -> str:
     """Where the server with these settings is found."""
-    if settings.host == "none":
+    if settings.host == NO_HOST:
         if not settings.socket:
             raise SettingsError("--host none leaves nobody to ask: give --socket")
         return os.path.abspath(settings.socket)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    [first, *_] = settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
     return f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 

@@ -19,6 +19,7 @@ import urllib3
 
 from gocm_lib import __version__
 from gocm_lib.settings import (
+    NO_HOST,
     PATHS,
     Exit,
     SandboxSettings,
@@ -152,28 +153,40 @@ def parse(
     argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
     found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
     texts: dict[str, tuple[str, Source]] = {}
-    several = [row.name for row in fields(kind) if row.metadata["many"] and row.name in found]
-    values: dict[str, Any] = {name: tuple(found.pop(name)) for name in several}
+    several: dict[str, list[str]] = {}  # of those that may be given several times: all but the last
     for row in fields(kind):
         if row.name in found:
-            texts[row.name] = found[row.name], Source(COMMAND_LINE, option_flag(row))
+            *several[row.name], last = found[row.name] if row.metadata["many"] else [found[row.name]]
+            texts[row.name] = last, Source(COMMAND_LINE, option_flag(row))
         elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
             texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
     if texts.get("config", [""])[0]:
         texts = _from_file(os.path.join(home, texts["config"][0]), kind) | texts
     rows = {row.name: row for row in fields(kind)}
+    values: dict[str, Any] = {}
     for name, (text, source) in texts.items():
-        if "\0" in text:
-            raise SettingsError(f"{source.name} has a NUL character in it")
-        read = rows[name].metadata["read"]
-        if read in PATHS and text not in ("", ":memory:"):
-            text = os.path.join(home, text)
-        try:
-            values[name] = read(text)
-        except ValueError as error:
-            raise SettingsError(f"{source.name} {error}") from None
+        found_values = [_read(rows[name], each, source, home) for each in (*several.get(name, ()), text)]
+        values[name] = _together(found_values) if rows[name].metadata["many"] else found_values[0]
     sources = {name: source for name, (_, source) in texts.items()}
     return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
+
+
+def _read(row: Field, text: str, source: Source, home: str) -> Any:
+    """The value of an option's text. Raises SettingsError."""
+    if "\0" in text:
+        raise SettingsError(f"{source.name} has a NUL character in it")
+    read = row.metadata["read"]
+    if read in PATHS and text not in ("", ":memory:"):
+        text = os.path.join(home, text)
+    try:
+        return read(text)
+    except ValueError as error:
+        raise SettingsError(f"{source.name} {error}") from None
+
+
+def _together(values: Iterable[Any]) -> tuple:
+    """What an option is worth that was given several times, each time with one value or with several."""
+    return tuple(part for value in values for part in (value if isinstance(value, tuple) else (value,)))
 
 
 def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
@@ -310,10 +323,12 @@ def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None
             raise SettingsError(f"{given.name(name)} needs --socket: it says who may connect to that")
     if settings.no_auth and settings.auth_token_file:
         raise SettingsError(f"{given.name('no_auth')} and {given.name('auth_token_file')} contradict: choose one")
-    if settings.host == "none" and not settings.socket and not environ.get("LISTEN_FDS"):
+    if "none" in settings.host and len(settings.host) > 1:
+        raise SettingsError(f"{given.name('host')} none contradicts the others: give one or the other")
+    if settings.host == NO_HOST and not settings.socket and not environ.get("LISTEN_FDS"):
         raise SettingsError(f"{given.name('host')} none leaves nothing to listen on: give --socket")
-    if settings.host != "none":
-        check_open(settings, settings.host, f"{given.name('host')} {settings.host}")
+    for host in settings.host if settings.host != NO_HOST else ():
+        check_open(settings, host, f"{given.name('host')} {host}")
 
 
 def check_open(settings: Settings, host: str, what: str) -> None:

@@ -13,10 +13,11 @@ import socket
 import ssl
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 BACKLOG = 1024
+ALL = "::"  # all addresses, of both families
 PATIENCE = 5.0  # seconds to wait for another GoCM that is making a socket in the same directory
 
 
@@ -56,11 +57,27 @@ def inherited(sock: socket.socket) -> Listener:
     return Listener(sock, name[0] if isinstance(name, tuple) else str(name))
 
 
-def tcp(host: str, port: int) -> Listener:
-    """Listen on an address. Raises ListenError."""
+def tcp(hosts: Sequence[str], port: int) -> list[Listener]:
+    """Listen on addresses, on the same port of each (0: a free one). Raises ListenError."""
+    made: list[Listener] = []
+    for host in hosts:
+        # Both families, unless the other is listened to by itself.
+        both = host == ALL and not any(":" not in other for other in hosts) and socket.has_dualstack_ipv6()
+        try:
+            made.append(_tcp(host, port, both))
+        except ListenError:
+            for each in made:
+                each.sock.close()
+            raise
+        port = made[0].sock.getsockname()[1]
+    return made
+
+
+def _tcp(host: str, port: int, both: bool) -> Listener:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return Listener(socket.create_server((host, port), family=family, backlog=BACKLOG), host)
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        return Listener(sock, host)
     except UnicodeError:  # of a name with an empty or overlong part
         raise ListenError(f"cannot listen on {host}: that is no host name; give another --host") from None
     except OSError as error:

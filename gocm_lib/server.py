@@ -27,6 +27,7 @@ from gocm_lib.request import Reader, Request
 from gocm_lib.service import PROBES, Response, Service, counted_as, is_ours, refusal, unavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
+MAPPED = "::ffff:"  # before an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2)
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 LAST_WORDS = 0.5  # seconds that a new connection may take to say something, once we are stopping
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -46,9 +47,9 @@ def _date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def render(response: Response, rid: str, keep_alive: bool, head_only: bool) -> bytes:
+def render(response: Response, rid: str, kept_for: float, head_only: bool) -> bytes:
     """A response to the request of this id as bytes, head and body in one piece: in two, Nagle's algorithm and a
-    delayed ACK cost 40 ms.
+    delayed ACK cost 40 ms. The connection is kept for so many seconds; 0: it is closed.
     """
     lines = [
         f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
@@ -60,7 +61,10 @@ def render(response: Response, rid: str, keep_alive: bool, head_only: bool) -> b
         f"X-Request-Id: {rid}",
     ]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
-    lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
+    if kept_for:
+        lines += ["Connection: keep-alive", f"Keep-Alive: timeout={int(kept_for)}"]
+    else:
+        lines.append("Connection: close")
     head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
     return head if head_only else head + response.body
 
@@ -135,7 +139,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         refused = response.status >= 400 and path not in PROBES
         self.service.vitals.answered(counted_as(path), response.status, took, refused)
         if self.service.settings.access_log:
-            client = self.client_address[0] if self.client_address else "local"
+            client = self.client_address[0].removeprefix(MAPPED) if self.client_address else "local"
             fields = {
                 "request_id": rid,
                 "client": client,
@@ -152,7 +156,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _write(self, response: Response, rid: str, keep_alive: bool, head_only: bool) -> None:
         whole = False
         try:
-            self._send(render(response, rid, keep_alive, head_only))
+            kept_for = self.service.settings.idle_timeout if keep_alive else 0.0
+            self._send(render(response, rid, kept_for, head_only))
             whole = True
         finally:
             if response.written:
@@ -304,7 +309,7 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             request.setblocking(False)
             if not self.tls:
-                request.send(render(unavailable("too many connections"), request_id(None), False, False))
+                request.send(render(unavailable("too many connections"), request_id(None), 0, False))
             request.shutdown(socket.SHUT_WR)
             request.recv(65536)
         except OSError:

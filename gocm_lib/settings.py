@@ -197,9 +197,10 @@ def group(value: str) -> str:
     return value
 
 
-def host(value: str) -> str:
-    """An address or a name; an IPv6 address may have the brackets that it has in a URL."""
-    return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+def hosts(value: str) -> tuple[str, ...]:
+    """Addresses or names with commas between; an IPv6 address may have the brackets that it has in a URL."""
+    names = [name.strip() for name in value.split(",")]
+    return tuple(name[1:-1] if name.startswith("[") and name.endswith("]") else name for name in names)
 
 
 def file_mode(value: str) -> int:
@@ -234,6 +235,7 @@ def host_names(value: str) -> tuple[str, ...]:
     return names
 
 
+NO_HOST = ("none",)  # of --host: a UNIX socket is enough
 PATHS = (path, readable_file, secret_file, secret_file_to_be, socket_path)
 
 
@@ -282,12 +284,13 @@ class Settings:
         live=True,
     )
     apikey_file: str = option("", secret_file, "file that holds the API key", metavar="FILE", live=True)
-    host: str = option(
-        "127.0.0.1",
-        host,
-        "address to listen on, or `none` for a --socket only",
+    host: tuple[str, ...] = option(
+        ("127.0.0.1",),
+        hosts,
+        "address to listen on, :: for all of both families, or `none` for a --socket only; may be repeated",
         also=("-host", "--ipaddress", "-ipaddress"),
         metavar="ADDRESS",
+        many=True,
     )
     port: int = option(
         5601, number(0, 65535), "TCP port to listen on; 0 takes a free one", also=("-port",), metavar="PORT"
@@ -434,7 +437,12 @@ class Settings:
         live=True,
     )
     idle_timeout: float = option(
-        60.0, seconds(0.1, 3600), "seconds an idle client connection is kept", metavar="S", live=True
+        # More than the 60 s of most load balancers: they are to close first, or a request meets our close.
+        75.0,
+        seconds(0.1, 3600),
+        "seconds an idle client connection is kept; answers say so (`Keep-Alive`)",
+        metavar="S",
+        live=True,
     )
     drain: float = option(25.0, seconds(0, 600), "seconds that requests in flight may take when stopping", metavar="S")
     sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send there: no key, no Google")

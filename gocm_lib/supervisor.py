@@ -54,7 +54,7 @@ from gocm_lib.poison import Aloft, BlackBox
 from gocm_lib.rundir import RunDirectory
 from gocm_lib.server import Gate, Server
 from gocm_lib.service import Service
-from gocm_lib.settings import Exit, Settings, SettingsError
+from gocm_lib.settings import NO_HOST, Exit, Settings, SettingsError
 from gocm_lib.systemd import Systemd
 from gocm_lib.trend import Trend
 from gocm_lib.upstream import DIALECTS
@@ -373,8 +373,8 @@ class Supervisor:
         if self.listeners:
             log.logger.info("systemd has opened the sockets: --host and --port are not used")
         self._check_open(settings)
-        if not self.listeners and settings.host != "none":
-            self.listeners.append(self._or_stop(Exit.ADDRESS, listener.tcp, settings.host, settings.port))
+        if not self.listeners and settings.host != NO_HOST:
+            self.listeners = self._or_stop(Exit.ADDRESS, listener.tcp, settings.host, settings.port)
         if settings.socket:
             mode, group = settings.socket_mode, settings.socket_group
             self.listeners.append(self._or_stop(Exit.ADDRESS, listener.unix, settings.socket, mode, group))

@@ -40,9 +40,9 @@ def test_go_s_spelling_works(words):
 
 @short
 def test_go_s_other_flags():
-    assert parse("-apikey", "K", "-ipaddress", "::1", "-logto", "/x").host == "::1"
-    assert parse("-apikey", "K", "-host", "127.0.0.2").host == "127.0.0.2"
-    assert parse("-apikey", "K", "-host", "[::1]").host == "::1"
+    assert parse("-apikey", "K", "-ipaddress", "::1", "-logto", "/x").host == ("::1",)
+    assert parse("-apikey", "K", "-host", "127.0.0.2").host == ("127.0.0.2",)
+    assert parse("-apikey", "K", "-host", "[::1]").host == ("::1",)
 
 
 @short
@@ -395,3 +395,13 @@ def test_every_option_is_told_in_one_table():
     assert len(names) == len(set(names)) and all(row.metadata["help"] for row in fields(Settings))
     hidden = {row.name for row in fields(Settings) if row.metadata["hidden"]}
     assert hidden == {"apikey"} and settings.option_variable(fields(Settings)[0]) == "GOCM_CONFIG"
+
+
+@short
+def test_an_option_may_be_given_several_times():
+    assert parse(*KEY, "--host", "127.0.0.1", "--host", "[::1],127.0.0.2").host == ("127.0.0.1", "::1", "127.0.0.2")
+    assert parse(*KEY, GOCM_HOST="127.0.0.1, ::1").host == ("127.0.0.1", "::1")
+    with pytest.raises(SettingsError, match="--host none contradicts"):
+        parse(*KEY, "--host", "none", "--host", "127.0.0.1")
+    with pytest.raises(SettingsError, match="--host 0.0.0.0 can be reached"):
+        parse(*KEY, "--host", "127.0.0.1", "--host", "0.0.0.0")

@@ -164,3 +164,59 @@ def test_tcp_and_a_socket_at_once(start, tmp_path):
     assert isinstance(server, Server) and server.settled()["attempts"] == 2
     server.process.send_signal(signal.SIGTERM)
     assert server.wait() == 0
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+FAMILIES = {"127.0.0.1": socket.AF_INET, "127.0.0.2": socket.AF_INET, "::1": socket.AF_INET6}
+
+
+@ipv6
+@pytest.mark.parametrize(
+    "hosts, reached",
+    [
+        (["::"], {"127.0.0.1", "127.0.0.2", "::1"}),
+        (["0.0.0.0", "::"], {"127.0.0.1", "127.0.0.2", "::1"}),
+        (["::1", "127.0.0.2"], {"127.0.0.2", "::1"}),
+        (["127.0.0.1"], {"127.0.0.1"}),
+    ],
+)
+def test_it_listens_on_one_address_or_several(hosts, reached):
+    made = listener.tcp(hosts, 0)
+    port = made[0].sock.getsockname()[1]
+    found = set()
+    for host, family in FAMILIES.items():
+        with socket.socket(family) as client:
+            found |= {host} if client.connect_ex((host, port)) == 0 else set()
+    for each in made:
+        each.sock.close()
+    assert found == reached
+
+
+@ipv6
+def test_a_server_on_two_addresses(start):
+    server = start("--host", "127.0.0.1", "--host", "::1", "--access-log")
+    server.logged(r"listens on 127\.0\.0\.1 port \d+ and ::1 port \d+")
+    with socket.create_connection(("::1", server.port)) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = client.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 200") and b"\r\nKeep-Alive: timeout=75\r\n" in answer
+    server.send(["a"])
+    server.settled()
+    server.logged("access .*client=::1 ")
+
+
+def test_an_address_taken_among_several_is_told():
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"127.0.0.2 port {port}: Address already in use"):
+            listener.tcp(["127.0.0.1", "127.0.0.2"], port)
+        for each in listener.tcp(["127.0.0.1"], port):  # which was let go
+            each.sock.close()
