@@ -70,10 +70,10 @@ def retry_delay(failures: int) -> float:
 # --------------------------------------------------------------------- three ways to a token; each a function of now
 
 
-def _http() -> urllib3.PoolManager:
+def _http(ca: str = "") -> urllib3.PoolManager:
     # google-auth passes no time-out of its own, and urllib3's default is none.
     timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
-    return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False)
+    return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False, ca_certs=ca or None)
 
 
 def from_command(command: str, directory: str) -> Callable[[float], Token]:
@@ -195,46 +195,106 @@ def _token(value: Any, life: float, now: float, source: str) -> Token:
     raise CredentialError(f"{source} gave no token")
 
 
-def from_file(path: str) -> tuple[Callable[[float], Token], str]:
-    """The fetcher for a credentials file, by google-auth, and the project id it names ("" when it names none).
+def from_file(path: str, ca: str = "", project: str = "") -> tuple[Callable[[float], Token], str]:
+    """The fetcher for a credentials file, by google-auth, and the project id: the given one, else what the file names
+    or Google knows of it ("" when nobody does). `ca`: as --upstream-ca.
 
     Raises SettingsError, with exit code 3, when the file cannot be used or the extra is not installed.
     """
     _check_file(path)
     try:
         import google.auth
-        import google.auth.exceptions
         import google.auth.transport.urllib3
     except ImportError:
         raise SettingsError(
             "--credentials needs google-auth: pip install 'gocm[fcm]', or use --token-command or --fcm-metadata",
             Exit.SENDER,
         ) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; ours is the operator's
-            credentials, project = google.auth.load_credentials_from_file(path, scopes=[SCOPE])
-    except Exception as error:  # google-auth meets an odd file with whatever exception comes; its text may quote it
-        raise SettingsError(
-            f"--credentials {path} cannot be used: google-auth says {type(error).__name__}; is its key whole?",
-            Exit.SENDER,
-        ) from None
-    request = google.auth.transport.urllib3.Request(_http())
+    file = _CredentialsFile(path, google.auth.transport.urllib3.Request(_http(ca)))
+    return file.fetch, project or file.project()
 
-    def fetch(now: float) -> Token:
+
+class _CredentialsFile:
+    """What google-auth makes of a file, read again when that has changed or what it holds was refused. Nobody need tell
+    us: Kubernetes replaces a mounted secret without a signal.
+    """
+
+    def __init__(self, path: str, request: Any) -> None:
+        self._path = path
+        self._request = request
+        self._doubtful = False
+        self._load()
+
+    def _load(self) -> None:
+        self._seen = _version(self._path)
+        _check_file(self._path)
         try:
-            credentials.refresh(request)  # not before_request(): that starts a look-up thread of its own
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; it is the operator's
+                self._credentials, self._project = _by_google_auth(self._path, self._request)
+        except Exception as error:  # google-auth meets an odd file with any exception; its text may quote the file
+            raise SettingsError(
+                f"--credentials {self._path} cannot be used: google-auth says {type(error).__name__}; is it whole?",
+                Exit.SENDER,
+            ) from None
+
+    def project(self) -> str:
+        """The project id that the file names, or that Google does if it is of another cloud's identity; "" if not."""
+        ask = getattr(self._credentials, "get_project_id", None)
+        if not self._project and ask:
+            with contextlib.suppress(CredentialError):
+                self._project = bounded(lambda: ask(self._request))
+        return self._project or ""
+
+    def fetch(self, now: float) -> Token:
+        """A fresh token. Raises CredentialError."""
+        if self._doubtful or _version(self._path) != self._seen:
+            try:
+                self._load()
+            except SettingsError as error:  # it is being replaced, or is no better
+                log.logger.warning("%s; going on with what it held before", error)
+        self._doubtful = True
+        try:
+            self._credentials.refresh(self._request)  # not before_request(): that starts a look-up thread of its own
         except Exception as error:
             # An odd answer can raise anything. Its text may quote the answer, so all we take from it is whether it is
             # this one well-known word.
             reason = CLOCK if "invalid_grant" in str(error) else type(error).__name__
             raise CredentialError(f"no access token for --credentials: {reason}") from None
+        self._doubtful = False
         life = COMMAND_LIFE
-        if credentials.expiry is not None:
-            life = credentials.expiry.replace(tzinfo=datetime.UTC).timestamp() - now
-        return _token(credentials.token, life, now, "google-auth")
+        if self._credentials.expiry is not None:
+            life = self._credentials.expiry.replace(tzinfo=datetime.UTC).timestamp() - now
+        return _token(self._credentials.token, life, now, "google-auth")
 
-    return fetch, project or ""
+
+def _version(path: str) -> tuple[int, int, int] | None:
+    """What differs when a file has been replaced or written; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _by_google_auth(path: str, request: Any) -> tuple[Any, str]:
+    """google-auth's credentials of a file and the project that it names. Raises anything."""
+    with open(path, "rb") as file:
+        info = json.load(file)
+    if info["type"] != "external_account":
+        import google.auth
+
+        credentials, project = google.auth.load_credentials_from_file(path, scopes=[SCOPE], request=request)
+        return credentials, project or ""
+    # Not by the same function: that would ask Google for the project at once, and fail where it cannot be reached.
+    from google.auth import aws, identity_pool, pluggable
+
+    kind = identity_pool
+    if info.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
+        kind = aws
+    elif "executable" in info.get("credential_source", {}):
+        kind = pluggable
+    return kind.Credentials.from_info(info, scopes=[SCOPE]), ""
 
 
 def _check_file(path: str) -> None:
@@ -313,9 +373,10 @@ class Keeper:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an upstream's Authorization comes from: a fixed header, or what fetches tokens."""
+    """Where an upstream's Authorization comes from: a header, which may be read `again`, or what fetches tokens."""
 
     header: str = ""
+    again: Callable[[], str] | None = None
     fetch: Callable[[float], Token] | None = None
 
 
@@ -324,6 +385,8 @@ class Credentials:
 
     def __init__(self, sources: dict[str, Source]) -> None:
         self._fixed: dict[str, Header] = {}
+        self._again: dict[str, Callable[[], str]] = {}
+        self._read_for: dict[str, float] = {}  # the pauses, by when they began, for which a key was read again
         self._keepers: dict[str, Keeper] = {}
         self.replace(sources)
 
@@ -332,6 +395,9 @@ class Credentials:
         for name, source in sources.items():
             if source.fetch is None:
                 self._fixed[name] = Header(source.header, time.time())
+                self._again.pop(name, None)
+                if source.again:
+                    self._again[name] = source.again
             elif name in self._keepers:
                 self._keepers[name].fetch = source.fetch
                 self._keepers[name].renew()
@@ -357,10 +423,25 @@ class Credentials:
         return ends
 
     def note(self, pauses: dict[str, Pause]) -> None:
-        """Renew the tokens of upstreams that are paused because they answered 401."""
+        """Renew the tokens of upstreams that are paused because they answered 401, and read their keys again."""
         for name, pause in pauses.items():
-            if name in self._keepers and pause.reason.startswith("HTTP 401"):
+            if not pause.reason.startswith("HTTP 401"):
+                continue
+            if name in self._keepers:
                 self._keepers[name].refused(pause)
+            elif name in self._again and self._read_for.get(name) != pause.began:
+                self._read_for[name] = pause.began
+                self._read_again(name)
+
+    def _read_again(self, name: str) -> None:
+        try:
+            header = self._again[name]()
+        except (OSError, ValueError) as error:
+            log.logger.warning("upstream %s: its key's file cannot be read: %s", name, type(error).__name__)
+            return
+        if header not in ("key=", self._fixed[name].text):
+            self._fixed[name] = Header(header, time.time())
+            log.logger.info("upstream %s: its key's file has another key", name)
 
 
 def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]:
@@ -369,11 +450,11 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
     """
     found: dict[str, Source] = {}
     if settings.apikey:
-        found[gcm.NAME] = Source(header=f"key={settings.apikey}")
+        found[gcm.NAME] = Source(header=f"key={settings.apikey}", again=_key_again(settings))
     project = settings.fcm_project
     if settings.credentials:
-        fetch, named = from_file(settings.credentials)
-        found[fcm.NAME], project = Source(fetch=fetch), project or named
+        fetch, project = from_file(settings.credentials, settings.upstream_ca, project)
+        found[fcm.NAME] = Source(fetch=fetch)
     elif settings.token_command:
         _check_command(settings.token_command, directory)
         found[fcm.NAME] = Source(fetch=from_command(settings.token_command, directory))
@@ -387,6 +468,20 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
             return found, options.project(project)
         raise SettingsError(f"the project id {project[:64]!r} is malformed: give --fcm-project")
     return found, project
+
+
+def _key_again(settings: Settings) -> Callable[[], str] | None:
+    """What reads the key's file anew, and gives the header; None if the key is not from a file."""
+    path = settings.apikey_file
+
+    def read() -> str:
+        with open(path) as file:
+            return f"key={options.secret(file.read().strip())}"
+
+    with contextlib.suppress(OSError, ValueError):
+        if path and read() == f"key={settings.apikey}":
+            return read
+    return None
 
 
 def _check_command(command: str, directory: str) -> None:

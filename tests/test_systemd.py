@@ -75,7 +75,7 @@ def test_the_watchdog_is_told_until_something_stands_still(start, notified, tmp_
             assert server.http().ask("POST", "/gcm/send", form(["a"]), FORM)[0] == 503
             server.logged("not told that we live: .*feeder, intake, state stands still")
         else:
-            server.logged("not told that we live: sender-1.1 stands still")
+            server.logged("not told that we live: sender-1.1, settling by sender-1.1 stands still")
         before = pings()
         server.process.send_signal(signal.SIGHUP)  # it is alive and deals with this, and yet
         server.logged("SIGHUP: keys")
@@ -83,6 +83,22 @@ def test_the_watchdog_is_told_until_something_stands_still(start, notified, tmp_
     finally:
         os.kill(pid, signal.SIGCONT)
     eventually(lambda: pings() > before + 2)
+
+
+def test_answers_that_are_not_settled_are_told(start, notified, sandbox, tmp_path):
+    """The sender turns, the state process is asked for nothing else: but what was answered waits."""
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "4000000"}
+    server = start("--senders", "1", environ=environ)
+    sandbox.mode(latency=1.0)
+    server.send(["a"])
+    eventually(lambda: Http(sandbox.port).json("GET", "/sandbox/counts")["in_flight"] == 1)
+    [pid] = server.children("state")
+    stand_still(pid)
+    try:
+        server.logged("not told that we live: .*settling by sender-1.1")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert server.settled()["attempts"] == 1
 
 
 def test_a_watchdog_that_is_another_process_s_is_not_ours(start, notified, tmp_path):
