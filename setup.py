@@ -8,7 +8,7 @@ from setuptools import setup
 HERE = Path(__file__).parent
 TEST = [
     *("pytest>=8", "hypothesis>=6.100", "ruff~=0.17.0", "trustme>=1.1", "h11>=0.14", "prometheus_client>=0.20"),
-    *("selenium>=4.20", "schemathesis>=4.0"),
+    *("selenium>=4.20", "schemathesis>=4.0", "proxy.py>=2.4"),
 ]
 FCM = ["google-auth[urllib3]>=2.29"]
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 import urllib3
 
 from gocm_lib import __version__
+from gocm_lib.proxy import ways
 from gocm_lib.settings import (
     NO_HOST,
     PATHS,
@@ -250,8 +251,9 @@ def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, st
 
 def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> Given[Settings]:
     """The same with what follows from others and from where systemd and Google's tools keep things: an API key, auth
-    tokens, TLS files, the webhook's secret and Google credentials may be systemd's credentials `apikey`, `auth-tokens`,
-    `tls-cert`, `tls-key`, `feedback-secret` and `fcm.json`, the last also GOOGLE_APPLICATION_CREDENTIALS.
+    tokens, TLS files, the webhook's secret, the proxy's user and Google credentials may be systemd's credentials
+    `apikey`, `auth-tokens`, `tls-cert`, `tls-key`, `feedback-secret`, `proxy-auth` and `fcm.json`, the last also
+    GOOGLE_APPLICATION_CREDENTIALS.
     """
     settings = given.settings
     values: dict[str, Any] = {}
@@ -271,8 +273,10 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
     if not (settings.tls_cert or settings.tls_key):
         fill("tls_cert", _credential(environ, "tls-cert"), "systemd's credential")
         fill("tls_key", _credential(environ, "tls-key"), "systemd's credential")
-    if settings.feedback_url and not settings.feedback_secret_file:
-        fill("feedback_secret_file", _credential(environ, "feedback-secret"), "systemd's credential")
+    webhook = {"feedback_secret_file": "feedback-secret"} if settings.feedback_url else {}
+    wanted = {"proxy_auth_file": "proxy-auth", **webhook}
+    for name in [name for name in wanted if not getattr(settings, name)]:
+        fill(name, _credential(environ, wanted[name]), "systemd's credential")
     if not settings.spool:
         fill("spool", default_spool(environ, settings.sandbox), "default")
     if not settings.senders:
@@ -285,6 +289,7 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
 
 def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     _check_upstreams(given)
+    ways(given.settings, environ)
     _check_listeners(given, environ)
     settings = given.settings
     for first, second in (("feedback_url", "feedback_secret_file"), ("feedback_secret_file", "feedback_url")):

@@ -26,6 +26,7 @@ import urllib3
 from gocm_lib import fcm, gcm, log
 from gocm_lib import settings as options
 from gocm_lib.pace import Pause
+from gocm_lib.proxy import DIRECTLY, Ways, ways
 from gocm_lib.settings import Exit, Settings, SettingsError
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
@@ -74,6 +75,25 @@ def _http(ca: str = "") -> urllib3.PoolManager:
     # google-auth passes no time-out of its own, and urllib3's default is none.
     timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
     return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False, ca_certs=ca or None)
+
+
+class _Outwards:
+    """What google-auth makes its requests with: by a proxy or directly, as the URL has it."""
+
+    def __init__(self, ca: str, out: Ways) -> None:
+        self._direct = _http(ca)
+        self._ca = ca
+        self._out = out
+
+    def request(self, method: str, url: str, **how: Any) -> urllib3.BaseHTTPResponse:
+        proxy = self._out.to(url)
+        if proxy is None:
+            return self._direct.request(method, url, **how)
+        timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
+        with urllib3.ProxyManager(
+            proxy.url, proxy_headers=proxy.headers, timeout=timeout, retries=False, ca_certs=self._ca or None
+        ) as manager:
+            return manager.request(method, url, **how)
 
 
 def from_command(command: str, directory: str) -> Callable[[float], Token]:
@@ -195,9 +215,9 @@ def _token(value: Any, life: float, now: float, source: str) -> Token:
     raise CredentialError(f"{source} gave no token")
 
 
-def from_file(path: str, ca: str = "", project: str = "") -> tuple[Callable[[float], Token], str]:
+def from_file(path: str, ca: str = "", project: str = "", out: Ways = DIRECTLY) -> tuple[Callable[[float], Token], str]:
     """The fetcher for a credentials file, by google-auth, and the project id: the given one, else what the file names
-    or Google knows of it ("" when nobody does). `ca`: as --upstream-ca.
+    or Google knows of it ("" when nobody does). `ca`: as --upstream-ca; `out`: how token servers are reached.
 
     Raises SettingsError, with exit code 3, when the file cannot be used or the extra is not installed.
     """
@@ -210,7 +230,7 @@ def from_file(path: str, ca: str = "", project: str = "") -> tuple[Callable[[flo
             "--credentials needs google-auth: pip install 'gocm[fcm]', or use --token-command or --fcm-metadata",
             Exit.SENDER,
         ) from None
-    file = _CredentialsFile(path, google.auth.transport.urllib3.Request(_http(ca)))
+    file = _CredentialsFile(path, google.auth.transport.urllib3.Request(_Outwards(ca, out)))
     return file.fetch, project or file.project()
 
 
@@ -453,7 +473,8 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
         found[gcm.NAME] = Source(header=f"key={settings.apikey}", again=_key_again(settings))
     project = settings.fcm_project
     if settings.credentials:
-        fetch, project = from_file(settings.credentials, settings.upstream_ca, project)
+        out = ways(settings, os.environ)
+        fetch, project = from_file(settings.credentials, settings.upstream_ca, project, out)
         found[fcm.NAME] = Source(fetch=fetch)
     elif settings.token_command:
         _check_command(settings.token_command, directory)

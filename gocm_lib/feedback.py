@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import os
 import random
 import re
 import socket
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 from gocm_lib import __version__, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.outcome import parse_retry_after
+from gocm_lib.proxy import Proxy, ways
 from gocm_lib.settings import Settings, SettingsError
 from gocm_lib.vitals import Vitals
 
@@ -100,13 +102,17 @@ def wait(failures: int, retry_after: float | None, draw: float) -> float:
     return max(retry_after or 0.0, ceiling * (0.5 + draw / 2))
 
 
-def exchange(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str | None]:
-    """POST to a URL: the status and the Retry-After of the answer, whose body is nobody's. Follows no redirect. Raises
-    OSError, HTTPException or ValueError, after PATIENCE seconds at the latest, however the other side keeps us waiting.
+def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None) -> tuple[int, str | None]:
+    """POST to a URL, by a proxy if there is one: the status and the Retry-After of the answer, whose body is nobody's.
+    Follows no redirect. Raises OSError, HTTPException or ValueError, after PATIENCE seconds at the latest, however the
+    other side keeps us waiting.
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=CONNECT)
+    if proxy:
+        connection = kind(proxy.host, proxy.port, timeout=CONNECT)
+        connection.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
     try:
         connection.connect()
         # A time limit of the socket's is for each read: who sends a byte now and then would never meet it.
@@ -133,6 +139,7 @@ class Feedback:
     def __init__(self, settings: Settings, client: Client, vitals: Vitals) -> None:
         """Raises SettingsError when the file of the secret is no good."""
         self._url = settings.feedback_url
+        self._proxy = ways(settings, os.environ).to(settings.feedback_url)
         self._secret = read_secret(settings.feedback_secret_file)
         self._client = client
         self._vitals = vitals
@@ -180,7 +187,7 @@ class Feedback:
         """Make it once: what went wrong ("": nothing), and after how many seconds we are asked to come again."""
         headers = sign(batch, self._secret, time.time())
         try:
-            status, retry_after = exchange(self._url, batch.body, headers)
+            status, retry_after = exchange(self._url, batch.body, headers, self._proxy)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # Not its text: that may hold the URL, which may hold a secret.
             return re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower(), None

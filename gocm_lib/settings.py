@@ -382,6 +382,14 @@ class Settings:
     upstream_ca: str = option(
         "", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE"
     )
+    proxy: str = option(
+        "",
+        text,
+        "HTTP proxy by which upstreams, token servers and the webhook are reached, http://HOST:PORT; default "
+        "$HTTPS_PROXY or $ALL_PROXY; `none`: not those, either; $NO_PROXY makes exceptions",
+        metavar="URL",
+    )
+    proxy_auth_file: str = option("", secret_file, "file with `user:password` for it", metavar="FILE")
     upstream_timeout: float = option(20.0, seconds(0.1, 600), "seconds an upstream may take to answer", metavar="S")
     retry_base: float = option(
         10.0,

@@ -51,6 +51,7 @@ from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
 from gocm_lib.listener import Listener, ListenError
 from gocm_lib.poison import Aloft, BlackBox
+from gocm_lib.proxy import DIRECTLY, ways
 from gocm_lib.rundir import RunDirectory
 from gocm_lib.server import Gate, Server
 from gocm_lib.service import Service
@@ -361,6 +362,8 @@ class Supervisor:
         settings = self.settings
         places = " and ".join(map(str, self.listeners))
         log.logger.info("gocm %s listens on %s, keeps messages in %s", __version__, places, settings.spool)
+        if (out := ways(settings, os.environ)) is not DIRECTLY:
+            log.logger.info("%s", out)
         for name in upstreams:
             url = {gcm.NAME: settings.gcm_url, fcm.NAME: settings.fcm_url}[name]
             log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)

@@ -4,6 +4,8 @@ Owns the connecting: urllib3 resolves, connects, verifies TLS; what it returns i
 Promises that a failure to connect says whether the network or our configuration is at fault.
 """
 
+import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -16,10 +18,12 @@ from urllib3.connection import HTTPConnection
 from gocm_lib import fcm, gcm
 from gocm_lib.job import Slice
 from gocm_lib.outcome import Outcome, Verdict
+from gocm_lib.proxy import Proxy, ways
 from gocm_lib.settings import Settings, SettingsError
 from gocm_lib.wire import Channel, Response
 
 DIALECTS: dict[str, ModuleType] = {gcm.NAME: gcm, fcm.NAME: fcm}
+REFUSED_BY_PROXY = ("401", "403", "407")  # it refuses us; what else it says is that it cannot just now
 CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
 
 
@@ -30,7 +34,10 @@ class _DialMixin:
         connection = self._new_conn()
         connection.timeout = CONNECT_TIMEOUT
         try:
-            connection.connect()
+            if self.proxy is None:
+                connection.connect()
+            else:
+                self._prepare_proxy(connection)  # CONNECT, and then TLS
         except BaseException:
             connection.close()
             raise
@@ -56,7 +63,9 @@ class DialError(Exception):
 class Upstream:
     """One upstream as a sender sees it. `requests` and `outcomes` are the dialect's; `dial` gives a Channel."""
 
-    def __init__(self, dialect: ModuleType, url: str, *, ca_file: str, connections: int) -> None:
+    def __init__(
+        self, dialect: ModuleType, url: str, *, ca_file: str, connections: int, proxy: Proxy | None = None
+    ) -> None:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -67,7 +76,17 @@ class Upstream:
             "Accept-Encoding: identity\r\nUser-Agent: GoCM\r\nAuthorization: "
         ).encode("ascii")
         context = _tls_context(ca_file) if parts.scheme == "https" else None
+        self._proxy = proxy
         manager = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False, ssl_context=context)
+        if proxy:
+            manager = urllib3.ProxyManager(
+                proxy.url,
+                proxy_headers=proxy.headers,
+                num_pools=1,
+                maxsize=connections,
+                retries=False,
+                ssl_context=context,
+            )
         # urllib3's documented place for pools of one's own.
         manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
         self._pool = manager.connection_from_url(url)
@@ -90,7 +109,18 @@ class Upstream:
         except ssl.SSLError as error:
             raise DialError(Outcome(Verdict.UPSTREAM_CONFIG, f"TLS: {error.reason or 'handshake failed'}")) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise DialError(Outcome(Verdict.UNREACHABLE, _reason(error))) from None
+            outcome = _of_proxy(self._proxy, error) if self._proxy else Outcome(Verdict.UNREACHABLE, _reason(error))
+            raise DialError(outcome) from None
+
+
+def _of_proxy(proxy: Proxy, error: Exception) -> Outcome:
+    """A proxy did not bring us to the upstream: whose trouble that is."""
+    # http.client has no class for it: "Tunnel connection failed: 407 Proxy Authentication Required".
+    answer = re.search(r"Tunnel connection failed: (\d{3})", str(error))
+    if not answer:
+        return Outcome(Verdict.UNREACHABLE, f"proxy {proxy}: {_reason(error)}")
+    verdict = Verdict.UPSTREAM_CONFIG if answer[1] in REFUSED_BY_PROXY else Verdict.UNREACHABLE
+    return Outcome(verdict, f"proxy {proxy} answers {answer[1]}")
 
 
 def _reason(error: Exception) -> str:
@@ -123,7 +153,6 @@ def from_settings(settings: Settings) -> dict[str, Upstream]:
         gcm.NAME: settings.gcm_url,
         fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",
     }
-    return {
-        name: Upstream(DIALECTS[name], url, ca_file=settings.upstream_ca, connections=settings.connections)
-        for name, url in urls.items()
-    }
+    out = ways(settings, os.environ)
+    shared = {"ca_file": settings.upstream_ca, "connections": settings.connections}
+    return {name: Upstream(DIALECTS[name], url, proxy=out.to(url), **shared) for name, url in urls.items()}
