@@ -234,6 +234,20 @@ class Server(Program):
         return [int(pid) for pid in self.find(rf"front: {name} is process (\d+)") if Path(f"/proc/{pid}").exists()]
 
 
+class Unread(Server):
+    """A server whose log is read only while it `is_read`."""
+
+    def __init__(self, *words):
+        self.is_read = threading.Event()
+        self.is_read.set()
+        super().__init__(*words)
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            self.is_read.wait()
+
+
 class Upstream:
     """A socket server that gives each connection to a function (sock, number of the connection)."""
 

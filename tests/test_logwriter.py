@@ -2,11 +2,10 @@
 
 import os
 import signal
-import threading
 import time
 
 import pytest
-from conftest import Server, eventually
+from conftest import Unread, eventually
 
 from gocm_lib.logwriter import ROOM, STUCK, Writer
 
@@ -75,20 +74,6 @@ def test_after_it_is_told_to_it_goes_on_in_the_new_file(tmp_path):
     writer.reopen(problems.append)
     writer.flush(9.0)
     assert isinstance(problems[0], IsADirectoryError)
-
-
-class Unread(Server):
-    """A server whose log is read only while it `is_read`."""
-
-    def __init__(self, *words):
-        self.is_read = threading.Event()
-        self.is_read.set()
-        super().__init__(*words)
-
-    def _read(self):
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            self.is_read.wait()
 
 
 @pytest.fixture
