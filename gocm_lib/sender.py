@@ -31,6 +31,7 @@ from gocm_lib.outcome import FIRST_ANSWERS, NO_ANSWER, Outcome, Result, Verdict,
 from gocm_lib.poison import BlackBox, Quarantine
 from gocm_lib.settings import Exit, Settings, SettingsError
 from gocm_lib.upstream import DialError, Upstream
+from gocm_lib.width import Width
 from gocm_lib.wire import Channel, Response, WireError
 
 DIALLERS = 16  # threads: a TLS handshake with Google takes three round trips, and must not stall the loop
@@ -72,9 +73,11 @@ class Lane:
     """An upstream's connections in this sender, and the requests that wait for one."""
 
     upstream: Upstream
+    width: Width
     waiting: deque[Flight] = field(default_factory=deque)
     repeats: deque[Flight] = field(default_factory=deque)  # to go on a fresh connection only
     idle: dict[Channel, float] = field(default_factory=dict)  # since when; in that order, the newest is used first
+    proven: set[Channel] = field(default_factory=set)  # connections that have brought an answer
     connected: int = 0
     dialling: int = 0
     trials: dict[int, Trial] = field(default_factory=dict)  # by job
@@ -97,7 +100,7 @@ class Loop:
         box: BlackBox,
         meter: Meter,
     ) -> None:
-        self.lanes = {name: Lane(upstream) for name, upstream in lanes.items()}
+        self.lanes = {name: Lane(upstream, Width(connections)) for name, upstream in lanes.items()}
         self.connections = connections
         self.timeout = timeout
         self.settled = settled
@@ -247,6 +250,7 @@ class Loop:
                 lane.idle[dialled] = time.monotonic()
             return
         lane.dial_after = time.monotonic() + DIAL_REST
+        lane.width.note(False, lane.connected, time.monotonic())
         if not lane.connected:
             # Nothing is left that could serve them, and asking once for each would take a time-out each.
             self._give_back(lane, dialled.outcome)
@@ -271,14 +275,32 @@ class Loop:
             return
         grounded = self.quarantine.grounds_others
         while lane.waiting and lane.idle and not (grounded and not lane.waiting[0].part.deaths):
-            self._take_off(lane, lane.idle.popitem()[0], lane.waiting.popleft(), now)
+            channel = self._choose(lane)
+            if channel is None:
+                break
+            del lane.idle[channel]
+            self._take_off(lane, channel, lane.waiting.popleft(), now)
         if now < lane.dial_after:
             return
         # No more than there are threads: a dial that queued for one would connect after the need has passed.
         wanted = min(len(lane.repeats) + len(lane.waiting), DIALLERS) - lane.dialling
-        for _ in range(min(wanted, self.connections - lane.connected - lane.dialling)):
+        there = lane.connected + lane.dialling
+        for _ in range(min(wanted, lane.width.allowed(there, now) - there) if wanted > 0 else 0):
             lane.dialling += 1
             self._diallers.submit(self._dial, lane)
+
+    @staticmethod
+    def _choose(lane: Lane) -> Channel | None:
+        """The idle connection for the next request: the newest. Where new ones are turned away, one that works, and for
+        a request that has met that nothing else, while there is any that may.
+        """
+        newest = next(reversed(lane.idle))
+        if not lane.width.is_narrow:
+            return newest
+        proven = next((channel for channel in lane.idle if channel in lane.proven), None)
+        if proven is None and not (lane.waiting[0].repeated and lane.connected > len(lane.idle)):
+            return newest
+        return proven
 
     def _take_off(self, lane: Lane, channel: Channel, flight: Flight, now: float) -> None:
         flight.deadline = now + self.timeout
@@ -308,6 +330,9 @@ class Loop:
     def _on_response(self, channel: Channel, response: Response) -> None:
         lane, flight = self.flights.pop(channel)
         now, took = time.time(), time.monotonic() - flight.deadline + self.timeout
+        if channel not in lane.proven:
+            lane.proven.add(channel)
+            lane.width.note(True, lane.connected, time.monotonic())
         self.meter.answered(flight.part.upstream, response.status, took, now)
         outcomes = lane.upstream.outcomes(flight.part, response, now)
         self.box.land(flight.noted)
@@ -328,15 +353,23 @@ class Loop:
             lane = next(lane for lane in self.lanes.values() if channel in lane.idle)
             del lane.idle[channel]
             self._drop(lane, channel)
+            if not channel.exchanges:
+                lane.width.note(False, lane.connected, time.monotonic())
             return
         lane, flight = self.flights.pop(channel)
         self.box.land(flight.noted)
         self._drop(lane, channel)
-        if error.silent and channel.exchanges > 1 and not flight.repeated:
+        if error.silent and channel.exchanges == 1:
+            lane.width.note(False, lane.connected, time.monotonic())
+        if error.silent and not flight.repeated and (channel.exchanges > 1 or lane.width.is_narrow):
             # Kept alive, then closed without a word just as we wrote: an idle time-out at the other end, and the
-            # request was not looked at. Once more, on a connection that cannot be stale.
+            # request was not looked at. Once more, on a connection that cannot be stale. Or a new one that the path
+            # has turned away: once more, on one that works.
             flight.repeated = True
-            lane.repeats.append(flight)
+            if lane.width.is_narrow:
+                lane.waiting.appendleft(flight)
+            else:
+                lane.repeats.append(flight)
             return
         self.meter.unanswered(flight.part.upstream)
         self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error), answered=False))
@@ -358,6 +391,7 @@ class Loop:
     def _drop(self, lane: Lane, channel: Channel) -> None:
         self._selector.unregister(channel)
         channel.close()
+        lane.proven.discard(channel)
         lane.connected -= 1
 
     def _land(self, lane: Lane, flight: Flight, *outcomes: Outcome) -> None:
