@@ -85,6 +85,13 @@ def unread(sandbox, key_file, tmp_path):
     server.kill_group()
 
 
+@short
+def test_a_pipe_without_a_reader_is_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device"):
+        Writer(str(tmp_path / "pipe"), lambda count: b"")
+
+
 def test_a_log_that_nobody_reads_holds_nothing(unread, sandbox):
     unread.is_read.clear()
     http = unread.http()
