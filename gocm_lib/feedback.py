@@ -102,7 +102,7 @@ def wait(failures: int, retry_after: float | None, draw: float) -> float:
     return max(retry_after or 0.0, ceiling * (0.5 + draw / 2))
 
 
-def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None) -> tuple[int, str | None]:
+def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None = None) -> tuple[int, str | None]:
     """POST to a URL, by a proxy if there is one: the status and the Retry-After of the answer, whose body is nobody's.
     Follows no redirect. Raises OSError, HTTPException or ValueError, after PATIENCE seconds at the latest, however the
     other side keeps us waiting.

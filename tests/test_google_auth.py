@@ -190,18 +190,20 @@ def test_what_the_file_refers_to_may_change_too(tokens, tmp_path):
     assert fetch(time.time()).value == "token-of-sts"
 
 
-def test_a_key_s_file_that_was_replaced_is_read_again_when_the_key_is_refused(start, sandbox, key_file):
-    server = start()
+def test_a_key_s_file_that_was_replaced_is_read_again_when_the_key_is_refused(run, sandbox, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("one-key")
+    key.chmod(0o600)
+    server = run("--gcm-url", sandbox.url(), "--apikey-file", str(key))
     server.send(["a"])
     server.settled()
-    with open(key_file, "w") as file:
-        file.write("an-other-key\n")
+    key.write_text("an-other-key\n")
     sandbox.mode(status=401)
     server.send(["b"])
     server.logged("upstream gcm: its key's file has another key")
     sandbox.mode(status=200)
     server.settled()
-    assert "an-other-key" not in server.log()
+    assert "an-other-key" not in server.log() and "one-key" not in server.log()
 
 
 @short
