@@ -6,6 +6,7 @@ away is made anew.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from gocm_lib import log
 
+LONGEST = 85  # bytes: of the 107 of a socket's path (unix(7)) multiprocessing's names in it need up to 20
 MARK = ".gocm-run"  # a file in each of ours
 
 
@@ -24,6 +26,9 @@ class RunDirectory:
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.path = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+        if len(os.fsencode(self.path)) > LONGEST:
+            os.rmdir(self.path)
+            raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {LONGEST} bytes that sockets allow")
         self._lock = _take(Path(self.path))
 
     def restore(self) -> bool:

@@ -209,7 +209,11 @@ class Supervisor:
         self.systemd = systemd
         self.vitals = Vitals()
         self.context = get_context("forkserver")
-        self.directory = RunDirectory()
+        try:
+            self.directory = RunDirectory()
+        except OSError as error:
+            reason = f"{error.strerror or error}: give another $TMPDIR"
+            raise Stop(Exit.CONFIG, f"no directory for our sockets can be made: {reason}") from None
         # multiprocessing puts its own sockets there, too.
         current_process()._config["tempdir"] = self.directory.path  # type: ignore[attr-defined]
         self.address = os.path.join(self.directory.path, "state")

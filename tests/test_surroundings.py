@@ -92,6 +92,21 @@ def test_without_shared_memory_it_says_what_is_missing(server, mount):
     assert "/dev/shm must be there" in found.stderr.splitlines()[-1]
 
 
+@short
+def test_a_place_for_sockets_whose_name_is_too_long_is_told(temporary):
+    place = temporary / ("x" * 80)
+    place.mkdir()
+    words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", ":memory:")
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "gocm.py"), *words],
+        env={**os.environ, "TMPDIR": str(place)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 78 and "sockets allow: give another $TMPDIR" in found.stderr
+    assert not list(place.iterdir())
+
+
 class Elsewhere(Program):
     """One that is started in another directory, or in another way."""
 
