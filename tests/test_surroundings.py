@@ -1,14 +1,16 @@
 """What is around GoCM and may be missing, shared with others, or taken away."""
 
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Http, Program, eventually
+from conftest import FORM, ROOT, Http, Program, eventually, form
 
 from gocm_lib.rundir import MARK, RunDirectory
 
@@ -252,3 +254,19 @@ def test_without_stderr_it_has_its_log(tmp_path, closed):
         assert program.terminate() == 0 and "stopped" in path.read_text()
     finally:
         program.kill_group()
+
+
+def test_it_is_not_ready_while_what_is_posted_cannot_be_kept(start):
+    """Somebody has the spool locked: it can be read, and nothing more."""
+    server = start()
+    http = server.http()
+    assert http.ask("GET", "/readyz")[0] == 200
+    with contextlib.closing(sqlite3.connect(server.spool, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert http.ask("POST", "/gcm/send", form(["a"]), FORM)[0] == 503
+        status, _, body = http.ask("GET", "/readyz")
+        assert status == 503 and "messages cannot be kept" in body.decode()
+        other.execute("ROLLBACK")
+    eventually(lambda: http.ask("GET", "/readyz")[0] == 200)
+    server.send(["b"])
+    server.settled()
