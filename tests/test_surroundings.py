@@ -214,6 +214,7 @@ def test_a_sighup_before_it_serves_is_not_deadly(tmp_path):
         # From when it is noted: a process that has not come to its own first lines cannot help it.
         caught = 1 << (signal.SIGHUP - 1)
         eventually(lambda: int(status(program.process.pid)["SigCgt"], 16) & caught, every=0.001)
+        assert "_sqlite3" not in Path(f"/proc/{program.process.pid}/maps").read_text(), "before all that takes time"
         program.process.send_signal(signal.SIGHUP)
         program.logged("listens on")
         program.logged("SIGHUP: keys, tokens")
