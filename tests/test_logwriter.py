@@ -1,6 +1,7 @@
 """logwriter: nobody waits for who reads the log, and what was dropped is told."""
 
 import os
+import select
 import signal
 import time
 
@@ -22,6 +23,7 @@ class Pipe:
 
     def read(self):
         """What comes next, or what has come."""
+        assert select.select([self.reading], [], [], 10)[0], "nothing comes"
         return os.read(self.reading, 1 << 20)
 
 
