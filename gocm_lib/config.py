@@ -105,7 +105,7 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
     return parser
 
 
-def _from_file(path: str, kind: type) -> dict[str, tuple[str, Source]]:
+def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]:
     """The options in a TOML file, as texts. Raises SettingsError."""
     try:
         with open(path, "rb") as file:
@@ -115,7 +115,7 @@ def _from_file(path: str, kind: type) -> dict[str, tuple[str, Source]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"--config {path} is not TOML: {error}") from None
     known = {row.name: row for row in fields(kind) if row.name != "config"}
-    texts: dict[str, tuple[str, Source]] = {}
+    texts: dict[str, tuple[Sequence[str], Source]] = {}
     for key, value in found.items():
         name, where = key.replace("-", "_"), f"{key} in {path}"
         if name not in known:
@@ -126,7 +126,7 @@ def _from_file(path: str, kind: type) -> dict[str, tuple[str, Source]]:
             value = ",".join(value)
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"{where} must be a text, a number, true or false")
-        texts[name] = str(value).lower() if isinstance(value, bool) else str(value), Source(FILE, where)
+        texts[name] = [str(value).lower() if isinstance(value, bool) else str(value)], Source(FILE, where)
         if known[name].metadata["hidden"] and os.stat(path).st_mode & 0o007:
             raise SettingsError(f"{where} is a secret, and everybody here may read that file: chmod o= {path}")
     return texts
@@ -153,20 +153,19 @@ def parse(
     end = argv.index("--") if words and "--" in argv else len(argv)
     argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
     found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
-    texts: dict[str, tuple[str, Source]] = {}
-    several: dict[str, list[str]] = {}  # of those that may be given several times: all but the last
+    texts: dict[str, tuple[Sequence[str], Source]] = {}  # one, or several of an option that may be repeated
     for row in fields(kind):
         if row.name in found:
-            *several[row.name], last = found[row.name] if row.metadata["many"] else [found[row.name]]
-            texts[row.name] = last, Source(COMMAND_LINE, option_flag(row))
+            given = found[row.name] if row.metadata["many"] else [found[row.name]]
+            texts[row.name] = given, Source(COMMAND_LINE, option_flag(row))
         elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
-            texts[row.name] = environ[option_variable(row)], Source(ENVIRONMENT, option_variable(row))
-    if texts.get("config", [""])[0]:
-        texts = _from_file(os.path.join(home, texts["config"][0]), kind) | texts
+            texts[row.name] = [environ[option_variable(row)]], Source(ENVIRONMENT, option_variable(row))
+    if "config" in texts and (file := texts["config"][0][0]):
+        texts = _from_file(os.path.join(home, file), kind) | texts
     rows = {row.name: row for row in fields(kind)}
     values: dict[str, Any] = {}
-    for name, (text, source) in texts.items():
-        found_values = [_read(rows[name], each, source, home) for each in (*several.get(name, ()), text)]
+    for name, (given, source) in texts.items():
+        found_values = [_read(rows[name], text, source, home) for text in given]
         values[name] = _together(found_values) if rows[name].metadata["many"] else found_values[0]
     sources = {name: source for name, (_, source) in texts.items()}
     return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
@@ -224,7 +223,8 @@ def _credential(environ: Mapping[str, str], name: str) -> str:
     return path if directory and os.path.exists(path) else ""
 
 
-def _read_key(path: str, source: str) -> str:
+def read_key(path: str, source: str) -> str:
+    """The API key in a file that `source` names. Raises SettingsError."""
     try:
         key = secret(Path(path).read_text().strip())
     except (OSError, ValueError) as error:
@@ -242,11 +242,11 @@ def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, st
     if settings.apikey and settings.apikey_file and key == file:
         raise SettingsError(f"{given.name('apikey')} and {given.name('apikey_file')} both give the key: choose one")
     if settings.apikey_file and file >= key:
-        return _read_key(settings.apikey_file, given.name("apikey_file")), given.name("apikey_file")
+        return read_key(settings.apikey_file, given.name("apikey_file")), given.name("apikey_file")
     if settings.apikey:
         return settings.apikey, given.name("apikey")
     kept = _credential(environ, "apikey")
-    return (_read_key(kept, "the credential"), "systemd's credential") if kept else ("", "")
+    return (read_key(kept, "the credential"), "systemd's credential") if kept else ("", "")
 
 
 def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> Given[Settings]:

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import urllib3
 
-from gocm_lib import fcm, gcm, log
+from gocm_lib import config, fcm, gcm, log
 from gocm_lib import settings as options
 from gocm_lib.pace import Pause
-from gocm_lib.proxy import DIRECTLY, Ways, ways
+from gocm_lib.proxy import DIRECTLY, Proxy, Ways, ways
 from gocm_lib.settings import Exit, Settings, SettingsError
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
@@ -71,28 +71,22 @@ def retry_delay(failures: int) -> float:
 # --------------------------------------------------------------------- three ways to a token; each a function of now
 
 
-def _http(ca: str = "") -> urllib3.PoolManager:
+def _http(ca: str = "", proxy: Proxy | None = None) -> urllib3.PoolManager:
     # google-auth passes no time-out of its own, and urllib3's default is none.
     timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
-    return urllib3.PoolManager(num_pools=2, timeout=timeout, retries=False, ca_certs=ca or None)
+    how: dict[str, Any] = {"num_pools": 2, "timeout": timeout, "retries": False, "ca_certs": ca or None}
+    return urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how) if proxy else urllib3.PoolManager(**how)
 
 
 class _Outwards:
     """What google-auth makes its requests with: by a proxy or directly, as the URL has it."""
 
     def __init__(self, ca: str, out: Ways) -> None:
-        self._direct = _http(ca)
         self._ca = ca
         self._out = out
 
     def request(self, method: str, url: str, **how: Any) -> urllib3.BaseHTTPResponse:
-        proxy = self._out.to(url)
-        if proxy is None:
-            return self._direct.request(method, url, **how)
-        timeout = urllib3.Timeout(connect=5.0, read=FETCH_TIMEOUT)
-        with urllib3.ProxyManager(
-            proxy.url, proxy_headers=proxy.headers, timeout=timeout, retries=False, ca_certs=self._ca or None
-        ) as manager:
+        with _http(self._ca, self._out.to(url)) as manager:  # once in an hour: nothing is worth keeping
             return manager.request(method, url, **how)
 
 
@@ -221,7 +215,6 @@ def from_file(path: str, ca: str = "", project: str = "", out: Ways = DIRECTLY) 
 
     Raises SettingsError, with exit code 3, when the file cannot be used or the extra is not installed.
     """
-    _check_file(path)
     try:
         import google.auth
         import google.auth.transport.urllib3
@@ -247,11 +240,11 @@ class _CredentialsFile:
 
     def _load(self) -> None:
         self._seen = _version(self._path)
-        _check_file(self._path)
+        info = _read_file(self._path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; it is the operator's
-                self._credentials, self._project = _by_google_auth(self._path, self._request)
+                self._credentials, self._project = _by_google_auth(info, self._path, self._request)
         except Exception as error:  # google-auth meets an odd file with any exception; its text may quote the file
             raise SettingsError(
                 f"--credentials {self._path} cannot be used: google-auth says {type(error).__name__}; is it whole?",
@@ -297,10 +290,8 @@ def _version(path: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _by_google_auth(path: str, request: Any) -> tuple[Any, str]:
-    """google-auth's credentials of a file and the project that it names. Raises anything."""
-    with open(path, "rb") as file:
-        info = json.load(file)
+def _by_google_auth(info: dict[str, Any], path: str, request: Any) -> tuple[Any, str]:
+    """google-auth's credentials of a file's content and the project that it names. Raises anything."""
     if info["type"] != "external_account":
         import google.auth
 
@@ -317,7 +308,8 @@ def _by_google_auth(path: str, request: Any) -> tuple[Any, str]:
     return kind.Credentials.from_info(info, scopes=[SCOPE]), ""
 
 
-def _check_file(path: str) -> None:
+def _read_file(path: str) -> dict[str, Any]:
+    """A credentials file's content. Raises SettingsError when it is none."""
     try:
         with open(path, "rb") as file:
             found = json.load(file)
@@ -336,6 +328,7 @@ def _check_file(path: str) -> None:
             options.upstream_url(found["token_uri"])
         except ValueError as error:
             raise SettingsError(f"--credentials {path}: token_uri {error}", Exit.SENDER) from None
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- the owner
@@ -456,10 +449,10 @@ class Credentials:
     def _read_again(self, name: str) -> None:
         try:
             header = self._again[name]()
-        except (OSError, ValueError) as error:
-            log.logger.warning("upstream %s: its key's file cannot be read: %s", name, type(error).__name__)
+        except SettingsError as error:
+            log.logger.warning("upstream %s: %s", name, error)
             return
-        if header not in ("key=", self._fixed[name].text):
+        if header != self._fixed[name].text:
             self._fixed[name] = Header(header, time.time())
             log.logger.info("upstream %s: its key's file has another key", name)
 
@@ -493,14 +486,12 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
 
 def _key_again(settings: Settings) -> Callable[[], str] | None:
     """What reads the key's file anew, and gives the header; None if the key is not from a file."""
-    path = settings.apikey_file
 
     def read() -> str:
-        with open(path) as file:
-            return f"key={options.secret(file.read().strip())}"
+        return f"key={config.read_key(settings.apikey_file, '--apikey-file')}"
 
-    with contextlib.suppress(OSError, ValueError):
-        if path and read() == f"key={settings.apikey}":
+    with contextlib.suppress(SettingsError):
+        if settings.apikey_file and read() == f"key={settings.apikey}":
             return read
     return None
 

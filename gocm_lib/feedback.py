@@ -109,9 +109,9 @@ def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | N
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=CONNECT)
+    place = (proxy.host, proxy.port) if proxy else (parts.hostname or "", parts.port)
+    connection = kind(*place, timeout=CONNECT)
     if proxy:
-        connection = kind(proxy.host, proxy.port, timeout=CONNECT)
         connection.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
     try:
         connection.connect()

@@ -31,7 +31,7 @@ class Writer:
         self._untold = 0
         self._is_read = True  # as far as we know
         self._writing_since: float | None = None
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, line: bytes) -> None:
@@ -74,17 +74,17 @@ class Writer:
                 while not self._lines and not (self._untold and self._is_read):
                     self._changed.wait()
                 self._writing_since = time.monotonic()
-                batch = self._take()
-            if isinstance(batch, list):
+                untold = self._untold if not self._lines else 0
+                batch = [] if untold else self._take()
+            if untold:
+                self._tell_of(untold)
+            elif isinstance(batch, list):
                 self._write(batch)
             else:
                 self._open_anew(batch)
 
     def _take(self) -> list[bytes] | Callable[[OSError], None]:
         """What is to be done next: some lines, together no longer than one may be, or to open the file anew."""
-        if not self._lines:
-            count, self._untold = self._untold, 0
-            return [self._tell(count)]
         first = self._lines.popleft()
         if not isinstance(first, bytes):
             return first
@@ -99,14 +99,23 @@ class Writer:
         self._waiting -= size
         return batch
 
+    def _tell_of(self, untold: int) -> None:
+        if self._put_out(self._tell(untold)):
+            with self._changed:
+                self._untold -= untold
+
     def _write(self, batch: list[bytes]) -> None:
+        if not self._put_out(b"".join(batch)):
+            with self._changed:
+                self._drop(len(batch))
+
+    def _put_out(self, data: bytes) -> bool:
         try:
-            os.write(self._descriptor, b"".join(batch))
+            os.write(self._descriptor, data)
             self._is_read = True
         except OSError:  # the disk is full, or nobody will ever read
             self._is_read = False
-            with self._changed:
-                self._drop(len(batch))
+        return self._is_read
 
     def _open_anew(self, failed: Callable[[OSError], None]) -> None:
         if not self.path:
@@ -118,6 +127,7 @@ class Writer:
             return
         os.dup2(fresh, self._descriptor, inheritable=False)
         os.close(fresh)
+        self._is_read = True
 
 
 def _open(path: str) -> int:

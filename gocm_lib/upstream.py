@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
@@ -77,16 +78,10 @@ class Upstream:
         ).encode("ascii")
         context = _tls_context(ca_file) if parts.scheme == "https" else None
         self._proxy = proxy
-        manager = urllib3.PoolManager(num_pools=1, maxsize=connections, retries=False, ssl_context=context)
+        how: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "retries": False, "ssl_context": context}
+        manager = urllib3.PoolManager(**how)
         if proxy:
-            manager = urllib3.ProxyManager(
-                proxy.url,
-                proxy_headers=proxy.headers,
-                num_pools=1,
-                maxsize=connections,
-                retries=False,
-                ssl_context=context,
-            )
+            manager = urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how)
         # urllib3's documented place for pools of one's own.
         manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
         self._pool = manager.connection_from_url(url)

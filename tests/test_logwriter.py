@@ -59,6 +59,20 @@ def test_what_nobody_will_ever_read_is_counted_once():
 
 
 @short
+def test_a_disk_that_was_full_is_told_of_when_there_is_another_file(tmp_path):
+    link = tmp_path / "log"
+    link.symlink_to("/dev/full")
+    writer = Writer(str(link), lambda count: b"dropped %d\n" % count)
+    for count in range(1, 4):
+        writer.put(b"lost\n")
+        eventually(lambda due=count: writer.dropped == due)
+    link.unlink()
+    writer.reopen(print)
+    eventually(lambda: link.exists() and link.read_bytes() == b"dropped 3\n")
+    assert writer.dropped == 3
+
+
+@short
 def test_after_it_is_told_to_it_goes_on_in_the_new_file(tmp_path):
     path, old = tmp_path / "log", tmp_path / "log.1"
     problems = []

@@ -25,22 +25,22 @@ def run_directory(server, place):
 
 
 @short
-def test_only_what_is_ours_and_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    backup = tmp_path / "gocm-20240101-backup"
+def test_only_what_is_ours_and_left_is_removed(temporary, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    backup = temporary / "gocm-20240101-backup"
     backup.mkdir()
     (backup / "dear").write_text("to somebody")
-    link = tmp_path / "gocm-1-link"
+    link = temporary / "gocm-1-link"
     link.symlink_to(backup)
     alive = RunDirectory()
-    left = tmp_path / "gocm-99999999-left"
+    left = temporary / "gocm-99999999-left"
     left.mkdir()
     (left / MARK).touch()
     other = RunDirectory()
     assert not left.exists() and Path(alive.path).exists() and (backup / "dear").exists() and link.is_symlink()
     other.remove()
     alive.remove()
-    assert sorted(tmp_path.iterdir()) == [link, backup]
+    assert sorted(temporary.iterdir()) == [link, backup]
 
 
 @root
