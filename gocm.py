@@ -24,10 +24,10 @@ it; pace, blame: how fast Google may be sent to, and whose trouble it is; gcm, f
 credentials, wire, width, upstream: how one reaches Google; limits, poison, turns, traffic: what is too much, which
 message makes senders die, whose turn it is, who may be sent to now; spool, history, report, idempotency, database,
 client, state: what is on disk and who may change it; meter, sender; vitals: what the front knows of the whole; intake,
-feeder; request, access, health, metrics, trend, dashboard, pages, openapi, service, server: the HTTP front; feedback;
-exporter; strain, pretend, sandbox: Google played by ourselves; rundir: where our processes meet; supervisor: who starts
-and watches whom; bench: what it costs; bundle: the single file; remote, campaign, watch, init, cli, start: all
-commands.
+feeder; request, access, gate, health, metrics, trend, dashboard, pages, openapi, service, server: the HTTP front;
+feedback; exporter; strain, pretend, sandbox: Google played by ourselves; rundir: where our processes meet; supervisor:
+who starts and watches whom; bench: what it costs; bundle: the single file; remote, campaign, watch, init, cli, start:
+all commands.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

@@ -37,8 +37,10 @@ class Policy(NamedTuple):
 def read_policy(settings: Settings) -> Policy:
     """The policy that the settings make. Raises SettingsError when the file of tokens is no good."""
     digests = _read_tokens(settings.auth_token_file) if settings.auth_token_file else ()
-    anyone = not settings.allowed_hosts and (digests or settings.no_auth)
-    return Policy(digests, None if anyone else frozenset(settings.allowed_hosts))
+    if digests and not settings.allowed_hosts:
+        return Policy(digests)
+    # A page that was led here by a name of its own has no token; where none is asked for, only the name tells.
+    return Policy(digests, frozenset(settings.allowed_hosts) | {host.lower() for host in settings.host})
 
 
 def first_token(path: str) -> str:
@@ -114,6 +116,20 @@ def _is_foreign(headers: Mapping[str, str]) -> bool:
         return site != "same-origin"  # it knows by what name it came; a proxy between us may have changed that
     origin, host = headers.get("origin"), headers.get("host", "").lower()
     return origin is not None and not (host and origin.partition("://")[2].lower() == host)
+
+
+# What browsers send with each request, and clients that are none do not.
+_BROWSERS = ("sec-fetch-site", "sec-fetch-dest", "sec-ch-ua", "upgrade-insecure-requests", "referer")
+
+
+def check_clearing(headers: Mapping[str, str]) -> None:
+    """Raise BadRequest (403) for a GET that would clear a list, by a browser that does not say that our own page asks:
+    a picture in any page is such a GET, and where we are called by plain http and a name, browsers do not tell whose.
+    """
+    agent = headers.get("user-agent", "")
+    is_browser = agent.startswith("Mozilla/") and "PowerShell/" not in agent
+    if headers.get("sec-fetch-site") != "same-origin" and (is_browser or any(name in headers for name in _BROWSERS)):
+        raise BadRequest("a browser may look with ?peek=1; to clear, POST to .../ack, or use curl", "user-agent", 403)
 
 
 def _token(authorization: str) -> bytes | None:

@@ -124,6 +124,8 @@ SCHEMAS: Json = {
     ),
     "Replayed": _object({"replayed": COUNT, "left": FLAG}),
     "Discarded": _object({"discarded": COUNT, "left": FLAG}),
+    "Acknowledged": _object({"acknowledged": COUNT}),
+    "Ack": _object({"ack": COUNT}, additionalProperties=False),
     "Which": _object(
         {},
         {"all": {"const": "1"}, "job": ID, "reason": KEPT, "upstream": UPSTREAM, "older": COUNT},
@@ -191,7 +193,7 @@ def _no(description: str, header: str = "") -> Json:
     }
 
 
-CURSOR = {"GoCM-Cursor": "with ack: what to send next"}
+CURSOR = {"GoCM-Cursor": "with ack or peek: what to confirm next"}
 AGAIN = "Retry-After"
 SENT = {
     "X-GoCM-Job": "the message's id",
@@ -201,7 +203,7 @@ SENT = {
 # What is wrong with a request, by status; every route can answer these
 COMMON = {
     "400": _no("malformed"),
-    "403": _no("a browser asks for another site's page"),
+    "403": _no("a browser asks for another site's page, or would clear a list by GET"),
     "408": _no("it did not come in time"),
     "411": _no("the body has no length, but comes in pieces"),
     "413": _no("the body is too large"),
@@ -265,6 +267,16 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     ("GET", "/gcm/report/notregistered"): {
         "parameters": LIST,
         "responses": {"200": _answer(_ref("NotRegistered"), **CURSOR)},
+    },
+    **{
+        ("POST", f"/gcm/report/{which}/ack"): {
+            "requestBody": {
+                "required": True,
+                "content": {"application/x-www-form-urlencoded": {"schema": _ref("Ack")}},
+            },
+            "responses": {"200": _answer(_ref("Acknowledged")), **TYPED},
+        }
+        for which in ("canonical", "notregistered")
     },
     ("GET", "/gcm/jobs/{id}"): {
         "parameters": [

@@ -31,11 +31,7 @@ def _policy(page: bytes) -> str:
     )
 
 
-STATUS_HEADERS = {
-    "Content-Security-Policy": _policy(STATUS),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+STATUS_POLICY = _policy(STATUS)
 
 
 def go_json(value: object) -> bytes:

@@ -4,6 +4,7 @@ What is answered is module service's. Promises that a client that is slow, silen
 bounded time, never more, and that no secret and no query is in the access log.
 """
 
+import contextlib
 import errno
 import functools
 import http.server
@@ -21,15 +22,24 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from gocm_lib import cpu, log
+from gocm_lib.gate import Asker, Gate, Place
 from gocm_lib.job import BadRequest
 from gocm_lib.listener import Listener
-from gocm_lib.request import Reader, Request
-from gocm_lib.service import PROBES, Response, Service, counted_as, is_ours, refusal, unavailable
+from gocm_lib.request import Head, Reader, Request
+from gocm_lib.service import PROBES, Response, Route, Service, counted_as, is_ours, refusal, unavailable
 
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 MAPPED = "::ffff:"  # before an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2)
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 LAST_WORDS = 0.5  # seconds that a new connection may take to say something, once we are stopping
+CROWDED = "too many connections: come again in a moment"
+# On every answer: what a browser may make of it, which is nothing, but for a page that says otherwise.
+GUARD: dict[str, str | Sequence[str]] = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -60,7 +70,9 @@ def render(response: Response, rid: str, kept_for: float, head_only: bool) -> by
         "Cache-Control: no-store",
         f"X-Request-Id: {rid}",
     ]
-    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    headers = GUARD | response.headers if response.headers else GUARD
+    for name, value in headers.items():
+        lines += [f"{name}: {value}"] if isinstance(value, str) else [f"{name}: {each}" for each in value]
     if kept_for:
         lines += ["Connection: keep-alive", f"Keep-Alive: timeout={int(kept_for)}"]
     else:
@@ -79,16 +91,18 @@ class ClientConnection(socketserver.BaseRequestHandler):
     server: "Server"
     request: socket.socket
 
+    def __init__(self, request: socket.socket, client_address: object, server: "Server", place: Place) -> None:
+        self.place = place
+        super().__init__(request, client_address, server)
+
     def setup(self) -> None:
         self.service = self.server.service
         self.reader = Reader(self.service.settings.max_body)
-        self.busy = False  # a request is being read or answered
-        self.served = 0  # requests answered
+        self.asker = Asker(self.place.peer)
         self.patience = 0.0  # as the kernel was last told
-        if not self.server.listener.is_local:
+        if not self.asker.is_local:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.service.settings.head_timeout))
-        self.server.gate.connections.add(self)
 
     def handle(self) -> None:
         try:
@@ -96,41 +110,60 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 # Python's own time limits: a blocking SSLSocket would not tell us of the kernel's.
                 self.request.settimeout(self.service.settings.head_timeout)
                 self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+                self.place.hang_up = functools.partial(_hang_up, self.request)
             while self._serve_one():
                 pass
         except OSError:
             pass  # the client is gone, or speaks no TLS
 
     def finish(self) -> None:
-        self.server.gate.connections.discard(self)
         if self.server.tls:
             self.request.close()  # the server would close the socket that this one has replaced
-
-    def is_busy(self, waiting: bool) -> bool:
-        """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
-        return self.busy or (waiting and not self.served)
 
     def _serve_one(self) -> bool:
         """Read and answer one request; whether the connection goes on."""
         try:
-            request = self._read()
+            found = self._read()
         except BadRequest as problem:
             return self._refuse(problem)
         except _Late:
             return self._refuse(BadRequest("the request did not come in time", status=408))
-        if request is None:
+        if found is None:
             return False
+        request, route = found
         began = time.monotonic()
-        response = self.service.answer(request, self.server.listener.is_local)
-        keep_alive = request.keep_alive and not self.server.gate.closing
+        self.place.working = True
+        response = self._answer(request, route)
+        # One guess of a token a connection: each costs as much as a connection does.
+        goes_on = request.keep_alive and response.status != 401 and not self.place.probes_only
+        keep_alive = goes_on and not self.server.gate.closing
         rid = request_id(request.headers.get("x-request-id"))
         try:
             self._write(response, rid, keep_alive, request.method == "HEAD")
         finally:
             self._note(request.method, request.path, response, rid, time.monotonic() - began)
-        self.served += 1
-        self.busy = not self.reader.idle  # the next one may be here already
+        if response.audit:
+            log.logger.info("audit: %s %s", self.asker, response.audit)
+        self.place.served += 1
+        self.place.busy = not self.reader.idle  # the next one may be here already
+        self.place.since, self.place.working = time.monotonic(), False
         return keep_alive
+
+    def _answer(self, request: Request, route: Route | None) -> Response:
+        """The response to a request: one that was admitted has its route."""
+        try:
+            return self.service.answer(request, route or self._admit(request))
+        except BadRequest as problem:
+            return refusal(problem)
+
+    def _admit(self, head: Head | Request) -> Route:
+        """The route of a request that may be made. Raises BadRequest."""
+        route = self.service.admit(head.method, head.path, head.headers, self.asker)
+        if self.place.probes_only and not route.public:
+            raise BadRequest(CROWDED, status=503)
+        if not route.public:
+            self.place.admitted = True
+        return route
 
     def _note(self, method: str, path: str, response: Response, rid: str, took: float) -> None:
         """Count a request that was answered, and log it if that is wanted: without its query, and without a path that
@@ -138,11 +171,12 @@ class ClientConnection(socketserver.BaseRequestHandler):
         """
         refused = response.status >= 400 and path not in PROBES
         self.service.vitals.answered(counted_as(path), response.status, took, refused)
+        if response.status == 401:
+            self.server.gate.refused(self.place.peer)
         if self.service.settings.access_log:
-            client = self.client_address[0].removeprefix(MAPPED) if self.client_address else "local"
             fields = {
                 "request_id": rid,
-                "client": client,
+                "client": str(self.asker),
                 "method": method,
                 "path": path if is_ours(path) else log.token(path),
                 "status": response.status,
@@ -156,7 +190,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _write(self, response: Response, rid: str, keep_alive: bool, head_only: bool) -> None:
         whole = False
         try:
-            kept_for = self.service.settings.idle_timeout if keep_alive else 0.0
+            kept_for = self._may_be_idle() if keep_alive else 0.0
             self._send(render(response, rid, kept_for, head_only))
             whole = True
         finally:
@@ -182,24 +216,30 @@ class ClientConnection(socketserver.BaseRequestHandler):
 
     # --------------------------------------------------------------------------------------------- reading in time
 
-    def _read(self) -> Request | None:
-        """The next request; None when the client has closed or stayed idle. Raises BadRequest, _Late."""
+    def _may_be_idle(self) -> float:
+        """Seconds that the connection may say nothing before its next request: few for whom nobody has admitted."""
+        settings = self.service.settings
+        return settings.idle_timeout if self.place.admitted else settings.head_timeout
+
+    def _read(self) -> tuple[Request, Route | None] | None:
+        """The next request, and its route if it was admitted before its end; None when the client has closed or stayed
+        idle. Raises BadRequest, _Late.
+        """
         settings = self.service.settings
         request = self.reader.next()  # pipelined: it may be here already
         began: float | None = None
-        admitted = False
+        route: Route | None = None
         while request is None:
             if self.reader.idle:
-                patience = settings.idle_timeout
+                patience = self.place.since + self._may_be_idle() - time.monotonic()
             else:
-                began = began or time.monotonic()
+                began = began or (time.monotonic() if self.place.admitted else self.place.since)
                 length = self.reader.head.length if self.reader.head else 0
                 patience = began + settings.head_timeout + length / BODY_RATE - time.monotonic()
-                if self.reader.head and not admitted:
+                if self.reader.head and route is None:
                     # What needs no body to be refused is refused without it: who has no token costs no memory.
-                    head = self.reader.head
-                    self.service.admit(head.method, head.path, head.headers, self.server.listener.is_local)
-                    admitted = True
+                    route = self._admit(self.reader.head)
+                    self.place.working = True
                     if self.reader.awaits_continue():
                         self._send(CONTINUE)
             data = self._receive(patience)
@@ -207,10 +247,10 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 raise _Late
             if not data:
                 return None
-            self.busy = True
+            self.place.busy = True
             self.reader.feed(data)
             request = self.reader.next()
-        return request
+        return request, route
 
     def _receive(self, patience: float) -> bytes | None:
         """What the client sends next; b"" at its end, None when nothing came in time."""
@@ -250,13 +290,10 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
 
 
-class Gate:
-    """The connections that are served, by whichever server: at most so many."""
-
-    def __init__(self, most: int) -> None:
-        self.slots = threading.BoundedSemaphore(most)
-        self.connections: set[ClientConnection] = set()
-        self.closing = False
+def _hang_up(sock: socket.socket) -> None:
+    """End a connection from another thread, whatever its own waits for."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -288,20 +325,26 @@ class Server(http.server.ThreadingHTTPServer):
         self.service.vitals.move(self.part)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:
-        if not self.gate.slots.acquire(blocking=False):
+        peer = client_address[0].removeprefix(MAPPED) if isinstance(client_address, tuple) else ""
+        place = self.gate.take(peer, functools.partial(_hang_up, request), time.monotonic())
+        if place is None:
             self._turn_away(request)
             return
         try:
-            super().process_request(request, client_address)
+            arguments = (request, client_address, place)
+            threading.Thread(target=self._serve, args=arguments, name="client", daemon=True).start()
         except RuntimeError:  # no thread can be started
-            self.gate.slots.release()
+            self.gate.leave(place)
             self._turn_away(request)
 
-    def process_request_thread(self, request: socket.socket, client_address: object) -> None:
+    def _serve(self, request: socket.socket, client_address: object, place: Place) -> None:
         try:
-            super().process_request_thread(request, client_address)
+            ClientConnection(request, client_address, self, place)
+        except Exception:
+            log.logger.exception("a connection failed")
         finally:
-            self.gate.slots.release()
+            self.shutdown_request(request)
+            self.gate.leave(place)
 
     def _turn_away(self, request: socket.socket) -> None:
         """503 without a thread: what can be done without waiting for the client, which may be one of thousands."""
@@ -309,7 +352,7 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             request.setblocking(False)
             if not self.tls:
-                request.send(render(unavailable("too many connections"), request_id(None), 0, False))
+                request.send(render(unavailable(CROWDED), request_id(None), 0, False))
             request.shutdown(socket.SHUT_WR)
             request.recv(65536)
         except OSError:
@@ -325,7 +368,7 @@ class Server(http.server.ThreadingHTTPServer):
             raise
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.logger.exception("a connection failed")
+        log.logger.exception("a connection cannot be served")
 
 
 def stop(servers: Sequence[Server], patience: float) -> None:
@@ -346,7 +389,7 @@ def stop(servers: Sequence[Server], patience: float) -> None:
         service.vitals.still(server.part)
     began = time.monotonic()
     while (now := time.monotonic()) < began + patience:
-        if not any([each.is_busy(now < began + LAST_WORDS) for each in list(gate.connections)]):
+        if not any([each.is_busy(now < began + LAST_WORDS) for each in gate.all()]):
             break
         time.sleep(0.01)
     service.draining = True

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from gocm_lib import access, dashboard, health, idempotency, job, log, metrics, openapi, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
+from gocm_lib.gate import Asker
 from gocm_lib.history import STATES, Past, Which
 from gocm_lib.idempotency import Conflict, Known
 from gocm_lib.intake import Intake
@@ -29,24 +30,31 @@ from gocm_lib.vitals import Figures, Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+LAST = 1 << 62  # no entry has a higher number
 SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
 KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
-CHALLENGE = 'Bearer realm="gocm", Basic realm="gocm"'
+# Two headers: of one with both, browsers understand neither, and never ask for the password.
+CHALLENGE = ('Bearer realm="gocm"', 'Basic realm="gocm"')
 
 
 class Response(NamedTuple):
-    """`written`, if given, is called once: with whether the whole response was handed to the network."""
+    """`written`, if given, is called once: with whether the whole response was handed to the network. `audit`: what
+    was done that somebody may want to know of later, to be logged with who asked for it.
+    """
 
     status: int
     body: bytes
     content_type: str = "application/json"
-    headers: dict[str, str] = {}
+    headers: dict[str, str | Sequence[str]] = {}
     written: Callable[[bool], None] | None = None
+    audit: str = ""
 
 
 def refusal(problem: BadRequest) -> Response:
     """The answer to a client's mistake."""
-    headers = {"Allow": problem.allow} if problem.allow else {}
+    headers: dict[str, str | Sequence[str]] = {"Allow": problem.allow} if problem.allow else {}
+    if problem.status == 503:
+        headers["Retry-After"] = "1"
     if problem.status == 401:
         headers["WWW-Authenticate"] = CHALLENGE
     return Response(problem.status, pages.error(problem), headers=headers)
@@ -87,16 +95,16 @@ class Service:
         self.policy = access.read_policy(settings)
         self.settings = settings
 
-    def admit(self, method: str, path: str, headers: Mapping[str, str], local: bool) -> "Route":
-        """The route of a request that may be made; `local` if it came by a UNIX socket. Raises BadRequest."""
+    def admit(self, method: str, path: str, headers: Mapping[str, str], asker: Asker) -> "Route":
+        """The route of a request that may be made. Raises BadRequest."""
         route = find_route(method, path)
-        access.check(headers, self.policy, local=local, public=route.public)
+        access.check(headers, self.policy, local=asker.is_local, public=route.public)
         return route
 
-    def answer(self, request: Request, local: bool) -> Response:
-        """The response to a request."""
+    def answer(self, request: Request, route: "Route") -> Response:
+        """The response to a request that was admitted to this route."""
         try:
-            return self.admit(request.method, request.path, request.headers, local).handler(self, request)
+            return route.handler(self, request)
         except BadRequest as problem:
             return refusal(problem)
         except StateUnavailable as problem:
@@ -126,7 +134,7 @@ class Service:
                 raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
             case Known() as known:
                 return _taken(known.job, {"Idempotency-Replayed": "true"})
-        return _taken(accepted.id, {})
+        return _taken(accepted.id, {}, _to_many([accepted]))
 
     def _accept(self, draft: Draft, once: Once | None = None) -> Job:
         """The job that a draft becomes, if it can be sent."""
@@ -159,8 +167,9 @@ class Service:
         kept = any(isinstance(line, Job) for line in lines)
         status = 200 if kept else lines[0].status
         waits = [line.retry_after for line in lines if isinstance(line, Refused)]
-        headers = {"Retry-After": str(max(waits))} if waits else {}
-        return Response(status, b"".join(map(pages.line, lines)), job.LINES, headers)
+        headers: dict[str, str | Sequence[str]] = {"Retry-After": str(max(waits))} if waits else {}
+        audit = _to_many([line for line in lines if isinstance(line, Job)])
+        return Response(status, b"".join(map(pages.line, lines)), job.LINES, headers, audit=audit)
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""
@@ -181,15 +190,36 @@ class Service:
             raise BadRequest("peek takes no value but 1", "peek")
         if "ack" in query and "peek" in query:
             raise BadRequest("give peek or ack, not both", "ack")
-        ack = _number(query, "ack", 0, 1 << 62)
-        if ack is not None:
-            if request.method != "HEAD" and not self.client.forget(which, ack):
-                raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack")
-            entries = self.client.page(which, ack, limit or LARGEST_PAGE)
-            return Response(200, page(entries), headers={"GoCM-Cursor": str(entries[-1][0] if entries else ack)})
-        if "peek" in query or request.method == "HEAD":
-            return Response(200, page(self.client.page(which, 0, limit or LARGEST_ANSWER)))
-        return self._hand_out(which, page, limit or LARGEST_ANSWER)
+        ack = _number(query, "ack", 0, LAST)
+        looks = "peek" in query or request.method == "HEAD"
+        if not (looks or ack == 0):
+            access.check_clearing(request.headers)
+        if ack is None and not looks:
+            return self._hand_out(which, page, limit or LARGEST_ANSWER)
+        audit = "" if looks else self._acknowledge(which, ack or 0)
+        entries = self.client.page(which, ack or 0, limit or (LARGEST_ANSWER if ack is None else LARGEST_PAGE))
+        return Response(200, page(entries), headers=_cursor(entries, ack or 0), audit=audit)
+
+    def _acknowledge(self, which: str, ack: int) -> str:
+        """Take entries up to a cursor off a list; what is to be said of it ("": nothing). Raises BadRequest."""
+        if not self.client.forget(which, ack):
+            raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack")
+        return f"cleared {which} up to {ack}" if ack else ""
+
+    def ack_canonical(self, request: Request) -> Response:
+        """POST /gcm/report/canonical/ack: take entries that were read off the list."""
+        return self._ack("canonical", request)
+
+    def ack_notregistered(self, request: Request) -> Response:
+        """POST /gcm/report/notregistered/ack: the same."""
+        return self._ack("notregistered", request)
+
+    def _ack(self, which: str, request: Request) -> Response:
+        ack = _number(_form(request, {"ack"}, "ack=12"), "ack", 0, LAST)
+        if ack is None:
+            raise BadRequest("say up to where: the GoCM-Cursor of what you have read", "ack")
+        audit = self._acknowledge(which, ack)
+        return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
 
     def _hand_out(self, which: str, page: Callable[[list], bytes], limit: int) -> Response:
         """A list as the original gives it: read and cleared at once. We clear what was in the answer, after it was
@@ -214,7 +244,8 @@ class Service:
             finally:
                 turn.release()
 
-        return Response(200, body, written=written)
+        audit = f"took {len(entries)} entries off {which}" if entries else ""
+        return Response(200, body, written=written, audit=audit)
 
     def status(self, request: Request) -> Response:
         """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
@@ -253,11 +284,7 @@ class Service:
 
     def _deal(self, request: Request, what: str, some: Callable[[Which], int]) -> Response:
         """Do something to all failed tokens that are asked for, some at a time; those that fail meanwhile are left."""
-        if job.media_type(request.headers.get("content-type", "")) != job.FORM:
-            raise BadRequest("send a form: curl -d all=1", "content-type", 415)
-        if request.query:
-            raise BadRequest("nothing is read from the query string: put it into the body")
-        fields = _query(request.body.decode("latin-1"), {"all", "job", "reason", "upstream", "older"})
+        fields = _form(request, {"all", "job", "reason", "upstream", "older"}, "all=1")
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
             raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
         which, count = _which(fields), 0
@@ -271,7 +298,8 @@ class Service:
             raise BadRequest("no failed token is so", status=404)
         if not count:
             return unavailable("there is no room for any: --max-pending")
-        return Response(200, pages.done(what, count, left))
+        asked = ", ".join(f"{name}={value}" for name, value in fields.items())
+        return Response(200, pages.done(what, count, left), audit=f"{what} {count} failed tokens ({asked})")
 
     def openapi(self, request: Request) -> Response:
         """GET /openapi.json: all of this, for machines."""
@@ -312,7 +340,7 @@ class Service:
 
     def status_page(self, request: Request) -> Response:
         """GET /status: the page that shows /api/status."""
-        return Response(200, pages.STATUS, "text/html; charset=utf-8", pages.STATUS_HEADERS)
+        return Response(200, pages.STATUS, "text/html; charset=utf-8", {"Content-Security-Policy": pages.STATUS_POLICY})
 
     def status_figures(self, request: Request) -> Response:
         """GET /api/status: what the page shows."""
@@ -321,10 +349,24 @@ class Service:
         return Response(200, json.dumps(shown).encode() + b"\n")
 
 
-def _taken(job_id: int, headers: Mapping[str, str]) -> Response:
+def _taken(job_id: int, headers: Mapping[str, str], audit: str = "") -> Response:
     """The answer to a message that is on disk, as the original gives it."""
     name = job.format_id(job_id)
-    return Response(200, b"ok\n", "text/html", {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers})
+    told: dict[str, str | Sequence[str]] = {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers}
+    return Response(200, b"ok\n", "text/html", told, audit=audit)
+
+
+def _to_many(jobs: Sequence[Job]) -> str:
+    """What is to be said of messages that may reach everybody: those to topics and conditions."""
+    sent = [each for each in jobs if each.target in ("topic", "condition")]
+    if not sent:
+        return ""
+    last = f"{sent[-1].target} {sent[-1].tokens[0]!r} as {job.format_id(sent[-1].id)}"
+    return (
+        f"sent to {last}"
+        if len(sent) == 1
+        else f"sent {len(sent)} messages to topics and conditions, the last to {last}"
+    )
 
 
 def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:
@@ -347,6 +389,8 @@ ROUTES = (
     Route("GET", "/gcm/report", Service.report, "the counters"),
     Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
     Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
+    Route("POST", "/gcm/report/canonical/ack", Service.ack_canonical, "take entries that were read off that list"),
+    Route("POST", "/gcm/report/notregistered/ack", Service.ack_notregistered, "the same for tokens to delete"),
     Route("GET", "/gcm/jobs/{id}", Service.status, "what became of a message, and of each of its tokens"),
     Route("GET", "/gcm/failed", Service.failed, "tokens that were set aside as failed, and why"),
     Route("POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new"),
@@ -398,6 +442,20 @@ def find_route(method: str, path: str) -> Route:
         allow = ", ".join(methods) + (", HEAD" if "GET" in methods else "")
         raise BadRequest(f"use {allow} here", status=405, allow=allow)
     return route
+
+
+def _form(request: Request, known: set[str], example: str) -> dict[str, str]:
+    """The fields of a form of ours. Raises BadRequest."""
+    if job.media_type(request.headers.get("content-type", "")) != job.FORM:
+        raise BadRequest(f"send a form: curl -d {example}", "content-type", 415)
+    if request.query:
+        raise BadRequest("nothing is read from the query string: put it into the body")
+    return _query(request.body.decode("latin-1"), known)
+
+
+def _cursor(entries: Sequence[tuple], before: int) -> dict[str, str | Sequence[str]]:
+    """Up to where a page of a list goes: its last entry's number."""
+    return {"GoCM-Cursor": str(entries[-1][0] if entries else before)}
 
 
 def _query(text: str, known: set[str]) -> dict[str, str]:

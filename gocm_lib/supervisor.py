@@ -47,13 +47,14 @@ from gocm_lib.credentials import Credentials, Source
 from gocm_lib.exporter import Exporter
 from gocm_lib.feedback import Feedback
 from gocm_lib.feeder import WAIT, Feeder
+from gocm_lib.gate import Gate
 from gocm_lib.intake import LIMIT as intake_limit
 from gocm_lib.intake import Intake
 from gocm_lib.listener import Listener, ListenError
 from gocm_lib.poison import Aloft, BlackBox
 from gocm_lib.proxy import DIRECTLY, ways
 from gocm_lib.rundir import RunDirectory
-from gocm_lib.server import Gate, Server
+from gocm_lib.server import Server
 from gocm_lib.service import Service
 from gocm_lib.settings import NO_HOST, Exit, Settings, SettingsError
 from gocm_lib.systemd import Systemd

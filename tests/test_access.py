@@ -96,7 +96,10 @@ def test_any_bytes_for_a_token_are_an_answer(given):
 def test_a_name_that_nobody_allowed_is_refused(tmp_path, host, expected):
     """A page may have chosen it, to be taken for our own (DNS rebinding)."""
     assert status({"host": host}, policy(tmp_path)) == expected
-    assert status({"host": host}, policy(tmp_path, no_auth=True)) == 200
+    assert status({"host": host}, policy(tmp_path, no_auth=True)) == expected, "a firewall keeps no page out"
+    assert status({"host": host}, policy(tmp_path, host=("push.example",))) == (
+        200 if host == "push.example" else expected
+    )
     assert status({"host": host}, policy(tmp_path), local=True) == 200, "no browser speaks to a UNIX socket"
     named = policy(tmp_path, allowed_hosts=("push.example",))
     assert status({"host": host}, named) == (200 if host == "push.example" else expected)
@@ -141,13 +144,88 @@ def test_a_page_can_neither_send_nor_clear_a_list(server):
     assert 'gocm_rejected_total{cause="wrong_host"} 1\n' in figures
 
 
+IMAGE = {"User-Agent": "Mozilla/5.0 (X11) Firefox/140.0", "Accept": "image/*", "Referer": "http://evil.example/"}
+BROWSERS = [
+    IMAGE,
+    {"User-Agent": "Mozilla/5.0 (X11) Chrome/140.0"},
+    {"Sec-Fetch-Site": "none", "User-Agent": "Mozilla/5.0"},  # typed into the address bar, or a link in a mail
+    {"Referer": "http://gocm.lan:5601/status"},
+]
+CLIENTS = [
+    {},
+    {"User-Agent": "curl/8.5.0", "Accept": "*/*"},
+    {"User-Agent": "python-requests/2.32", "Accept": "*/*", "Accept-Encoding": "gzip"},
+    {"User-Agent": "node", "Sec-Fetch-Mode": "cors", "Accept-Language": "*"},  # as Node's fetch has it
+    {"User-Agent": "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041"},
+    {"User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "same-origin"},
+]
+
+
+def test_a_list_is_not_cleared_by_a_picture_in_some_page(server):
+    """Where we are called by http and a name, browsers tell neither Origin nor Sec-Fetch-Site of a GET."""
+    http = server.http()
+    for n in range(len(CLIENTS)):
+        server.send([f"gone-{n}"])
+    eventually(lambda: server.report()["notregistered"] == len(CLIENTS))
+    path = "/gcm/report/notregistered"
+    for headers in BROWSERS:
+        cursor = http.ask("GET", path + "?ack=0&limit=1", headers=headers)[1]["GoCM-Cursor"]
+        for clearing in (path, path + "?limit=1", f"{path}?ack={cursor}"):
+            code, _, body = http.ask("GET", clearing, headers=headers)
+            assert code == 403 and b"POST to .../ack" in body
+        assert http.ask("HEAD", path, headers=headers)[0] == 200
+        code, told, body = http.ask("GET", path + "?peek=1", headers=headers)
+        assert code == 200 and len(json.loads(body)["tokens"]) == len(CLIENTS)
+    for headers in CLIENTS:
+        code, _, body = http.ask("GET", path + "?limit=1", headers=headers)
+        assert code == 200 and len(json.loads(body)["tokens"]) == 1
+    assert http.json("GET", path) == {"tokens": None}
+
+
+def test_what_was_read_is_taken_off_by_a_post(server):
+    server.send(["gone-a", "gone-b"])
+    server.settled()
+    http, path = server.http(), "/gcm/report/notregistered"
+    code, headers, body = http.ask("GET", path + "?peek=1")
+    server.send(["gone-c"])
+    eventually(lambda: server.report()["notregistered"] == 3)
+    for form_, field in (("", "ack"), ("ack=x", "ack"), ("ack=999", "ack"), ("upto=1", "upto")):
+        code, _, answer = http.ask("POST", path + "/ack", form_, FORM)
+        assert code == 400 and json.loads(answer)["field"] == field
+    assert http.ask("POST", path + "/ack", "{}", {"Content-Type": "application/json"})[0] == 415
+    evil = {**FORM, "Origin": "http://evil.example"}
+    assert http.ask("POST", path + "/ack", f"ack={headers['GoCM-Cursor']}", evil)[0] == 403
+    for _ in range(2):  # a repetition is no mistake
+        code, _, answer = http.ask("POST", path + "/ack", f"ack={headers['GoCM-Cursor']}", FORM)
+        assert (code, json.loads(answer)) == (200, {"acknowledged": int(headers["GoCM-Cursor"])})
+    assert http.json("GET", path) == {"tokens": ["gone-c"]}
+
+
+def test_who_did_what_is_in_the_log(start):
+    server = start("--max-attempts", "1", unix="")
+    http = server.http()
+    server.send(["gone-a", "flaky-9-b", "flaky-9-c"])
+    server.settled()
+    http.ask("GET", "/gcm/report/notregistered")
+    server.logged("audit: 127.0.0.1 took 1 entries off notregistered")
+    http.ask("POST", "/gcm/failed/replay", "reason=attempts", FORM)
+    server.logged(r"audit: 127.0.0.1 replayed \d failed tokens \(reason=attempts\)")
+    server.settled()
+    http.ask("POST", "/gcm/failed/discard", "all=1", FORM)
+    server.logged(r"audit: 127.0.0.1 discarded \d failed tokens \(all=1\)")
+    topic = http.ask("POST", "/gcm/send", "topic=news&payload={}", FORM)[1]["X-GoCM-Job"]
+    server.logged(f"audit: 127.0.0.1 sent to topic 'news' as {topic}")
+
+
 def test_tokens_are_asked_for_and_rotated(start, tmp_path):
     path = tmp_path / "tokens"
     server = start("--auth-token-file", secret(path, TOKEN), "--access-log")
     http = server.http()
     for route in ("/gcm/report", "/gcm/report/notregistered", "/metrics"):
         code, headers, body = http.ask("GET", route)
-        assert code == 401 and headers["WWW-Authenticate"].startswith("Bearer ")
+        # In one header, browsers understand neither.
+        assert code == 401 and headers.get_all("WWW-Authenticate") == ['Bearer realm="gocm"', 'Basic realm="gocm"']
+        assert headers["Connection"] == "close", "one guess a connection"
         assert json.loads(body)["field"] == "authorization"
         assert http.ask("GET", route, headers={"Authorization": basic(TOKEN)})[0] == 200
     for route in ("/livez", "/readyz", "/healthz"):

@@ -405,14 +405,17 @@ def test_an_idle_connection_is_closed_without_a_word(raw, shared):
     assert Raw(shared.place).send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n").rest().count(b"HTTP/1.1") == 1
 
 
+CONTINUED = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
 def test_connections_over_the_cap_are_turned_away_and_the_rest_served(start):
     server = start("--max-connections", "5")
     holding = [Raw(server.port) for _ in range(5)]
-    for client in holding:  # answered: so each has its thread
-        client.send(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n").until(b"}")
+    for client in holding:  # each is being served: it has begun to send what may be sent
+        client.send(post(extra=b"Expect: 100-continue\r\n").partition(b"\r\n\r\n")[0] + b"\r\n\r\n").until(CONTINUED)
     answer = Raw(server.port).rest()
     assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in answer
-    holding[0].send(post()).until(b"ok\n")
+    holding[0].send(b"tokens=a&payload={}").until(b"ok\n")
     holding.pop().sock.close()
 
     def served():

@@ -1,0 +1,157 @@
+"""Who is connected, and who gives way when all places are taken. Sockets are module server's.
+
+A place costs a thread, so there are few; whoever opens connections and says nothing must not keep others out. The rule
+is `gives_way`, pure: of those that are not being served just now, first who has never been admitted (no good token,
+nothing asked yet), then who is idle; among these, of the address with the most places, the one that has waited longest.
+What is being served is never cut off; when that fills all, a reserve is left for probes, for local sockets, and half of
+it for addresses that have few places.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from gocm_lib import log
+
+RESERVE = 16  # places, but an eighth of all at most
+FEW = 8  # an address has few places if it has less than this part of all
+LEAVING = 16  # connections that gave way and whose threads have not noticed yet
+TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
+
+
+class Asker(NamedTuple):
+    """Who asks: his address ("" on a UNIX socket). His token will have a name here, when tokens have names."""
+
+    address: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether he came by a UNIX socket: who may is the file's mode's to say, and no browser can."""
+        return not self.address
+
+    def __str__(self) -> str:
+        return self.address or "local"
+
+
+class Place:
+    """A connection's place, and what is known of it: changed by its thread, read by whoever seeks one to give way."""
+
+    __slots__ = ("peer", "hang_up", "since", "admitted", "working", "busy", "served", "probes_only")
+
+    def __init__(self, peer: str, hang_up: Callable[[], None], now: float, probes_only: bool = False) -> None:
+        self.peer = peer  # its address, "" on a UNIX socket
+        self.hang_up = hang_up
+        self.since = now  # when it was connected, or last answered
+        self.admitted = False  # it has asked for something that not everybody may
+        self.working = False  # an admitted request is being read, or any is being answered
+        self.busy = False  # something of a request has come that is not answered yet
+        self.served = 0  # requests answered
+        self.probes_only = probes_only  # it is of what is kept for probes
+
+    def is_busy(self, waiting: bool) -> bool:
+        """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
+        return self.busy or (waiting and not self.served)
+
+
+def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
+    """The one that gives way for a newcomer; None when all are being served. `shares`: places by address."""
+    # Not min(): each is looked at while its own thread may change it.
+    waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
+    return min(waiting, key=lambda row: row[:3])[3] if waiting else None
+
+
+class Notice:
+    """What happens to many, told in one line a minute: how often since the last, and who most of all."""
+
+    def __init__(self, text: str) -> None:
+        """`text` has a place for how often, and one for who and how often he."""
+        self._text = text
+        self._counts: Counter[str] = Counter()
+        self._told_at = -TOLD_EVERY
+        self._lock = threading.Lock()
+
+    def note(self, who: str, now: float) -> str | None:
+        """It happened to somebody; the line, if one is due."""
+        with self._lock:
+            self._counts[who] += 1
+            # Kept small, whoever comes from a million addresses: what is left are those that come often.
+            if len(self._counts) > 2000:
+                self._counts = Counter(dict(self._counts.most_common(1000)))
+            if now - self._told_at < TOLD_EVERY:
+                return None
+            self._told_at = now
+            [(most, often)] = self._counts.most_common(1)
+            total = self._counts.total()
+            self._counts.clear()
+        return self._text % (total, f"{often} of {Asker(most)}")
+
+
+class Gate:
+    """The connections of all listeners: at most so many."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open = most - min(RESERVE, most // 8)  # but the reserve
+        self.places: set[Place] = set()
+        self.closing = False
+        self._shares: Counter[str] = Counter()
+        self._leaving = 0
+        self._lock = threading.Lock()
+        self._crowded = Notice(f"all {most} connections are taken: %d gave way or were turned away, %s")
+        self._refused = Notice("no good token: refused %d requests, %s")
+
+    def take(self, peer: str, hang_up: Callable[[], None], now: float) -> Place | None:
+        """A place for a newcomer; None when there is none. `hang_up` ends his connection when he is to give way."""
+        with self._lock:
+            place, leaves = self._take(peer, hang_up, now)
+        if leaves:
+            leaves.hang_up()
+        if leaves or place is None:
+            self._tell(self._crowded.note(leaves.peer if leaves else peer, now))
+        return place
+
+    def _take(self, peer: str, hang_up: Callable[[], None], now: float) -> tuple[Place | None, Place | None]:
+        if len(self.places) < self.open:
+            return self._seat(Place(peer, hang_up, now)), None
+        if self._leaving < LEAVING and (leaves := gives_way(self.places, self._shares)):
+            self._unseat(leaves)
+            self._leaving += 1
+            return self._seat(Place(peer, hang_up, now, leaves.probes_only)), leaves
+        if len(self.places) == self.most:
+            return None, None
+        has_few = self._shares[peer] * FEW < self.open and len(self.places) < (self.open + self.most) // 2
+        return self._seat(Place(peer, hang_up, now, probes_only=bool(peer) and not has_few)), None
+
+    def _seat(self, place: Place) -> Place:
+        self.places.add(place)
+        self._shares[place.peer] += 1
+        return place
+
+    def _unseat(self, place: Place) -> None:
+        self.places.discard(place)
+        self._shares[place.peer] -= 1
+        if not self._shares[place.peer]:
+            del self._shares[place.peer]
+
+    def leave(self, place: Place) -> None:
+        """A connection has ended."""
+        with self._lock:
+            if place in self.places:
+                self._unseat(place)
+            else:
+                self._leaving -= 1
+
+    def refused(self, peer: str) -> None:
+        """Somebody had no good token."""
+        self._tell(self._refused.note(peer, time.monotonic()))
+
+    def _tell(self, line: str | None) -> None:
+        if line:
+            log.logger.warning("%s", line)
+
+    def all(self) -> Sequence[Place]:
+        """Those that are connected now."""
+        with self._lock:
+            return list(self.places)

@@ -1,0 +1,151 @@
+"""gate: who gets a connection's place, and who gives way."""
+
+import socket
+import time
+from collections import Counter
+
+import pytest
+from conftest import Http, eventually
+from test_access import TOKEN
+from test_cli import secret
+from test_server import CONTINUED, Raw, holds
+
+from gocm_lib.gate import RESERVE, Gate, Notice, Place, gives_way
+
+short = pytest.mark.short
+
+
+def place(peer, since, admitted=False, working=False):
+    found = Place(peer, lambda: None, since)
+    found.admitted, found.working = admitted, working
+    return found
+
+
+@short
+def test_who_gives_way():
+    working = place("a", 0, admitted=True, working=True)
+    idle, idle_of_many = place("b", 1, admitted=True), place("a", 2, admitted=True)
+    stranger, stranger_of_many = place("c", 3), place("a", 4)
+    shares = Counter(a=3, b=1, c=1)
+    among = [working, idle, idle_of_many, stranger, stranger_of_many]
+    for expected in (stranger_of_many, stranger, idle_of_many, idle, None):
+        assert gives_way(among, shares) is expected
+        among = [each for each in among if each is not expected]
+    older, newer = place("a", 5), place("a", 6)
+    assert gives_way([newer, older], shares) is older
+
+
+@short
+def test_what_is_served_is_not_cut_off_and_the_reserve_is_for_probes_and_local_sockets():
+    gate, hung_up = Gate(256), []
+
+    def take(peer, working=True):
+        found = gate.take(peer, lambda: hung_up.append(found), 0.0)
+        if found:
+            found.working = found.admitted = working
+        return found
+
+    served = [take("10.0.0.1") for _ in range(256 - RESERVE)]
+    assert all(each and not each.probes_only for each in served)
+    assert take("10.0.0.1").probes_only, "it has all other places"
+    assert not take("10.0.0.2").probes_only, "it has few"
+    assert not take("").probes_only
+    rest = [take("10.0.0.1") for _ in range(RESERVE - 3)]
+    assert all(each.probes_only for each in rest) and take("10.0.0.1") is None and not hung_up
+    served[7].working = False
+    newcomer = take("10.0.0.3")
+    assert hung_up == [served[7]] and not newcomer.probes_only
+    gate.leave(served[7])
+    for each in [*served[:7], *served[8:], newcomer, *rest]:
+        gate.leave(each)
+    assert len(gate.all()) == 3
+
+
+@short
+def test_a_few_connections_have_no_reserve():
+    gate = Gate(5)
+    assert all(gate.take("a", lambda: None, 0.0) for _ in range(5))
+
+
+@short
+def test_a_notice_is_one_line_a_minute_and_names_who_did_most():
+    notice = Notice("%d times, %s")
+    assert notice.note("a", 0.0) == "1 times, 1 of a"
+    assert [notice.note("b", second) for second in range(1, 60)] == [None] * 59
+    assert notice.note("a", 60.0) == "60 times, 59 of b"
+    for n in range(10_000):
+        notice.note(f"{n}", 61.0)
+        notice.note("", 61.0)
+    assert notice.note("", 120.0).endswith(" of local")
+
+
+def silent(server, count):
+    """So many connections that say nothing."""
+    return [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+
+
+def test_those_who_say_nothing_keep_nobody_out(start, tmp_path, temporary):
+    words = ("--auth-token-file", secret(tmp_path / "tokens", TOKEN), "--max-connections", "40")
+    server = start(*words, "--head-timeout", "3", unix=str(temporary / "gocm.sock"))
+    good = {"Authorization": f"Bearer {TOKEN}"}
+    old = Http(server.port)
+    assert old.ask("GET", "/gcm/report", headers=good)[0] == 200
+    held, began = silent(server, 200), time.monotonic()
+    assert old.ask("GET", "/gcm/report", headers=good)[0] == 200, "who was admitted stays"
+    for _ in range(20):
+        assert Http(server.port).ask("GET", "/livez")[0] == 200
+        assert Http(server.port).ask("GET", "/gcm/report", headers=good)[0] == 200
+        assert server.http().ask("GET", "/gcm/report", headers=good)[0] == 200
+    server.logged(r"all 40 connections are taken: \d+ gave way or were turned away, \d+ of 127.0.0.1")
+    eventually(lambda: not any(holds(server, each) for each in held))
+    assert time.monotonic() - began < 10, "the head's time, not the idle time"
+    assert old.ask("GET", "/gcm/report", headers=good)[0] == 200
+    assert len(server.find("connections are taken")) == 1
+
+
+def test_strangers_who_ask_what_everybody_may_get_no_better_place(start, tmp_path):
+    words = ("--auth-token-file", secret(tmp_path / "tokens", TOKEN), "--max-connections", "40")
+    server = start(*words, "--head-timeout", "3")
+    for _ in range(60):
+        Raw(server.port).send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").until(b"}\n")
+    code, headers, _ = Http(server.port).ask("GET", "/gcm/report", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert (code, headers["Keep-Alive"]) == (200, "timeout=75")
+    assert Http(server.port).ask("GET", "/livez")[1]["Keep-Alive"] == "timeout=3"
+
+
+def test_where_all_are_being_served_probes_and_the_local_socket_still_are(start, temporary):
+    server = start("--max-connections", "100", unix=str(temporary / "gocm.sock"))
+    slow = [Raw(server.port) for _ in range(88)]
+    for each in slow:
+        each.send(
+            b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            b"Content-Length: 19\r\nExpect: 100-continue\r\n\r\n"
+        ).until(CONTINUED)
+    for _ in range(10):
+        assert Http(server.port).ask("GET", "/livez")[0] == 200
+        code, headers, _ = Http(server.port).ask("GET", "/gcm/report")
+        assert code == 503 and headers["Retry-After"] and headers["Connection"] == "close"
+        assert server.http().ask("GET", "/gcm/report")[0] == 200
+    for each in slow:
+        each.send(b"tokens=a&payload={}").until(b"ok\n")
+    assert Http(server.port).ask("GET", "/gcm/report")[0] == 200
+
+
+def test_guesses_of_tokens_are_told_once_a_minute(start, tmp_path):
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
+    for n in range(50):
+        raw = Raw(server.port)
+        raw.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hunter2-%d\r\n\r\n" % n * 3)
+        assert raw.rest().count(b"HTTP/1.1 401 ") == 1, "one guess a connection"
+    assert server.find("no good token: .*") == ["no good token: refused 1 requests, 1 of 127.0.0.1"]
+    assert "hunter2" not in server.log()
+
+
+def test_every_answer_tells_browsers_to_make_nothing_of_it(server):
+    http = server.http()
+    for path in ("/gcm/report", "/livez", "/nothing", "/metrics", "/status", "/gcm/report/canonical?peek=1"):
+        headers = http.ask("GET", path)[1]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert b"nosniff" in Raw(server.port).send(b"garbage\r\n\r\n").rest()
