@@ -70,7 +70,7 @@ class Soak:
                 (self.plan.kill_every, self._kill),
                 (self.plan.odd_every, self._odd),
                 (self.plan.reload_every, lambda _: self.server.process.send_signal(signal.SIGHUP)),
-                (1.0, self._sample),
+                (1.0, self._sample, 0.5),  # half a minute after a kill, when there is one generation
             )
         ]
         chores += [
@@ -117,11 +117,11 @@ class Soak:
             self.refused += 1
             time.sleep(0.1)
 
-    def _each(self, every, do):
-        """Do something at each such part of the time, but at its beginning and its end."""
+    def _each(self, every, do, after=0.0):
+        """Do something at each such part of the time, or so long after it, but at its beginning and its end."""
         count = 1
-        while count * every < self.plan.minutes:
-            time.sleep(max(0.0, self.began + count * every * self.plan.minute - time.monotonic()))
+        while (due := count * every + after) < self.plan.minutes:
+            time.sleep(max(0.0, self.began + due * self.plan.minute - time.monotonic()))
             do(count)
             count += 1
 
