@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
-from gocm_lib import access, job
+from gocm_lib import access, job, log
 from gocm_lib.job import BadRequest
-from gocm_lib.remote import Remote, RemoteError
+from gocm_lib.remote import Remote, RemoteError, show
 from gocm_lib.settings import Exit, SendSettings, SettingsError
 
 PATIENCE = 120.0  # seconds in which a server that does not answer is asked again
@@ -182,7 +182,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Tell something in the place of how long it will take."""
-        self._show(self._clock(), text)
+        self._show(self._clock(), log.one_line(text))
 
     def _show(self, now: float, note: str) -> None:
         self._shown = now
@@ -266,7 +266,7 @@ def command(settings: SendSettings, words: Sequence[str]) -> int:
                 print(json.dumps({"job": taken.job, "tokens": len(batch.tokens), "before": taken.before}), flush=True)
         progress.clear()
         if not settings.json:
-            print(_summary(len(found), len(batches), before, run, taken.job), flush=True)
+            show(_summary(len(found), len(batches), before, run, taken.job))
     except (RemoteError, OSError, KeyboardInterrupt) as problem:
         progress.clear()
         if isinstance(problem, OSError):  # what we print cannot be written, nor need what is left of it

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 
@@ -27,7 +27,7 @@ from gocm_lib import (
     watch,
 )
 from gocm_lib.listener import ListenError
-from gocm_lib.remote import Remote, RemoteError
+from gocm_lib.remote import Remote, RemoteError, show
 from gocm_lib.settings import (
     NO_HOST,
     BenchSettings,
@@ -165,7 +165,8 @@ def _ping(words: Sequence[str]) -> int:
     status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
         raise RemoteError("what answers there is no GoCM")
-    print(f"{told['status']}: {'; '.join([*told.get('reasons', []), *told.get('notes', [])]) or 'ready'}")
+    said = [told.get(name, []) for name in ("reasons", "notes")]
+    show(f"{told['status']}: {'; '.join(str(each) for part in said for each in part) or 'ready'}")
     return Exit.OK if status == 200 else Exit.FAILED
 
 
@@ -193,22 +194,28 @@ def _failed(words: Sequence[str]) -> int:
         return _print_all(lambda: _list_failed(remote, fields, given.json))
     form = urlencode(fields | ({"all": 1} if given.all else {}))
     done = remote.take("POST", f"/gcm/failed/{action}", f"{action}ed", form)
-    print(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done["left"] else ""))
+    show(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done.get("left") else ""))
     return Exit.OK
 
 
 def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
     after: dict[str, Any] = {"limit": 1000}
-    while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
-        for entry in page:
-            if as_json:
-                print(json.dumps(entry))
-                continue
-            failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["failed_at"]))
-            columns = ("job", "n", "upstream", "reason", "token", "detail")
-            print(failed_at, *(log.one_line(str(entry[column])) for column in columns), sep="\t")
-        after["after"] = answer["next"]
+    try:
+        while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
+            for entry in page:
+                _show_failed(entry, as_json)
+            after["after"] = answer["next"]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise RemoteError("what answers there is no GoCM") from None
     return Exit.OK
+
+
+def _show_failed(entry: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(entry))
+        return
+    failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["failed_at"]))
+    show(failed_at, *(entry[column] for column in ("job", "n", "upstream", "reason", "token", "detail")))
 
 
 def _send(words: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 RENEW_BEFORE = 300.0  # seconds before a token's end; Google's live an hour
 COMMAND_LIFE = 600.0  # seconds that a token of unknown life is used: a command's is asked for again after half of it
 LONGEST_LIFE = 7 * 86400.0  # seconds: what claims to be good for longer is a mistake
-LONGEST_ANSWER = 64 * 1024  # bytes a command may print
+LONGEST_ANSWER = 64 * 1024  # bytes a command may print, or a token server answer
 FETCH_TIMEOUT = 15.0
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
 CLOCK = "Google refuses it (invalid_grant): is this machine's clock right, and the key still valid?"
@@ -78,6 +78,29 @@ def _http(ca: str = "", proxy: Proxy | None = None) -> urllib3.PoolManager:
     return urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how) if proxy else urllib3.PoolManager(**how)
 
 
+class _Answer(NamedTuple):
+    """A token server's answer, as google-auth reads it."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+def _exchange(manager: urllib3.PoolManager, method: str, url: str, **how: Any) -> _Answer:
+    """Ask a token server. Its answer may be short only, and is not unpacked: 400 KB of gzip can be a gigabyte. Raises
+    CredentialError, urllib3's HTTPError.
+    """
+    headers = {**(how.pop("headers", None) or {}), "Accept-Encoding": "identity"}
+    answer = manager.request(method, url, headers=headers, preload_content=False, decode_content=False, **how)
+    try:
+        data = answer.read(LONGEST_ANSWER, decode_content=False)
+    finally:
+        answer.close()
+    if answer.headers.get("Content-Encoding", "identity") != "identity" or len(data) == LONGEST_ANSWER:
+        raise CredentialError(f"what answers there is no token server: more than {LONGEST_ANSWER} bytes, or packed")
+    return _Answer(answer.status, answer.headers, data)
+
+
 class _Outwards:
     """What google-auth makes its requests with: by a proxy or directly, as the URL has it."""
 
@@ -85,9 +108,9 @@ class _Outwards:
         self._ca = ca
         self._out = out
 
-    def request(self, method: str, url: str, **how: Any) -> urllib3.BaseHTTPResponse:
+    def request(self, method: str, url: str, **how: Any) -> _Answer:
         with _http(self._ca, self._out.to(url)) as manager:  # once in an hour: nothing is worth keeping
-            return manager.request(method, url, **how)
+            return _exchange(manager, method, url, **how)
 
 
 def from_command(command: str, directory: str) -> Callable[[float], Token]:
@@ -178,13 +201,16 @@ def from_metadata(host: str) -> Callable[[float], Token]:
 def ask_metadata(host: str, path: str) -> bytes:
     """A value of the metadata server. Raises CredentialError."""
     try:
-        answer = _http().request(
-            "GET", f"http://{host}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"}, redirect=False
-        )
+        url, headers = f"http://{host}/computeMetadata/v1/{path}", {"Metadata-Flavor": "Google"}
+        answer = _exchange(_http(), "GET", url, headers=headers, redirect=False)
     except urllib3.exceptions.HTTPError as error:
         raise CredentialError(f"the metadata server {host} cannot be reached: {type(error).__name__}") from None
     if answer.status != 200:
         raise CredentialError(f"the metadata server {host} answers {answer.status}")
+    if answer.headers.get("Metadata-Flavor") != "Google":
+        # Google says so in each answer (cloud.google.com/compute/docs/metadata/querying-metadata): what does not, is
+        # somebody else at that address.
+        raise CredentialError(f"what answers at {host} is no metadata server")
     return answer.data
 
 
@@ -273,6 +299,7 @@ class _CredentialsFile:
             # An odd answer can raise anything. Its text may quote the answer, so all we take from it is whether it is
             # this one well-known word.
             reason = CLOCK if "invalid_grant" in str(error) else type(error).__name__
+            reason = str(error) if isinstance(error, CredentialError) else reason
             raise CredentialError(f"no access token for --credentials: {reason}") from None
         self._doubtful = False
         life = COMMAND_LIFE

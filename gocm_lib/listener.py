@@ -92,7 +92,7 @@ def unix(path: str, mode: int, group: str) -> Listener:
     fresh = f"{path}.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX)
     try:
-        with _alone_in(os.path.dirname(path)):
+        with _alone(path + ".lock"):
             _check_place(path)
             # Made under another name, for us alone; then given its group and mode; then put into its place at once.
             before = os.umask(0o177)
@@ -116,22 +116,32 @@ def unix(path: str, mode: int, group: str) -> Listener:
 
 
 @contextlib.contextmanager
-def _alone_in(directory: str) -> Iterator[None]:
-    """Hold the directory's lock, so that of two that start at once the second sees the first one's socket."""
-    held = os.open(directory, os.O_RDONLY)
+def _alone(path: str) -> Iterator[None]:
+    """Hold a lock, so that of two that start at once the second sees the first one's socket. On a file of our own: the
+    directory's could be held by whoever may read that.
+    """
+    held = -1
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
-            try:
+            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        yield
+                # Not if who had it before has removed it: then another is made, and locked by others.
+                if os.path.samestat(os.fstat(held), os.stat(path)):
+                    break
+            os.close(held)
+            held = -1
+            if time.monotonic() > deadline:
+                raise OSError(errno.EAGAIN, f"another program holds {path}")
+            time.sleep(0.01)
+        try:
+            yield
+        finally:
+            os.unlink(path)
     finally:
-        os.close(held)
+        if held >= 0:
+            os.close(held)
 
 
 def _check_place(path: str) -> None:

@@ -234,6 +234,14 @@ def mistake(name: str, value: Any) -> str:
             return "known are " + ", ".join(ANSWERS)
         case "capacity" | "device_quota" | "topic_quota" if not 0 <= value < math.inf:
             return "must be a number from 0"
+        case "latency" if not 0 <= value <= 3600:  # NaN is not, either: nothing would ever fall due
+            return "must be seconds from 0 to 3600"
+        case "status" | "token_status" if not 200 <= value <= 599:
+            return "must be a status from 200 to 599"
+        case "token_life" if not -1e9 < value < 1e9:
+            return "must be a sensible number of seconds"
+        case "retry_after" if not re.fullmatch("[ -~]{0,64}", str(value)):  # it becomes part of a header's line
+            return "must be seconds, or a date"
         case "errors":
             if not set(value) <= KINDS:
                 return "known are " + ", ".join(sorted(KINDS))
@@ -241,6 +249,9 @@ def mistake(name: str, value: Any) -> str:
             if not all(type(share) in (int, float) and 0 <= share <= 1 for share in shares) or sum(shares) > 1:
                 return "must have shares from 0 to 1, of all together at most 1"
     return ""
+
+
+_FLAVOR = "Metadata-Flavor: Google\r\n"
 
 
 class Ledger:
@@ -441,9 +452,9 @@ class Pretender:
         if self.mode.token_status != 200:
             return Answer(self.mode.token_status, b"pretend failure", "text/plain")
         if request.path.endswith("/project/project-id"):
-            return Answer(200, PROJECT.encode(), "application/text")
+            return Answer(200, PROJECT.encode(), "application/text", _FLAVOR)
         if request.path.endswith("/token"):
-            return self._give_token()
+            return self._give_token()._replace(headers=_FLAVOR)
         return Answer(404, b"not found", "text/plain")
 
     def _give_token(self) -> Answer:

@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from gocm_lib import log
 from gocm_lib.settings import Exit, SettingsError
 
 PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def show(*columns: object, end: str = "\n") -> None:
+    """Print what came from the network, in a line: whoever answers at a port must not reach the terminal's escapes."""
+    print(*(log.one_line(str(column)) for column in columns), sep="\t", end=end, flush=True)
 
 
 class RemoteError(SettingsError):

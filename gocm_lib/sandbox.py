@@ -24,11 +24,11 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from gocm_lib import child, log
+from gocm_lib import access, child, log, pages
 from gocm_lib.job import BadRequest
 from gocm_lib.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
 from gocm_lib.request import Reader, Request
-from gocm_lib.settings import Exit, SandboxSettings, Settings, SettingsError
+from gocm_lib.settings import Exit, SandboxSettings, Settings, SettingsError, is_loopback
 
 MAX_BODY = 16 * 1024 * 1024
 BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
@@ -55,10 +55,14 @@ class _Peer:
 
 
 class Sandbox:
-    def __init__(self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None, host: str = ""
+    ) -> None:
+        """`host`: by what name, beside addresses and localhost, it may be called to be told what to do."""
         self.normal = pretender.mode.latency
         self.pretender = pretender
         self._tls = tls
+        self._policy = access.Policy(names=frozenset([host.lower()]))
         self._listener = listener
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -79,6 +83,11 @@ class Sandbox:
 
     def _control(self, request: Request) -> Answer:
         what = (request.method, request.path)
+        try:
+            # As the server itself does: no page that somebody looks at may set or read any of this.
+            access.check(request.headers, self._policy, local=False, public=True)
+        except BadRequest as problem:
+            return Answer(problem.status, pages.error(problem))
         if what == ("GET", "/sandbox/received"):
             return Answer(200, self.ledger.as_json())
         if what == ("GET", "/sandbox/counts"):
@@ -90,8 +99,7 @@ class Sandbox:
             try:
                 change(self.pretender.mode, json.loads(request.body))
             except (BadRequest, ValueError, RecursionError) as problem:
-                told = {"error": str(problem), "field": getattr(problem, "field", "")}
-                return Answer(400, json.dumps(told).encode() + b"\n")
+                return Answer(400, pages.error(BadRequest(str(problem), getattr(problem, "field", ""))))
             return Answer(200, b"ok\n", "text/plain")
         return Answer(404, b"known are /sandbox/received, /counts, /mode and /reset\n", "text/plain")
 
@@ -281,6 +289,11 @@ def command(settings: SandboxSettings) -> NoReturn:
             tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
+    if not (is_loopback(settings.host) or settings.no_auth):
+        raise SettingsError(
+            f"--host {settings.host} can be reached by other machines, and they may change what the sandbox does: "
+            "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
+        )
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -291,7 +304,9 @@ def command(settings: SandboxSettings) -> NoReturn:
     if settings.write_credentials and not os.path.exists(settings.write_credentials):
         write_credentials(settings.write_credentials, listener.getsockname()[1])
     log.logger.info("sandbox listens on %s port %d", *listener.getsockname()[:2])
-    Sandbox(listener, Pretender(Mode(settings.latency), public_key(settings.write_credentials)), tls).run()
+    Sandbox(
+        listener, Pretender(Mode(settings.latency), public_key(settings.write_credentials)), tls, settings.host
+    ).run()
 
 
 def _leave(number: int, frame: object) -> NoReturn:

@@ -465,6 +465,7 @@ class SandboxSettings:
 
     host: str = option("127.0.0.1", text, "address to listen on", metavar="ADDRESS")
     port: int = option(5602, number(0, 65535), "TCP port to listen on; 0 takes a free one", metavar="PORT")
+    no_auth: bool = option(False, flag, "allow a --host that other machines can reach: they can change what it does")
     latency: float = option(0.0, seconds(0, 60), "seconds before each answer", metavar="S")
     write_credentials: str = option(
         "", text, "make this service account's file for FCM's --credentials, or use it if it is there", metavar="FILE"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gocm_lib import access, log
-from gocm_lib.remote import Remote, RemoteError
+from gocm_lib.remote import Remote, RemoteError, show
 from gocm_lib.settings import Exit, WatchSettings
 
 HOME, REST = "\033[H", "\033[K\n"  # to the first line; clear what is right of here, and go on below
@@ -67,7 +67,7 @@ def command(settings: WatchSettings) -> int:
     remote = Remote(settings.to, token, settings.ca)
     told = remote.take("GET", "/api/status", "sentence")
     if settings.once:
-        print(line(told), flush=True)
+        show(line(told))
         return Exit.OK
     if sys.stdout.isatty():
         sys.stdout.write("\033[2J")
@@ -90,7 +90,7 @@ def _next(remote: Remote, told: dict[str, Any]) -> dict[str, Any]:
 
 def _show(told: dict[str, Any]) -> None:
     if not sys.stdout.isatty():
-        print(line(told), flush=True)
+        show(line(told))
         return
     size = shutil.get_terminal_size()
     sys.stdout.write(HOME + "".join(text + REST for text in screen(told, size.columns, size.lines)) + BELOW)

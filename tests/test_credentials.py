@@ -1,7 +1,9 @@
 """Keys and access tokens: fetched, renewed, refused, re-read; wrong files told in one line; in no log."""
 
 import contextlib
+import gzip
 import json
+import resource
 import signal
 import socket
 import sys
@@ -325,3 +327,43 @@ def test_a_command_that_gives_no_token_is_told_without_what_it_printed(command):
 def test_a_command_may_print_json():
     fetch = credentials.from_command("""echo '{"access_token": "x", "expires_in": 60}'""", "/")
     assert fetch(1000.0) == Token("x", 1000.0, 1060.0)
+
+
+def answers(*lines, body=b""):
+    """A pretend metadata server: it gives everybody this answer, and then nothing more."""
+
+    def behave(_, sock, __):
+        sock.recv(65536)
+        sock.sendall(b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"Content-Length: %d" % len(body), b"", body]))
+
+    return behave
+
+
+GOOD = json.dumps({"access_token": "token", "expires_in": 3600}).encode()
+FLAVOR = b"Metadata-Flavor: Google"
+
+
+@pytest.mark.short
+def test_a_metadata_server_says_that_it_is_one(upstream):
+    def ask(*lines, body=GOOD):
+        host = upstream(answers(*lines, body=body)).url().split("/")[2]
+        return credentials.ask_metadata(host, "instance/service-accounts/default/token")
+
+    assert ask(FLAVOR) == GOOD
+    with pytest.raises(credentials.CredentialError, match="is no metadata server"):
+        ask()
+
+
+@pytest.mark.short
+def test_what_a_token_server_packs_is_not_unpacked(upstream):
+    """400 KB of gzip can be a gigabyte and more."""
+    packed = gzip.compress(b"[" + b" " * 40_000_000 + b"]")
+    assert len(packed) < 50_000
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for lines, body in (((b"Content-Encoding: gzip", FLAVOR), packed), ((FLAVOR,), b" " * 1_000_000)):
+        host = upstream(answers(*lines, body=body)).url().split("/")[2]
+        with pytest.raises(credentials.CredentialError, match="is no token server"):
+            credentials.ask_metadata(host, "x")
+        with pytest.raises(credentials.CredentialError, match="is no token server"):
+            credentials._Outwards("", credentials.DIRECTLY).request("POST", f"http://{host}/token", body=b"x")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 20_000  # KiB

@@ -1,6 +1,7 @@
 """UNIX sockets: never open to everybody, never stolen, never left behind; and who may connect."""
 
 import contextlib
+import fcntl
 import grp
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ WATCHED = []
 
 def _watch(event, arguments):
     if WATCHED and event in ("os.chmod", "os.chown", "os.rename"):
-        for name in os.listdir(WATCHED[0]):
+        for name in [name for name in os.listdir(WATCHED[0]) if not name.endswith(".lock")]:
             SEEN.append((event, stat.S_IMODE(os.lstat(os.path.join(WATCHED[0], name)).st_mode)))
 
 
@@ -205,7 +206,7 @@ def test_a_server_on_two_addresses(start):
     server = start("--host", "127.0.0.1", "--host", "::1", "--access-log")
     server.logged(r"listens on 127\.0\.0\.1 port \d+ and ::1 port \d+")
     with socket.create_connection(("::1", server.port)) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.sendall(b"GET /gcm/report HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = client.recv(4096)
     assert answer.startswith(b"HTTP/1.1 200") and b"\r\nKeep-Alive: timeout=75\r\n" in answer
     server.send(["a"])
@@ -220,3 +221,20 @@ def test_an_address_taken_among_several_is_told():
             listener.tcp(["127.0.0.1", "127.0.0.2"], port)
         for each in listener.tcp(["127.0.0.1"], port):  # which was let go
             each.sock.close()
+
+
+@short
+def test_nobody_else_can_keep_a_socket_from_being_made(temporary, monkeypatch):
+    """Whoever may read a directory may hold its lock."""
+    monkeypatch.setattr(listener, "PATIENCE", 0.5)
+    held = os.open(temporary, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    made = listener.unix(str(temporary / "gocm.sock"), 0o600, "")
+    made.sock.close()
+    made.remove()
+    assert not list(temporary.iterdir())
+    (temporary / "gocm.sock.lock").symlink_to(temporary / "elsewhere")
+    with pytest.raises(listener.ListenError):
+        listener.unix(str(temporary / "gocm.sock"), 0o600, "")
+    assert not (temporary / "elsewhere").exists()
+    os.close(held)
