@@ -15,7 +15,8 @@ from pathlib import Path
 from gocm_lib import idempotency, report, spool
 from gocm_lib.settings import Exit
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
+UPGRADES = {7: idempotency.UPGRADE}  # what makes the next format of each that we know
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
@@ -81,7 +82,7 @@ def _inspect(path: str) -> None:
     version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
     if application != APPLICATION_ID:
         raise SpoolError(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, *UPGRADES):
         raise SpoolError(
             f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: run the version that wrote it",
             Exit.SPOOL_DAMAGED,
@@ -107,6 +108,7 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA temp_store = MEMORY")
         # Written although nothing changes: better to find out now than with the first message that this cannot be done.
         checkpoint(db)  # the log may hold all the room that is left
+        _upgrade(db)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
     except sqlite3.OperationalError as error:
@@ -118,6 +120,12 @@ def _connect(path: str) -> sqlite3.Connection:
             f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
         ) from None
     return db
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Bring a spool of an older format to ours, each step a transaction."""
+    while steps := UPGRADES.get(version := db.execute("PRAGMA user_version").fetchone()[0]):
+        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version + 1}; COMMIT;")
 
 
 def open_spool(path: str) -> tuple[sqlite3.Connection, int]:

@@ -144,8 +144,8 @@ class History:
         self.spool.tally["dead"] -= len(places)
         self.spool.tally["over"] += len(places)
 
-    def replay(self, which: Which, limit: int, now: float) -> list[str]:
-        """Make up to `limit` dead tokens ready again, as if they had come now; their upstreams."""
+    def replay(self, which: Which, limit: int, now: float) -> int:
+        """Make up to `limit` dead tokens ready again, as if they had come now; how many."""
         found = self.failed(which, (0, -1), limit)
         jobs = _jobs((each.job, each.n) for each in found)
         reopened = [self._reopen(job) for (job,) in jobs]
@@ -165,8 +165,9 @@ class History:
         )
         self.spool.tally["jobs"] += sum(reopened)
         self.spool.tally["tokens"] += len(found)
+        self.spool.open.update(each.upstream for each in found)
         self.spool.tally["dead"] -= len(found)
-        return [each.upstream for each in found]
+        return len(found)
 
     def _reopen(self, job: int) -> bool:
         """A job is finished no more; whether it was."""

@@ -13,19 +13,30 @@ DISK_WAIT = 30  # seconds to wait for a disk that others filled: nobody knows wh
 
 
 class Limits(NamedTuple):
-    """How many tokens may be pending, how many bytes the spool may hold, how many must stay free on its disk."""
+    """How many tokens may be pending, how many bytes the spool may hold, how many must stay free on its disk; over how
+    many upstreams the first is divided, so that the dead one of two does not fill the room of the other.
+    """
 
     pending: int
     spool: int
     free_disk: int
+    upstreams: int = 1
+
+    @property
+    def share(self) -> int:
+        """How many tokens of one upstream may be pending."""
+        return self.pending // self.upstreams
 
 
 class Usage(NamedTuple):
-    """What there is of each: pending tokens, bytes in the spool, bytes free on its disk."""
+    """What there is of each: pending tokens, bytes in the spool, bytes free on its disk; and how many of the pending
+    tokens are of the upstream that is asked for.
+    """
 
     pending: int
     spool: int
     free_disk: int
+    of_upstream: int
 
 
 class Refused(NamedTuple):
@@ -69,7 +80,9 @@ def refuse(tokens: int, usage: Usage, limits: Limits, rate: float) -> Refused | 
     if usage.spool > limits.spool:
         # It shrinks as messages go out; how much room each leaves is not known, so wait for a tenth of them.
         return Refused(507, "the spool is at --max-spool", wait_for_room(usage.pending // 10, rate))
-    excess = usage.pending + tokens - limits.pending
-    if excess > 0:
-        return Refused(503, f"{usage.pending} tokens are pending, at most --max-pending", wait_for_room(excess, rate))
-    return None
+    excess = usage.of_upstream + tokens - limits.share
+    if excess <= 0:
+        return None
+    shared = f" shared by {limits.upstreams} upstreams" if limits.upstreams > 1 else ""
+    reason = f"{usage.of_upstream} tokens are pending, at most --max-pending{shared}"
+    return Refused(503, reason, wait_for_room(excess, rate))

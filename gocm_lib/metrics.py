@@ -143,6 +143,13 @@ METRICS = (
         _snapshot(lambda s, now: {which: s.counts.get(Count("dropped", reason=which), 0) for which in LISTS}),
     ),
     Metric(
+        "gocm_idempotency_keys", "gauge", (), "Idempotency-Keys that are remembered", _snapshot(lambda s, now: s.keys)
+    ),
+    Metric(
+        "gocm_idempotency_forgotten_total", "counter", (), "keys that were forgotten before their day was over: "
+        "--max-keys", _snapshot(lambda s, now: s.counts.get(Count("keys_forgotten"), 0)),
+    ),
+    Metric(
         "gocm_upstream_responses_total", "counter", ("upstream", "code"), "answers of this run; none: no answer came",
         _responses,
     ),

@@ -34,6 +34,7 @@ COUNTERS = {
     "retries": "attempts after which a token is to be tried again",
     "canonicals": "how often the upstream replaced a token",
     "notregistered": "how often the upstream called a token dead",
+    "keys_forgotten": "Idempotency-Keys that were forgotten before their time, there being too many",
     "dropped": "entries that a full list had no room for",
 }
 
@@ -67,6 +68,7 @@ class Snapshot(NamedTuple):
     tokens: int  # of those, that are to be sent still,
     claimed: int  # of those, that are in senders' hands
     dead: int  # that were set aside as failed
+    keys: int  # Idempotency-Keys that are remembered
     over: int  # that came to another end, and are kept for those who ask
     listed: dict[str, int]  # entries in each list
     latest: dict[str, list[tuple]]  # what came to each list last in this run, the newest first, read or not

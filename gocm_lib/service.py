@@ -119,7 +119,8 @@ class Service:
             return unavailable("stopping: send it again in a moment")
         if request.query:
             raise BadRequest("nothing is read from the query string: put it into the body")
-        most = min(self.settings.max_tokens, self.settings.max_pending)  # what could never be taken is a 413, no 503
+        share = self.settings.max_pending // len(self.upstreams)
+        most = min(self.settings.max_tokens, share)  # what could never be taken is a 413, no 503
         content_type = request.headers.get("content-type", "")
         once = idempotency.read(request.headers.get("idempotency-key"), request.body)
         if job.media_type(content_type) == job.LINES:

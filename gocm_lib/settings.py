@@ -429,6 +429,12 @@ class Settings:
         "of the tokens of such messages, how many; those that ended first go first",
         metavar="N",
     )
+    max_keys: int = option(
+        2_000_000,
+        number(1000, 10**9),
+        "Idempotency-Keys that are remembered, for a day; the oldest go first",
+        metavar="N",
+    )
     max_report: int = option(
         1000000, number(1, 10**9), "entries that each of the two token lists may have; more are dropped", metavar="N"
     )

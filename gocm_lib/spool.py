@@ -196,17 +196,18 @@ class Spool:
         [[jobs, finished]] = db.execute(
             "SELECT count(*) FILTER (WHERE finished = 0), coalesce(sum(size) FILTER (WHERE finished > 0), 0) FROM job"
         )
-        [[rows]], [[dead]], *opened = (
+        [[rows]], [[dead]] = (
             db.execute(f"SELECT count(*) FROM token {which}").fetchall()
-            for which in (
-                "",
-                f"INDEXED BY token_dead WHERE generation = {DEAD}",
-                "INDEXED BY token_fresh WHERE generation = 0 AND waits = 0",
-                "INDEXED BY token_waiting WHERE generation = 0 AND waits = 1",
-                "INDEXED BY token_claimed WHERE generation > 0",
-            )
+            for which in ("", f"INDEXED BY token_dead WHERE generation = {DEAD}")
         )
-        tokens = sum(count for [[count]] in opened)
+        self.open: Counter[str] = Counter()  # tokens of each upstream that are ready or claimed
+        for which in (
+            "INDEXED BY token_fresh WHERE generation = 0 AND waits = 0",
+            "INDEXED BY token_waiting WHERE generation = 0 AND waits = 1",
+            "INDEXED BY token_claimed WHERE generation > 0",
+        ):
+            self.open.update(dict(db.execute(f"SELECT upstream, count(*) FROM token {which} GROUP BY upstream")))
+        tokens = self.open.total()
         # Open jobs and their open tokens; dead tokens; those that are over; with how many the finished jobs came.
         self.tally = {"jobs": jobs, "tokens": tokens, "dead": dead, "over": rows - tokens - dead, "finished": finished}
         held = db.execute(
@@ -256,6 +257,8 @@ class Spool:
         )
         self.tally["jobs"] += len(new)
         self.tally["tokens"] += sum([len(job.tokens) for job in new])
+        for job in new:
+            self.open[job.upstream] += len(job.tokens)
         return new
 
     def claim(
@@ -412,7 +415,7 @@ class Spool:
         if ended < sum(counts.values()):  # some were settled before: rare, and dear
             counts = Counter({job: self._uncounted(job) for job in counts})
         self.in_hand[holder] -= ended
-        self._close(counts, OVER, now)
+        self._close(holder[1], counts, OVER, now)
         return ended
 
     def _uncounted(self, job: int) -> int:
@@ -423,8 +426,10 @@ class Spool:
         ).fetchone()
         return found[0] if found else 0
 
-    def _close(self, ended: Mapping[int, int], generation: int, now: float) -> None:
-        """Count, by job, tokens that have just ended, OVER or DEAD; jobs that have none left to send are finished."""
+    def _close(self, upstream: str, ended: Mapping[int, int], generation: int, now: float) -> None:
+        """Count, by job, an upstream's tokens that have just ended, OVER or DEAD; jobs that have none left to send are
+        finished.
+        """
         jobs = [(count, job) for job, count in ended.items() if count]
         count = size = sum(ended.values())
         # Mostly all tokens of a job end together: in one statement for all jobs, which does not say for which it held.
@@ -443,6 +448,7 @@ class Spool:
                 size += (row[1] if row[0] else 0) - part
         self.tally["jobs"] -= finished
         self.tally["tokens"] -= count
+        self.open[upstream] -= count
         self.tally["over" if generation == OVER else "dead"] += count
         self.tally["finished"] += size
 
@@ -476,7 +482,7 @@ class Spool:
             (generation, attempts, how.failure, how.reason, how.canonical, now, job, n),
         )
         self.in_hand[holder] -= 1
-        self._close({job: 1}, generation, now)
+        self._close(holder[1], {job: 1}, generation, now)
 
     def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[Buried], int]:
         """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
@@ -564,7 +570,9 @@ class Spool:
             " WHERE job = ? AND generation = 0 AND (SELECT sound FROM job WHERE id = ?) = 0",
             (reason, now, job, job),
         ).rowcount
-        self._close({job: gone}, OVER, now)
+        if gone:
+            [[upstream]] = self.db.execute("SELECT upstream FROM job WHERE id = ?", (job,))
+            self._close(upstream, {job: gone}, OVER, now)
         return gone
 
     def oldest(self) -> float | None:

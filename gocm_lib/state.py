@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from gocm_lib import child, log
+from gocm_lib import child, idempotency, log
 from gocm_lib.client import VERBS
 from gocm_lib.database import Room, SpoolError, checkpoint, cut_log, is_full, is_passing, open_spool, shrink, usage
 from gocm_lib.history import FORGOTTEN, Failed, History, Past, Status, Which
@@ -69,7 +69,7 @@ CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it fo
 
 class Keeping(NamedTuple):
     """How much is kept, and how long: the limits of what is pending, seconds and number for the dead, entries for a
-    report's list, seconds and number of tokens for what is over.
+    report's list, seconds and number of tokens for what is over, number of Idempotency-Keys.
     """
 
     limits: Limits
@@ -78,6 +78,7 @@ class Keeping(NamedTuple):
     max_report: int
     keep_jobs: float
     max_kept: int
+    max_keys: int = 10**9
 
 
 class State:
@@ -116,7 +117,9 @@ class State:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        before = self.spool.tally.copy(), self.spool.in_hand.copy(), self.report.lengths.copy(), self.condemned.copy()
+        spool, report, keys = self.spool, self.report, self.keys
+        before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.condemned.copy()
+        open_tokens, count = spool.open.copy(), keys.count
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -124,7 +127,8 @@ class State:
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            self.spool.tally, self.spool.in_hand, self.report.lengths, self.condemned = before
+            spool.tally, spool.in_hand, report.lengths, self.condemned = before
+            spool.open, keys.count = open_tokens, count
             raise
 
     def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
@@ -152,6 +156,8 @@ class State:
         for job in new if refused else ():
             if job.id in refused:
                 self.keys.forget(job)
+        if forgotten := self.keys.fit(idempotency.most(self.keeping.max_keys, self.keeping.limits.spool)):
+            self.report.count({Count("keys_forgotten"): forgotten})
         answers: dict[int, NotKept] = dict(refused)
         for job_id, answer in known.items():
             if answer != Known(job_id):  # else it is kept, and told again
@@ -162,18 +168,19 @@ class State:
     def _make_room(self, jobs: Sequence[Job]) -> dict[int, Refused]:
         """Keep those jobs for which there is room; the others, by their ids."""
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
-        pending, used, free = self._usage()
-        size, tokens = sum(map(disk_size, jobs)), sum([len(job.tokens) for job in jobs])
-        together = Usage(pending, used + size, free - size)
-        if refuse(tokens, together, self.keeping.limits, rate) is None:
+        used, free = self._bytes()
+        size, tokens = sum(map(disk_size, jobs)), Counter[str]()
+        for job in jobs:
+            tokens[job.upstream] += len(job.tokens)
+        together = [(count, self._usage(name, used + size, free - size)) for name, count in tokens.items()]
+        if not any(refuse(count, usage, self.keeping.limits, rate) for count, usage in together):
             self._keep(jobs)
             return {}
-        if self._may_make_room(min(len(job.tokens) for job in jobs)) and self.history.forget(math.inf, 0):
+        if self._may_make_room(jobs) and self.history.forget(math.inf, 0):
             return self._make_room(jobs)
         refused: dict[int, Refused] = {}
         for job in jobs:
-            so_far = Usage(self.spool.tally["tokens"], used, free)
-            no = refuse(len(job.tokens), so_far, self.keeping.limits, rate)
+            no = refuse(len(job.tokens), self._usage(job.upstream, used, free), self.keeping.limits, rate)
             if no is None or self.spool.knows(job.id):
                 self._keep([job])
                 used, free = used + disk_size(job), free - disk_size(job)
@@ -181,19 +188,28 @@ class State:
                 refused[job.id] = no
         return refused
 
-    def _may_make_room(self, tokens: int) -> bool:
-        """Whether forgetting what is over may help where so many tokens are refused: not when too many are pending, nor
-        while somebody who reads in the spool keeps SQLite's log from beginning anew, which it would only make longer.
+    def _may_make_room(self, jobs: Sequence[Job]) -> bool:
+        """Whether forgetting what is over may help where these are refused: not when too many are pending, nor while
+        somebody who reads in the spool keeps SQLite's log from beginning anew, which it would only make longer.
         """
-        return self.spool.tally["tokens"] + tokens <= self.keeping.limits.pending and not self.room.overlong_log()
+        share = self.keeping.limits.share
+        fits = any(self.spool.open[job.upstream] + len(job.tokens) <= share for job in jobs)
+        return fits and not self.room.overlong_log()
 
-    def _usage(self) -> Usage:
+    def _bytes(self) -> tuple[int, int]:
+        """How many bytes are used, and free."""
         used, unused = usage(self.db)
-        return Usage(self.spool.tally["tokens"], used + self.room.overlong_log(), self.room.free() + unused)
+        return used + self.room.overlong_log(), self.room.free() + unused
+
+    def _usage(self, upstream: str, used: int, free: int) -> Usage:
+        return Usage(self.spool.tally["tokens"], used, free, self.spool.open[upstream])
 
     def _refuses(self) -> Refused | None:
-        """Why not even the smallest message would be taken now."""
-        return refuse(1, self._usage(), self.keeping.limits, 0.0)
+        """Why not even the smallest message to the upstream with the most room would be taken now."""
+        tokens = self.spool.tally["tokens"]
+        several = self.keeping.limits.upstreams > 1
+        least = min(self.spool.open[name] for name in self.traffic.standings) if several else tokens
+        return refuse(1, Usage(tokens, *self._bytes(), least), self.keeping.limits, 0.0)
 
     def _keep(self, jobs: Sequence[Job]) -> None:
         messages: Counter[str] = Counter()
@@ -289,7 +305,8 @@ class State:
         self.spool.oldest()  # so that nobody who asks need pass over many
         if not self.spool.tally["over"] or self.room.overlong_log():
             return more
-        for_room = not has_reserve or (self._refuses() is not None and self._may_make_room(0))
+        refused = self._refuses()
+        for_room = not has_reserve or (refused and refused.status == 507 and not self.room.overlong_log())
         with self._transaction():
             before = math.inf if for_room else now - self.keeping.keep_jobs
             return self.history.forget(before, self.keeping.max_kept) or more
@@ -513,6 +530,7 @@ class State:
                 listed=dict(self.report.lengths),
                 latest={which: list(entries) for which, entries in self.report.latest.items()},
                 oldest=self.spool.oldest(),
+                keys=self.keys.count,
                 over=tally["over"],
                 bytes=usage(self.db)[0],
                 paused_until={upstream: paused.until for upstream, paused in pauses.items()},
@@ -551,12 +569,15 @@ class State:
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
         with self.changed:
-            room = self.keeping.limits.pending - self.spool.tally["tokens"]
             with self._transaction():
-                upstreams = self.history.replay(which, max(0, min(AT_ONCE, room)), now)
-                self.report.count(Counter(Count("replayed", upstream) for upstream in upstreams))
+                done = 0
+                for upstream in [which.upstream] if which.upstream else self.traffic.standings:
+                    room = min(AT_ONCE - done, self.keeping.limits.share - self.spool.open[upstream])
+                    replayed = self.history.replay(which._replace(upstream=upstream), max(0, room), now)
+                    self.report.count({Count("replayed", upstream): replayed})
+                    done += replayed
             self.changed.notify_all()
-        return len(upstreams)
+        return done
 
     def last_job(self) -> int:
         """The highest job id on disk: new ids must be above it, whatever the clock says."""
@@ -645,8 +666,10 @@ def _give_up(verb: str, error: Exception) -> NoReturn:
 
 def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
-    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk)
-    kept = settings.max_dead, settings.max_report, settings.keep_jobs, settings.max_kept
+    fcm = settings.credentials or settings.token_command or settings.fcm_metadata
+    upstreams = bool(settings.apikey) + bool(fcm)
+    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, upstreams))
+    kept = settings.max_dead, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
     keeping = Keeping(limits, settings.dead_age, *kept)
     unpaced = start_pace(UNPACED, now)
     paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced

@@ -1,22 +1,27 @@
 """Idempotency-Key: the same request is one job, through restarts and kills; another under its key is told."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
-from conftest import FORM, eventually, form
+from conftest import FORM, ROOT, eventually, form
 from hypothesis import given
 from hypothesis import strategies as st
-from test_spool import claim, new_job, new_state
+from test_spool import KEEPING, POLICY, claim, new_job, new_state, paces
 
-from gocm_lib import idempotency
+from gocm_lib import database, idempotency
 from gocm_lib.idempotency import LIFE, Conflict, Known
 from gocm_lib.job import BadRequest
 from gocm_lib.limits import Limits, Refused
 from gocm_lib.outcome import DELIVERED, Result
+from gocm_lib.report import Count
+from gocm_lib.state import State
 
 short = pytest.mark.short
 
@@ -68,6 +73,70 @@ def test_a_caller_who_repeats_himself_is_not_told_that_he_did():
         state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
     assert state.accept([keyed(1, "k")]) == {} == claim(state), "it was sent already"
     assert state.snapshot().counters["accepted_messages"] == 1
+
+
+@short
+def test_there_are_so_many_keys_and_the_oldest_go_first():
+    state = new_state(keeping=KEEPING._replace(max_keys=1000))
+    for start in range(0, 3000, 500):
+        assert state.accept([keyed(n, f"k{n}") for n in range(start + 1, start + 501)]) == {}
+    assert state.keys.count == 1000 == state.snapshot().keys
+    assert state.accept([keyed(9001, "k2001")]) == {9001: Known(2001)} and state.accept([keyed(9002, "k2000")]) == {}
+    assert state.report.counts()[Count("keys_forgotten")] == 2001
+    [[count]] = state.db.execute("SELECT count(*) FROM idempotency")
+    assert count == state.keys.count == 1000
+
+
+@short
+def test_keys_never_keep_a_message_out():
+    """27,000 of them took all of --max-spool for a day."""
+    state = new_state(keeping=KEEPING._replace(limits=Limits(10**9, 4 << 20, 0), max_kept=1000))
+    for start in range(0, 27_000, 500):
+        now = 1000.0 + start / 1000
+        jobs = [keyed(n, f"a-rather-long-key-of-number-{n}", now=now) for n in range(start + 1, start + 501)]
+        assert state.accept(jobs) == {}
+        for place in claim(state, now=now, room=1000):
+            state.settle(1, [Result("gcm", *place, 1, DELIVERED)], now)
+    assert state.accept([new_job(30_000, "a", now=2000.0)]) == {}
+    assert state.keys.count == idempotency.most(10**9, 4 << 20) > 9000
+
+
+@short
+def test_a_key_takes_no_more_room_than_is_said(tmp_path):
+    state = new_state(tmp_path / "s.db")
+    [[before]] = state.db.execute("PRAGMA page_count")
+    state.db.executemany(
+        "INSERT INTO idempotency VALUES (?, ?, ?, ?)",
+        [(1_700_000_000_000_000 + n, os.urandom(16), os.urandom(16), 1_700_000_000.0 + n) for n in range(50_000)],
+    )
+    [[after]], [[size]] = (state.db.execute(f"PRAGMA {what}").fetchall() for what in ("page_count", "page_size"))
+    assert (after - before) * size / 50_000 < idempotency.BYTES
+
+
+def test_a_spool_of_the_version_before_keeps_its_keys(tmp_path):
+    db, held = database.open_spool(str(tmp_path / "s.db"))
+    state = State(db, database.Room(":memory:"), POLICY, KEEPING, paces("gcm"))
+    state.accept([keyed(1, "k"), keyed(2, "l")])
+    once = [hashlib.sha256(each).digest() for each in (b"k", b"b", b"l", b"b")]
+    state.db.executescript(
+        "DROP TABLE idempotency; CREATE TABLE idempotency (key BLOB PRIMARY KEY, body BLOB NOT NULL,"
+        " job INTEGER NOT NULL, accepted_at REAL NOT NULL) WITHOUT ROWID;"
+        " CREATE INDEX idempotency_age ON idempotency (accepted_at);"
+        "PRAGMA user_version = 7;"
+    )
+    state.db.executemany("INSERT INTO idempotency VALUES (?, ?, ?, 1000.0)", [(*once[:2], 1), (*once[2:], 2)])
+    state.close()
+    os.close(held)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from test_idempotency import *\n"
+        "state = new_state(sys.argv[1])\n"
+        "assert state.accept([keyed(5, 'k'), keyed(6, 'l', b'other'), keyed(7, 'm')]) == {5: Known(1), 6: Conflict()}\n"
+        "assert state.keys.count == 3 and len(claim(state)) == 3\n"
+    )
+    # In a process of its own: in this one, nobody but SQLite may open that file any more.
+    words = [sys.executable, "-c", code, str(tmp_path / "s.db"), str(ROOT), str(ROOT / "tests")]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
 
 
 @short

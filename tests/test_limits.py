@@ -8,8 +8,9 @@ import pytest
 from conftest import FORM, eventually, form
 from hypothesis import given
 from hypothesis import strategies as st
-from test_spool import KEEPING, claim, new_job, new_state
+from test_spool import KEEPING, POLICY, claim, new_job, new_state, paces
 
+from gocm_lib.database import Room
 from gocm_lib.history import Which
 from gocm_lib.limits import (
     HALF_LIFE,
@@ -24,6 +25,7 @@ from gocm_lib.limits import (
     wait_for_room,
 )
 from gocm_lib.outcome import DELIVERED, Outcome, Result, Verdict
+from gocm_lib.state import State
 
 short = pytest.mark.short
 ENOUGH = 1 << 50
@@ -34,7 +36,7 @@ ENOUGH = 1 << 50
 @short
 @given(*[st.integers(0, 100)] * 4, st.floats(0, 1000))
 def test_pending_tokens_never_pass_the_limit(tokens, pending, limit, free, rate):
-    refused = refuse(tokens, Usage(pending, 0, free), Limits(limit, ENOUGH, 50), rate)
+    refused = refuse(tokens, Usage(pending, 0, free, pending), Limits(limit, ENOUGH, 50), rate)
     assert (refused is None) == (pending + tokens <= limit and free >= 50)
     if refused:
         assert refused.status == (507 if free < 50 else 503) and SOONEST <= refused.retry_after <= LATEST
@@ -157,6 +159,38 @@ def test_the_newest_replacement_of_a_token_stands():
     [(number, *entry)] = state.page("canonical", 0, -1)
     assert entry == ["a", "y"] and number == 2, "with a number of its own, for readers that have seen the first"
     assert state.snapshot().counters["dropped"] == 0 and state.report.lengths["canonical"] == 1
+
+
+@short
+def test_a_dead_upstream_does_not_fill_the_room_of_the_other():
+    keeping = KEEPING._replace(limits=KEEPING.limits._replace(pending=10, upstreams=2))
+    state = new_state(upstreams=("fcm", "gcm"), keeping=keeping)
+    dead = [new_job(n, "abc") for n in (1, 2, 3)]
+    assert list(state.accept(dead)) == [2, 3] and not state.snapshot().refusing
+    assert state.accept([new_job(4, "de"), new_job(5, "f")])[5].status == 503, "five are its share"
+    assert state.accept([new_job(6, "abcde", upstream="fcm")]) == {}
+    mixed = state.accept([new_job(7, "a"), new_job(8, "b", upstream="fcm")])
+    assert set(mixed) == {7, 8} and "shared by 2 upstreams" in mixed[7].reason
+    assert "pending" in state.snapshot().refusing
+    state = State(state.db, Room(":memory:"), POLICY, keeping, paces("fcm", "gcm"))
+    assert state.spool.open == {"fcm": 5, "gcm": 5}
+    for job, n in claim(state):
+        state.settle(1, [Result(("gcm", "fcm")[job == 6], job, n, 1, DELIVERED)], 1000.0)
+    assert not any(state.spool.open.values()) and state.accept([new_job(9, "a")]) == {}
+
+
+@short
+def test_what_is_replayed_fits_into_its_upstream_s_share():
+    keeping = KEEPING._replace(limits=KEEPING.limits._replace(pending=8, upstreams=2))
+    state = new_state(upstreams=("fcm", "gcm"), keeping=keeping)
+    gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
+    for number, (upstream, tokens) in enumerate((("gcm", "abcd"), ("gcm", "ef"), ("fcm", "gh")), 1):
+        state.accept([new_job(number, tokens, upstream=upstream)])
+        for job, n in claim(state):
+            state.settle(1, [Result(upstream, job, n, 1, gone)], 1000.0)
+    assert state.snapshot().dead == 8
+    assert state.replay(Which(0, "", "", math.inf), 1000.0) == 6 and state.spool.open == {"fcm": 2, "gcm": 4}
+    assert state.replay(Which(0, "", "", math.inf), 1000.0) == 0
 
 
 # ------------------------------------------------------------------------------------------------------ by HTTP
