@@ -18,6 +18,9 @@ from gocm_lib import log
 RESERVE = 16  # places, but an eighth of all at most
 FEW = 8  # an address has few places if it has less than this part of all
 LEAVING = 16  # connections that gave way and whose threads have not noticed yet
+SMALL = 64 * 1024  # bytes: what a body or an answer may have without being counted
+BODIES, ANSWERS = 32 * 1024 * 1024, 64 * 1024 * 1024  # bytes of larger ones that are in work together
+PATIENCE = 1.0  # seconds to wait for others to be done
 TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
@@ -88,6 +91,32 @@ class Notice:
         return self._text % (total, f"{often} of {Asker(most)}")
 
 
+class Budget:
+    """Bytes that many requests may have in work together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._left = most
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> int | None:
+        """Take so many, or all where that is more; how many it was, to be given back. None: there was no room for
+        PATIENCE seconds.
+        """
+        size = min(size, self._most)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._left >= size, PATIENCE):
+                return None
+            self._left -= size
+        return size
+
+    def give_back(self, size: int) -> None:
+        """They are not in work any more."""
+        with self._changed:
+            self._left += size
+            self._changed.notify_all()
+
+
 class Gate:
     """The connections of all listeners: at most so many."""
 
@@ -96,6 +125,8 @@ class Gate:
         self.open = most - min(RESERVE, most // 8)  # but the reserve
         self.places: set[Place] = set()
         self.closing = False
+        self.bodies = Budget(BODIES)
+        self.answers = Budget(ANSWERS)
         self._shares: Counter[str] = Counter()
         self._leaving = 0
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from gocm_lib import limits
 from gocm_lib.spool import DEAD, OVER, Spool
 from gocm_lib.turns import lane, rank
 
@@ -115,7 +116,7 @@ class History:
             f" WHERE job = ? AND n > ? AND {STATES.get(state, '1')} ORDER BY n LIMIT ?",
             (job, after, limit),
         )
-        return Status(*row, dict(zip(STATES, counts)), [Fate(*fate) for fate in fates])
+        return Status(*row, dict(zip(STATES, counts)), [Fate(*fate) for fate in limits.page(fates)])
 
     def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
         """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
@@ -125,7 +126,7 @@ class History:
             f" WHERE generation = {DEAD} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
             (*after, *values, limit),
         )
-        return [Failed(*row) for row in rows]
+        return [Failed(*row) for row in limits.page(rows)]
 
     def discard(self, which: Which, limit: int) -> int:
         """Give up to `limit` dead tokens up; how many there were."""

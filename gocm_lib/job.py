@@ -5,6 +5,7 @@ the field and what to do. Nothing is repaired by guessing.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -15,6 +16,10 @@ MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
 MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
 OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
 MAX_DEPTH = 32  # of nested arrays and objects: the parser recurses, and a thread's stack is finite
+MAX_VALUES = (
+    20_000  # in a JSON text, beside its tokens: each is an object of 50 bytes and more, before we know what it is
+)
+LINE_VALUES = 30  # of a line of many: what that leaves for each
 MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
@@ -139,24 +144,31 @@ def format_id(job_id: int) -> str:
 
 # ------------------------------------------------------------------------------------------------ JSON, strictly
 
-# A string to its end, or to the text's end, or a bracket. The possessive *+ and an alternative for every way the text
-# may end mean that a match once begun never fails: else an unclosed string would be scanned again from each quote.
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
+# A string to its end, or to the text's end, or what begins, parts or ends values. The possessive *+ and an alternative
+# for every way the text may end mean that a match once begun never fails: else an unclosed string would be scanned
+# again from each quote.
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[,\[{]|[\]}]', re.DOTALL)
 
 
-def _nests_too_deep(source: str) -> bool:
-    if source.count("[") + source.count("{") <= MAX_DEPTH:
-        return False
-    depth = 0
+def _check_structure(source: str, field: str, most: int, deepest: float = MAX_DEPTH) -> None:
+    """Raise BadRequest for a JSON text that nests too deep, or has more than `most` values: before they are built."""
+    openings = source.count("[") + source.count("{")
+    if openings <= deepest and openings + source.count(",") <= most:
+        return
+    depth = values = 0
     for match in _STRUCTURE.finditer(source):
-        first = match.group()[0]
-        if first in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif first in "]}":
+        first = match[0][0]
+        if first == '"':
+            continue
+        if first in "]}":
             depth -= 1
-    return False
+            continue
+        values += 1
+        depth += first != ","
+        if depth > deepest:
+            raise BadRequest(f"{field or 'the body'} nests deeper than {MAX_DEPTH} levels", field)
+        if values > most:
+            raise BadRequest(f"{field or 'the body'} has more than {most} values", field, 413)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -175,10 +187,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def read_json(source: str, field: str) -> Any:
-    """The value of a JSON text. BadRequest when it is no JSON, nests too deep, repeats a name or is not Unicode."""
-    if _nests_too_deep(source):
-        raise BadRequest(f"{field or 'the body'} nests deeper than {MAX_DEPTH} levels", field)
+def read_json(source: str, field: str, most: int = MAX_VALUES) -> Any:
+    """The value of a JSON text. BadRequest when it is no JSON, nests too deep, has more than so many values, repeats a
+    name or is not Unicode.
+    """
+    _check_structure(source, field, most)
     try:
         return _DECODER.decode(source)
     except ValueError as error:  # JSONDecodeError is one; a number of 5,000 digits is another
@@ -280,7 +293,7 @@ def _json_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
         source = body.decode()
     except UnicodeDecodeError:
         raise BadRequest("the body is not valid UTF-8") from None
-    found = read_json(source, "")
+    found = read_json(source, "", max_tokens + MAX_VALUES)
     if not isinstance(found, dict):
         raise BadRequest('the body must be a JSON object: {"tokens": [...], "payload": {...}}')
     for name in found:
@@ -376,6 +389,8 @@ def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
     if body.count(b"\n") > MAX_LINES:  # each costs memory and an answer, even an empty one
         raise BadRequest(f"more than {MAX_LINES} lines: send them in several calls", status=413)
     lines = body.removesuffix(b"\n").split(b"\n")
+    # How deep is each line's own matter: what one leaves open is not the next one's.
+    _check_structure(body.decode("latin-1"), "", max_tokens + MAX_VALUES + LINE_VALUES * len(lines), math.inf)
     drafts: list[Draft | BadRequest] = []
     left = max_tokens
     for line in lines:

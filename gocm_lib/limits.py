@@ -5,10 +5,14 @@ at the rate at which messages go out, and goes on sending what it holds.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+Row = TypeVar("Row", bound=tuple)
 
 HALF_LIFE = 10.0  # seconds after which what went out counts half in the rate
 SOONEST, LATEST = 1, 600  # seconds that we ask a client to wait, however empty or stuck the spool is
+PAGE = 8 * 1024 * 1024  # bytes of text in a page: 50,000 tokens of today's length
 DISK_WAIT = 30  # seconds to wait for a disk that others filled: nobody knows when that ends
 
 
@@ -64,6 +68,18 @@ def drain_rate(drain: Drain, now: float) -> float:
     """Tokens a second that come to their end."""
     # A steady r a second sums up to r * HALF_LIFE / ln 2.
     return drained(drain, 0, now).recent * math.log(2) / HALF_LIFE
+
+
+def page(rows: Iterable[Row]) -> list[Row]:
+    """As many rows as an answer may have: texts of PAGE bytes together, but one row at least."""
+    found: list[Row] = []
+    size = 0
+    for row in rows:
+        size += sum(len(column) for column in row if isinstance(column, str))
+        if found and size > PAGE:
+            break
+        found.append(row)
+    return found
 
 
 def wait_for_room(excess: int, rate: float) -> int:

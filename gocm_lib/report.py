@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gocm_lib import limits
+
 SCHEMA = """
 CREATE TABLE counter (
     name TEXT NOT NULL,
@@ -132,7 +134,7 @@ class RunReport:
 
     def page(self, which: str, after: int, limit: int) -> list[tuple]:
         """Up to `limit` entries of a list numbered above `after`: (number, token) or (number, original, canonical)."""
-        return self.db.execute(PAGES[which], (after, limit)).fetchall()
+        return limits.page(self.db.execute(PAGES[which], (after, limit)))
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`, and nothing when no entry ever had that number: whoever says so

@@ -22,7 +22,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from gocm_lib import cpu, log
-from gocm_lib.gate import Asker, Gate, Place
+from gocm_lib.gate import SMALL, Asker, Gate, Place
 from gocm_lib.job import BadRequest
 from gocm_lib.listener import Listener
 from gocm_lib.request import Head, Reader, Request
@@ -32,6 +32,7 @@ BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as 
 MAPPED = "::ffff:"  # before an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2)
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 LAST_WORDS = 0.5  # seconds that a new connection may take to say something, once we are stopping
+TOO_MUCH = "too much is in work here: come again in a moment"
 CROWDED = "too many connections: come again in a moment"
 # On every answer: what a browser may make of it, which is nothing, but for a page that says otherwise.
 GUARD: dict[str, str | Sequence[str]] = {
@@ -100,6 +101,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         self.reader = Reader(self.service.settings.max_body)
         self.asker = Asker(self.place.peer)
         self.patience = 0.0  # as the kernel was last told
+        self.held = 0  # bytes of the gate's budget that the request's body takes
         if not self.asker.is_local:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.service.settings.head_timeout))
@@ -123,6 +125,14 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _serve_one(self) -> bool:
         """Read and answer one request; whether the connection goes on."""
         try:
+            return self._exchange()
+        finally:
+            if self.held:
+                self.server.gate.bodies.give_back(self.held)
+                self.held = 0
+
+    def _exchange(self) -> bool:
+        try:
             found = self._read()
         except BadRequest as problem:
             return self._refuse(problem)
@@ -134,6 +144,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
         began = time.monotonic()
         self.place.working = True
         response = self._answer(request, route)
+        # Not of a post: what was done is told in any case.
+        large = len(response.body) if len(response.body) > SMALL and not request.body else 0
+        taken = self.server.gate.answers.take(large) if large else 0
+        if taken is None:
+            if response.written:
+                response.written(False)
+            response, taken = unavailable(TOO_MUCH), 0
         # One guess of a token a connection: each costs as much as a connection does.
         goes_on = request.keep_alive and response.status != 401 and not self.place.probes_only
         keep_alive = goes_on and not self.server.gate.closing
@@ -141,6 +158,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
         try:
             self._write(response, rid, keep_alive, request.method == "HEAD")
         finally:
+            if taken:
+                self.server.gate.answers.give_back(taken)
             self._note(request.method, request.path, response, rid, time.monotonic() - began)
         if response.audit:
             log.logger.info("audit: %s %s", self.asker, response.audit)
@@ -240,6 +259,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
                     # What needs no body to be refused is refused without it: who has no token costs no memory.
                     route = self._admit(self.reader.head)
                     self.place.working = True
+                    self._hold(length)
                     if self.reader.awaits_continue():
                         self._send(CONTINUE)
             data = self._receive(patience)
@@ -251,6 +271,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
             self.reader.feed(data)
             request = self.reader.next()
         return request, route
+
+    def _hold(self, length: int) -> None:
+        """Wait for room for a body, if it is large. Raises BadRequest when others take all of it."""
+        held = self.server.gate.bodies.take(length) if length > SMALL else 0
+        if held is None:
+            raise BadRequest(TOO_MUCH, status=503)
+        self.held = held
 
     def _receive(self, patience: float) -> bytes | None:
         """What the client sends next; b"" at its end, None when nothing came in time."""

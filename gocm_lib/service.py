@@ -10,10 +10,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
-from gocm_lib import access, dashboard, health, idempotency, job, log, metrics, openapi, pages
+from gocm_lib import access, dashboard, gate, health, idempotency, job, log, metrics, openapi, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.gate import Asker
@@ -35,6 +35,9 @@ SMALL_PAGE = 100  # tokens in a page of what became of them when no number is as
 KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
 # Two headers: of one with both, browsers understand neither, and never ask for the password.
 CHALLENGE = ('Bearer realm="gocm"', 'Basic realm="gocm"')
+
+
+Read = TypeVar("Read")
 
 
 class Response(NamedTuple):
@@ -74,14 +77,19 @@ class Service:
         upstreams: Sequence[str],
         intake: Intake,
         client: Client,
+        probing: Client,
         credentials: Credentials,
         vitals: Vitals,
         trend: Trend,
     ) -> None:
-        """Raises SettingsError when the file of auth tokens is no good."""
+        """`client` for those who ask, `probing` for those who only look, so that neither waits for the other. Raises
+        SettingsError when the file of auth tokens is no good.
+        """
         self.upstreams = tuple(upstreams)  # the first is the default
         self.intake = intake
         self.client = client
+        self.probing = probing
+        self._parsing = threading.Lock()
         self.credentials = credentials
         self.vitals = vitals
         self.trend = trend
@@ -126,8 +134,8 @@ class Service:
         if job.media_type(content_type) == job.LINES:
             if once:
                 raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
-            return self._send_lines(job.parse_lines(request.body, most))
-        accepted = self._accept(job.parse(content_type, request.body, most), once)
+            return self._send_lines(self._read(request, lambda: job.parse_lines(request.body, most)))
+        accepted = self._accept(self._read(request, lambda: job.parse(content_type, request.body, most)), once)
         match self.intake.submit([accepted]).get(accepted.id):
             case Refused() as refused:
                 return unavailable(refused.reason, refused.status, refused.retry_after)
@@ -136,6 +144,15 @@ class Service:
             case Known() as known:
                 return _taken(known.job, {"Idempotency-Replayed": "true"})
         return _taken(accepted.id, {}, _to_many([accepted]))
+
+    def _read(self, request: Request, parse: Callable[[], Read]) -> Read:
+        """What a body asks for. Large ones one at a time: they become ten times as large, and only one can be parsed at
+        a time anyhow.
+        """
+        if len(request.body) <= gate.SMALL:
+            return parse()
+        with self._parsing:
+            return parse()
 
     def _accept(self, draft: Draft, once: Once | None = None) -> Job:
         """The job that a draft becomes, if it can be sent."""
@@ -236,12 +253,14 @@ class Service:
             turn.release()
             raise
 
+        count, last = len(entries), entries[-1][0] if entries else 0  # not they: a slow reader would keep them
+
         def written(whole: bool) -> None:
             try:
-                if whole and entries:
-                    self.client.forget(which, entries[-1][0])
+                if whole and last:
+                    self.client.forget(which, last)
             except StateUnavailable as error:
-                log.logger.warning("%d entries of %s will be given again: %s", len(entries), which, error)
+                log.logger.warning("%d entries of %s will be given again: %s", count, which, error)
             finally:
                 turn.release()
 
@@ -308,7 +327,7 @@ class Service:
 
     def metrics(self, request: Request) -> Response:
         """GET /metrics: Prometheus's text format."""
-        figures = self.vitals.figures(self.client, self.credentials)
+        figures = self.vitals.figures(self.probing, self.credentials)
         return Response(200, metrics.prometheus(figures), metrics.CONTENT_TYPE)
 
     def livez(self, request: Request) -> Response:
@@ -318,7 +337,7 @@ class Service:
 
     def readyz(self, request: Request) -> Response:
         """GET /readyz: whether messages can be taken and sent. An upstream that is paused is only told."""
-        return _health(*self._condition(self.vitals.figures(self.client, self.credentials)))
+        return _health(*self._condition(self.vitals.figures(self.probing, self.credentials)))
 
     def _condition(self, figures: Figures) -> tuple[list[str], list[str]]:
         """Why messages cannot be taken and sent, and what else somebody may want to know."""
@@ -345,7 +364,7 @@ class Service:
 
     def status_figures(self, request: Request) -> Response:
         """GET /api/status: what the page shows."""
-        figures = self.vitals.figures(self.client, self.credentials)
+        figures = self.vitals.figures(self.probing, self.credentials)
         shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
         return Response(200, json.dumps(shown).encode() + b"\n")
 

@@ -348,9 +348,10 @@ class Supervisor:
         self.feeder.switch(self.newest, self.generations[-1].queue)
         intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"], self.vitals)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
-        client = Client(self.address, self.authkey)
+        asking, probing = Client(self.address, self.authkey), Client(self.address, self.authkey)
         trend = Trend(self.vitals, Client(self.address, self.authkey), self.credentials)
-        service = Service(self.settings, upstreams, intake, client, self.credentials, self.vitals, trend)
+        known = self.credentials, self.vitals, trend
+        service = Service(self.settings, upstreams, intake, asking, probing, *known)
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
         exporting = Client(self.address, self.authkey)

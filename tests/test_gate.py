@@ -1,16 +1,20 @@
 """gate: who gets a connection's place, and who gives way."""
 
+import json
+import os
 import socket
+import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from conftest import Http, eventually
+from conftest import FORM, Http, eventually, memory
 from test_access import TOKEN
 from test_cli import secret
 from test_server import CONTINUED, Raw, holds
 
-from gocm_lib.gate import RESERVE, Gate, Notice, Place, gives_way
+from gocm_lib.gate import RESERVE, Budget, Gate, Notice, Place, gives_way
 
 short = pytest.mark.short
 
@@ -149,3 +153,85 @@ def test_every_answer_tells_browsers_to_make_nothing_of_it(server):
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert b"nosniff" in Raw(server.port).send(b"garbage\r\n\r\n").rest()
+
+
+@short
+def test_a_budget_is_for_all_together():
+    budget = Budget(100)
+    assert budget.take(60) == 60 and budget.take(40) == 40
+    done = []
+    waiting = threading.Thread(target=lambda: done.append(budget.take(1000)))
+    waiting.start()
+    budget.give_back(60)
+    budget.give_back(40)
+    waiting.join()
+    assert done == [100], "what is more than all takes all"
+    assert budget.take(1) is None, "who holds it for long keeps nobody waiting for long"
+
+
+FAT = b'{"tokens":["a"],"message":{"x":[' + b"{}," * 1_300_000 + b"{}]}}"
+LINES = b'{"tokens":["a"],"message":{"x":[' + b"1," * 190 + b"1]}}\n"
+
+
+def test_large_bodies_that_become_much_larger_cost_neither_memory_nor_time(server):
+    """24 of them took 1.2 GB and half a minute."""
+    server.send(["warm"])
+    before, used = memory(server.group()), cpu(server.process.pid)
+    answers = []
+
+    def post(body, kind):
+        http = Http(server.port)
+        answers.append(http.ask("POST", "/gcm/send", body, {"Content-Type": kind})[0])
+
+    bodies = [(FAT, "application/json")] * 24 + [(LINES * 9900, "application/x-ndjson")] * 8
+    threads = [threading.Thread(target=post, args=each) for each in bodies]
+    for thread in threads:
+        thread.start()
+    most = 0.0
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, memory(server.group()))
+    assert set(answers) <= {413, 503} and 413 in answers
+    assert most - before < 250, "MB; what is being read, and no objects"
+    assert cpu(server.process.pid) - used < 12.0, "seconds"
+    assert server.http().ask("GET", "/readyz")[0] == 200
+
+
+def cpu(pid):
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_slow_readers_of_large_pages_hold_little_and_nobody_up(start):
+    server = start("--max-attempts", "1")
+    for part in range(5):
+        server.send([f"gone-{part}-{n}-{'x' * 4000}" for n in range(1000)])
+    eventually(lambda: server.report()["notregistered"] == 5000)
+    before, slow = memory(server.group()), []
+    for _ in range(30):
+        slow.append(Raw(server.port).send(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: x\r\n\r\n"))
+    for _ in range(20):
+        assert server.http().ask("GET", "/readyz")[0] == 200
+        assert server.send([f"t{time.monotonic()}"])
+    assert memory(server.group()) - before < 200, "MB; 20 MB each, when pages had no end"
+    status, headers, body = server.http().ask("GET", "/gcm/report/canonical?peek=1")
+    assert (status, body) == (200, b'{"canonical_replacements":null}'), "small ones need nothing"
+
+
+def test_a_page_has_so_many_bytes_and_the_next_one_goes_on(start):
+    server = start("--max-attempts", "1")
+    for part in range(10):
+        server.send([f"gone-{part}-{n}-{'x' * 4000}" for n in range(300)])
+        server.send([f"flaky-9-{part}-{n}-{'x' * 4000}" for n in range(300)])
+    eventually(lambda: server.report()["pending"] == 0)
+    http = server.http()
+    first = http.json("GET", "/gcm/report/notregistered")["tokens"]
+    second = http.json("GET", "/gcm/report/notregistered")["tokens"]
+    assert 1000 < len(first) < 2500 and len({*first, *second}) == len(first) + len(second) == 3000
+    found, after = [], ""
+    while page := (answer := http.json("GET", f"/gcm/failed?limit=10000{after}"))["failed"]:
+        assert len(page) < 2500
+        found += [(entry["job"], entry["n"]) for entry in page]
+        after = f"&after={answer['next']}"
+    assert len(set(found)) == len(found) == 3000
+    status, _, body = http.ask("POST", "/gcm/failed/discard", "all=1", FORM)
+    assert json.loads(body) == {"discarded": 3000, "left": False}

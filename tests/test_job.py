@@ -215,3 +215,49 @@ def test_a_body_of_lines_has_so_many_and_no_more():
         with pytest.raises(BadRequest) as caught:
             job.parse_lines(body, 100_000)
         assert caught.value.status == 413
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=5) | st.integers(0, 9),
+        lambda part: st.lists(part) | st.dictionaries(st.text(max_size=3), part),
+    )
+)
+def test_values_are_counted_before_they_are_built(value):
+    def count(part):
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return 1 + sum(map(count, inner))
+
+    source, most = json.dumps(value), count(value)
+    assert job.read_json(source, "") == value
+    # By what begins lists and objects, and parts their values.
+    job.read_json(source, "", 2 * most)
+    if most >= 4:
+        with pytest.raises(BadRequest, match="has more than"):
+            job.read_json(source, "", most // 4 - 1)
+
+
+@pytest.mark.parametrize(
+    "body, kind",
+    [
+        (b'{"tokens":["a"],"message":{"x":[%b1]}}' % (b"{}," * 130_000), "application/json"),
+        (b'{"tokens":["a"],"payload":{"x":[%b1]}}' % (b"1," * 130_000), "application/json"),
+        (
+            b'{"tokens":["a"],"payload":{%b"a":1}}' % b"".join(b'"%d":1,' % n for n in range(130_000)),
+            "application/json",
+        ),
+        (b'tokens=a&payload={"x":[%b1]}' % (b"1," * 30_000), "application/x-www-form-urlencoded"),
+    ],
+)
+def test_more_values_than_any_message_has_are_refused(body, kind):
+    with pytest.raises(BadRequest, match="has more than [0-9]+ values") as caught:
+        job.parse(kind, body, 100_000)
+    assert caught.value.status == 413
+
+
+def test_as_many_tokens_as_are_allowed_are_no_more_values_than_that():
+    tokens = [f"token-{n},[{{" for n in range(100_000)]
+    body = json.dumps({"tokens": tokens, "payload": {"text": ",[{" * 1000}}).encode()
+    assert len(job.parse("application/json", body, 100_000).tokens) == 100_000
+    lines = b"\n".join([json.dumps({"tokens": ["a"], "payload": {str(n): n for n in range(25)}}).encode()] * 10_000)
+    assert not any(isinstance(draft, BadRequest) for draft in job.parse_lines(lines, 100_000))
