@@ -10,7 +10,8 @@ TEST = [
     *("pytest>=8", "hypothesis>=6.100", "ruff~=0.17.0", "trustme>=1.1", "h11>=0.14", "prometheus_client>=0.20"),
     *("selenium>=4.20", "schemathesis>=4.0", "proxy.py>=2.4"),
 ]
-FCM = ["google-auth[urllib3]>=2.29"]
+# Below the floors there are known holes, such as CVE-2025-66418 and CVE-2026-21441 of urllib3.
+FCM = ["google-auth[urllib3]>=2.47"]
 
 setup(
     name="gocm",
@@ -24,7 +25,7 @@ setup(
     packages=["gocm_lib"],
     package_data={"gocm_lib": ["status.html"]},
     py_modules=["gocm"],
-    install_requires=["urllib3>=2.2,<3"],
+    install_requires=["urllib3>=2.7,<3"],
     extras_require={
         "fcm": FCM,
         "test": [*FCM, *TEST],

@@ -1,10 +1,14 @@
 """Builds the single file: an executable zip with GoCM, urllib3 and their licences inside.
 
 Promises the same bytes for the same sources, whichever Python builds it: files in order, not compressed, all of one
-time (SOURCE_DATE_EPOCH, else 1980) and one mode. Needs the standard library only, and works from a checkout, from an
-installation and from the single file itself.
+time (SOURCE_DATE_EPOCH, else 1980) and one mode. What pip has installed goes in only if it is what pip noted of it.
+Beside the bundle stands a list of what is in it, with hashes. Needs the standard library only, and works from a
+checkout, from an installation and from the single file itself.
 """
 
+import base64
+import csv
+import hashlib
 import io
 import os
 import re
@@ -41,6 +45,19 @@ def _walk(directory: Any, name: str) -> Iterator[tuple[str, bytes]]:
             yield f"{name}/{each.name}", each.read_bytes()
 
 
+def _check(place: Any, about: Any) -> None:
+    """Raise SettingsError unless each file of an installed package is the one that was installed, by the RECORD in its
+    metadata (packaging.python.org/specifications/recording-installed-packages).
+    """
+    if not (about / "RECORD").is_file():
+        return  # it is in a bundle, which was checked when it was made
+    noted = {path: digest for path, digest, _ in csv.reader((about / "RECORD").read_text().splitlines())}
+    for path, content in (*_walk(place / "urllib3", "urllib3"), *_walk(about, about.name)):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        if noted.get(path) != f"sha256={digest}":
+            raise SettingsError(f"{path} is not what pip installed: install urllib3 anew, and bundle then")
+
+
 def _about(place: Any, package: str) -> Any:
     """The folder of an installed package's metadata, beside it; None when there is none."""
     found = [each for each in place.iterdir() if re.fullmatch(rf"{package}-[^-]+\.dist-info", each.name)]
@@ -54,6 +71,7 @@ def contents() -> dict[str, bytes]:
     found = {"__main__.py": MAIN, **dict(_walk(ours, "gocm_lib")), **dict(_walk(theirs, "urllib3"))}
     about = _about(theirs.parent, "urllib3")
     if about is not None:
+        _check(theirs.parent, about)
         found |= dict(_walk(about, about.name))
     if not any(path.startswith("urllib3-") and "LICENSE" in path for path in found):
         raise SettingsError("urllib3 has no licence beside it: bundle from a virtual environment made by pip")
@@ -84,17 +102,27 @@ def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
     given = environ.get("SOURCE_DATE_EPOCH", "0")
     if not re.fullmatch("[0-9]{1,10}", given) or int(given) >= 1 << 32:
         raise SettingsError("SOURCE_DATE_EPOCH must be a number of seconds")
-    made = build(contents(), int(given))
-    fresh = f"{settings.output}.{os.getpid()}"
-    try:
-        with open(fresh, "wb") as file:
-            file.write(made)
-        os.chmod(fresh, 0o755)
-        os.rename(fresh, settings.output)  # a server that runs from the old one keeps its file
-    except OSError as error:
-        raise SettingsError(f"{settings.output} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
-    print(f"{settings.output}: {len(made)} bytes")
+    found = contents()
+    made = build(found, int(given))
+    digest = hashlib.sha256(made).hexdigest()
+    listed = {os.path.basename(settings.output): made, **found}
+    lines = [f"{hashlib.sha256(listed[path]).hexdigest()}  {path}\n" for path in listed]
+    _put(settings.output, made, 0o755)
+    _put(settings.output + ".sha256", "".join(lines).encode(), 0o644)
+    print(f"{settings.output}: {len(made)} bytes, SHA-256 {digest}")
     return Exit.OK
+
+
+def _put(path: str, content: bytes, mode: int) -> None:
+    """Put a file into its place, whole. Raises SettingsError."""
+    fresh = f"{path}.{os.getpid()}"
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:
+            file.write(content)
+        os.chmod(fresh, mode)
+        os.rename(fresh, path)  # a server that runs from the old one keeps its file
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
 
 
 if __name__ == "__main__":

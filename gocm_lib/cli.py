@@ -140,7 +140,7 @@ def _check_config(words: Sequence[str]) -> int:
     _check_log(settings.logto)
     try:
         if settings.tls_cert:
-            listener.tls_context(settings.tls_cert, settings.tls_key)
+            listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     except ListenError as problem:
         raise SettingsError(str(problem)) from None
     if settings.sandbox:

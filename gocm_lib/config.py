@@ -323,6 +323,8 @@ def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None
     for first, second in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(settings, first) and not getattr(settings, second):
             raise SettingsError(f"{given.name(first)} needs {given.name(second)}: https takes both")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise SettingsError(f"{given.name('tls_client_ca')} needs --tls-cert: certificates are shown by TLS")
     for name in ("socket_mode", "socket_group"):
         if getattr(settings, name) != getattr(Settings, name) and not settings.socket:
             raise SettingsError(f"{given.name(name)} needs --socket: it says who may connect to that")
@@ -338,10 +340,11 @@ def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None
 
 def check_open(settings: Settings, host: str, what: str) -> None:
     """Raise SettingsError when anybody could use the address `host` to send."""
-    if not (is_loopback(host) or settings.no_auth or settings.auth_token_file):
+    asks = settings.auth_token_file or settings.tls_client_ca
+    if not (is_loopback(host) or settings.no_auth or asks):
         raise SettingsError(
-            f"{what} can be reached by other machines: give --auth-token-file, listen on 127.0.0.1, or say --no-auth "
-            "if a firewall guards it"
+            f"{what} can be reached by other machines: give --auth-token-file or --tls-client-ca, listen on 127.0.0.1, "
+            "or say --no-auth if a firewall guards it"
         )
 
 

@@ -4,10 +4,12 @@ Promises that a UNIX socket is never open to everybody, not even for a moment, t
 taken away from him, and that we remove none but our own.
 """
 
+import calendar
 import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -162,10 +164,14 @@ def _check_place(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another server listens on it")
 
 
-def tls_context(cert: str, key: str) -> ssl.SSLContext:
-    """What a server needs to speak TLS 1.2 or later. Raises ListenError when the files are no such pair."""
+def tls_context(cert: str, key: str, client_ca: str = "") -> ssl.SSLContext:
+    """What a server needs to speak TLS 1.2 or later; to clients only that have a certificate of these authorities, if
+    there are any. Raises ListenError when the files are no such pair, or hold no certificates.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of TLS 1.2 those that RFC 9325, 4.2 names; 1.3 has no others
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         # Asked for by OpenSSL for an encrypted key; without an answer it would ask at the terminal.
         context.load_cert_chain(cert, key or None, password=lambda: b"")
@@ -173,4 +179,42 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
         reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
         reason = reason or "they are no PEM certificate and its key"
         raise ListenError(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
+    if client_ca:
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError):
+            raise ListenError(f"--tls-client-ca {client_ca} holds no PEM certificates") from None
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def certificate_end(cert: str) -> float | None:
+    """When the first certificate of a PEM file ends, in seconds since 1970; None when that cannot be read."""
+    try:
+        with open(cert, encoding="latin-1") as file:
+            found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+        return _not_after(ssl.PEM_cert_to_DER_cert(found[0])) if found else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _not_after(der: bytes) -> float:
+    """RFC 5280, 4.1: certificate -> tbsCertificate -> [version], serial, signature, issuer, validity -> notAfter."""
+    parts = _parts(_parts(_parts(der)[0][1])[0][1])
+    validity = parts[4 if parts[0][0] == 0xA0 else 3][1]
+    kind, text = _parts(validity)[1]
+    form = "%y%m%d%H%M%SZ" if kind == 0x17 else "%Y%m%d%H%M%SZ"  # UTCTime, or GeneralizedTime from 2050 on
+    return float(calendar.timegm(time.strptime(text.decode("ascii"), form)))
+
+
+def _parts(der: bytes) -> list[tuple[int, bytes]]:
+    """The elements that stand one after the other: tag and content of each (X.690, 8.1)."""
+    found = []
+    while der:
+        tag, length, start = der[0], der[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(der[2:start])
+        found.append((tag, der[start : start + length]))
+        der = der[start + length :]
+    return found

@@ -171,6 +171,10 @@ METRICS = (
         _by(lambda f: {name: f.token_expiry.get(name) or 0.0 for name in UPSTREAMS}),
     ),
     Metric(
+        "gocm_tls_certificate_expiry_timestamp_seconds", "gauge", (), "when that of --tls-cert ends; 0: there is none",
+        _one(lambda f: f.certificate_end or 0.0),
+    ),
+    Metric(
         "gocm_queue_wait_seconds", "histogram", (), "from being accepted to the first attempt",
         _one(lambda f: f.queue_wait),
     ),

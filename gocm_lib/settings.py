@@ -316,6 +316,13 @@ class Settings:
     )
     tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE", live=True)
     tls_key: str = option("", secret_file, "PEM private key of --tls-cert", metavar="FILE", live=True)
+    tls_client_ca: str = option(
+        "",
+        readable_file,
+        "PEM file of authorities: only clients with a certificate of theirs are spoken to",
+        metavar="FILE",
+        live=True,
+    )
     logto: str = option("", path, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
     log_level: str = option(
         "info",

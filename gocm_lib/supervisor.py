@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -66,6 +67,7 @@ START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is 
 NEVER_READY = 5  # starts in a row that failed: the next would too
 RESTARTS, RESTART_WINDOW, RESTART_REST = 5, 10.0, 1.0  # so many deaths in so many seconds: rest before the next start
 ASK_EVERY, LEASE = 5.0, 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
+CERTIFICATE_LOOK, CERTIFICATE_SOON = 86400.0, 14 * 86400.0  # seconds: how often its end is looked at; when it is told
 OF_UPSTREAMS = {"apikey", "apikey_file", "credentials", "token_command"}  # options that the sandbox stands in for
 FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 40, 12, 32  # open files but connections: here, for each sender, in one
 
@@ -108,6 +110,10 @@ def how_it_ended(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"killed by {signal.Signals(-exitcode).name}"
     return f"exit code {exitcode}"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    return listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
 class Child:
@@ -231,6 +237,7 @@ class Supervisor:
         # Often enough for the watchdog, whom the senders' moves are told.
         self.ask_every = min(ASK_EVERY, systemd.watchdog / 8) if systemd.watchdog else ASK_EVERY
         self.next_ask = 0.0  # when the senders are next asked whether they are alive
+        self.next_look = 0.0  # when our certificate's end is looked at next
         self.next_ping = 0.0  # when systemd's watchdog is next told that we live
         self.signals = early.signals
         self.listeners: list[Listener] = []
@@ -307,11 +314,21 @@ class Supervisor:
         if bool(settings.tls_cert) != bool(self.settings.tls_cert):
             raise SettingsError("--tls-cert given or taken away needs a restart")
         self._check_open(settings)
-        tls = listener.tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+        tls = _tls(settings) if settings.tls_cert else None
         self.servers[0].service.follow(settings)
         for each in self.servers:
             each.tls = None if each.listener.is_local else tls
         self.credentials.replace(found)
+        self.next_look = 0.0
+
+    def _look_at_certificate(self, settings: Settings, now: float) -> None:
+        """Note when our certificate ends, and say so when that is soon."""
+        if not settings.tls_cert:
+            return
+        self.vitals.certificate_end = ends = listener.certificate_end(settings.tls_cert)
+        if ends is not None and ends - now < CERTIFICATE_SOON:
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
+            log.logger.warning("the certificate of --tls-cert %s %s", "has ended" if ends < now else "ends", when)
 
     def _start(self) -> None:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
@@ -324,7 +341,7 @@ class Supervisor:
         self._listen()
         tls = None
         if settings.tls_cert:
-            tls = self._or_stop(Exit.CONFIG, listener.tls_context, settings.tls_cert, settings.tls_key)
+            tls = self._or_stop(Exit.CONFIG, _tls, settings)
         self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
         self._ensure_forkserver()
         if settings.sandbox:
@@ -461,6 +478,9 @@ class Supervisor:
         self._release_ended()
 
     def _ask_and_ping(self, now: float) -> None:
+        if now >= self.next_look:
+            self.next_look = now + CERTIFICATE_LOOK
+            self._look_at_certificate(self.settings, time.time())
         if now >= self.next_ask:
             self._look_after_directory()
             self._ask_senders(now)

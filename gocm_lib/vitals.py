@@ -71,6 +71,7 @@ class Figures(NamedTuple):
     processes: dict[str, ProcessFigures]  # by kind
     files: int
     max_files: int
+    certificate_end: float | None  # when that of --tls-cert ends; None: there is none
     lines_dropped: int  # of all logs
     export_failures: dict[str, int]
     feedback: dict[str, int]  # requests of the webhook, by how they ended
@@ -86,6 +87,7 @@ class Vitals:
         self.durations: dict[str, Histogram] = {}  # by route
         self.queue_wait = Histogram(meter.WAIT)
         self.lines_dropped = 0  # of our children's logs
+        self.certificate_end: float | None = None  # of --tls-cert
         self.export_failures: Counter[str] = Counter()
         self.feedback = {"taken": 0, "failed": 0}  # requests of the webhook
         self.processes: dict[str, int] = {"front": os.getpid()}
@@ -209,6 +211,7 @@ class Vitals:
             processes=_by_kind(self._read_processes()),
             files=open_files(),
             max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            certificate_end=self.certificate_end,
             lines_dropped=self.lines_dropped + log.dropped(),
             export_failures={to: self.export_failures[to] for to in EXPORTS},
             feedback=dict(self.feedback),

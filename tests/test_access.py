@@ -1,7 +1,9 @@
 """Who may ask: tokens, names, pages of other sites; TLS."""
 
 import base64
+import datetime
 import json
+import re
 import signal
 import ssl
 import time
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import secret
 
-from gocm_lib import access
+from gocm_lib import access, listener
 from gocm_lib.access import Policy
 from gocm_lib.job import BadRequest
 from gocm_lib.settings import Settings
@@ -269,10 +271,10 @@ def authority(tmp_path):
     return made
 
 
-def issue(authority, tmp_path):
+def issue(authority, tmp_path, **how):
     """A certificate for this machine, in tls.pem and key.pem."""
     secret(tmp_path / "key.pem")
-    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued = authority.issue_cert("127.0.0.1", "localhost", **how)
     issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     for number, blob in enumerate(issued.cert_chain_pems):
         blob.write_to_path(str(tmp_path / "tls.pem"), append=number > 0)
@@ -316,3 +318,81 @@ def test_https_with_a_certificate_that_is_renewed(start, authority, tmp_path):
     assert again.connection.sock.getpeercert()["serialNumber"] != before
     idle = again.connection.sock
     assert idle.recv(1) == b"", "an idle connection is closed in time"
+
+
+def test_only_clients_with_a_certificate_of_ours(start, authority, tmp_path):
+    issue(authority, tmp_path)
+    files = ("--tls-cert", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    # Which is enough for an address that others can reach.
+    server = start(*files, "--tls-client-ca", str(tmp_path / "ca.pem"), "--host", "0.0.0.0")
+    mine, other = authority.issue_cert("client.example"), trustme.CA().issue_cert("client.example")
+
+    def ask(client, version=None):
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        if client:
+            client.configure_cert(context)
+        context.maximum_version = version or ssl.TLSVersion.TLSv1_3
+        return Http(server.port, lambda sock: context.wrap_socket(sock, server_hostname="localhost")).ask(
+            "GET", "/livez"
+        )[0]
+
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        assert ask(mine, version) == 200
+        for client in (None, other):
+            with pytest.raises(OSError):  # ssl.SSLError is one
+                ask(client, version)
+
+
+@short
+def test_of_old_tls_only_what_is_sound(authority, tmp_path):
+    issue(authority, tmp_path)
+    context = listener.tls_context(str(tmp_path / "tls.pem"), str(tmp_path / "key.pem"))
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.get_ciphers() and all(cipher["aead"] for cipher in context.get_ciphers())
+    (tmp_path / "none.pem").write_text("nothing")
+    with pytest.raises(listener.ListenError, match="--tls-client-ca .* holds no PEM"):
+        listener.tls_context(str(tmp_path / "tls.pem"), str(tmp_path / "key.pem"), str(tmp_path / "none.pem"))
+
+
+ENDS = [(2049, 12, 31), (2050, 1, 1), (2027, 2, 28)]
+
+
+@short
+@pytest.mark.parametrize("year, month, day", ENDS)
+def test_when_a_certificate_ends(authority, tmp_path, year, month, day):
+    """Of whatever kind: times until 2049 are written otherwise than later ones."""
+    ends = datetime.datetime(year, month, day, 1, 2, 3, tzinfo=datetime.UTC)
+    for key_type in (trustme.KeyType.RSA, trustme.KeyType.ECDSA):
+        issued = authority.issue_cert("a.example", not_after=ends, key_type=key_type)
+        path = tmp_path / "cert.pem"
+        path.write_bytes(b"# some text\n" + b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        assert listener.certificate_end(str(path)) == ends.timestamp()
+
+
+@short
+@given(st.binary(max_size=300))
+def test_what_is_no_certificate_has_no_end(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("cert") / "cert.pem"
+    path.write_bytes(content)
+    assert listener.certificate_end(str(path)) is None
+    path.write_text(ssl.DER_cert_to_PEM_cert(content))
+    listener.certificate_end(str(path))
+
+
+def test_a_certificate_that_ends_soon_is_told(start, authority, tmp_path):
+    soon = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days=13)
+    issue(authority, tmp_path, not_after=soon)
+    files = ("--tls-cert", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    server = start(*files)
+    server.logged(f"the certificate of --tls-cert ends {soon:%Y-%m-%d %H:%M} UTC")
+
+    def figure():
+        found = https(server, tmp_path).ask("GET", "/metrics")[2].decode()
+        return float(re.search(r"^gocm_tls_certificate_expiry_timestamp_seconds (\S+)$", found, re.MULTILINE)[1])
+
+    assert figure() == soon.timestamp()
+    later = soon + datetime.timedelta(days=300)
+    issue(authority, tmp_path, not_after=later)
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: figure() == later.timestamp())
+    assert len(server.find("the certificate of")) == 1

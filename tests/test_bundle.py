@@ -1,5 +1,6 @@
 """The single file: the same bytes from every Python, and all of GoCM in it."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -67,6 +68,29 @@ def test_the_licences_are_inside(bundle):
         assert any(name.startswith("urllib3-") and "LICENSE" in name for name in names)
         assert not any(name.endswith((".pyc", "RECORD", "INSTALLER")) or "__pycache__" in name for name in names)
         assert sorted(names) == names
+
+
+def test_beside_it_is_what_is_in_it(bundle):
+    first, *rest = (bundle.parent / "gocm.pyz.sha256").read_text().splitlines()
+    assert first == f"{hashlib.sha256(bundle.read_bytes()).hexdigest()}  gocm.pyz"
+    with zipfile.ZipFile(bundle) as found:
+        told = {name: hashlib.sha256(found.read(name)).hexdigest() for name in found.namelist()}
+    assert {line[66:]: line[:64] for line in rest} == told
+
+
+@pytest.mark.parametrize("change", ["urllib3/util/retry.py", "urllib3/added.py"])
+def test_what_is_not_as_it_was_installed_is_not_bundled(tmp_path, change):
+    site = tmp_path / "site"
+    shutil.copytree(Path(SITE) / "urllib3", site / "urllib3")
+    [about] = Path(SITE).glob("urllib3-*.dist-info")
+    shutil.copytree(about, site / about.name)
+    with open(site / change, "a") as file:
+        file.write("# evil\n")
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
+    words = [sys.executable, "-S", "-m", "gocm_lib.bundle", "-o", str(tmp_path / "gocm.pyz")]
+    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78 and f"{change} is not what pip installed" in done.stderr
+    assert not list(tmp_path.glob("gocm.pyz*"))
 
 
 class Single(Server):
