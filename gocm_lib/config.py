@@ -10,10 +10,11 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -225,28 +226,34 @@ def _credential(environ: Mapping[str, str], name: str) -> str:
 
 def read_key(path: str, source: str) -> str:
     """The API key in a file that `source` names. Raises SettingsError."""
+    return _read_secret(path, source, secret, "the API key")
+
+
+def _read_secret(path: str, source: str, read: Callable[[str], str], what: str) -> str:
     try:
-        key = secret(Path(path).read_text().strip())
+        found = read(Path(path).read_text().strip())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-    if not key:
-        raise SettingsError(f"{source} {path} is empty: put the API key into it")
-    return key
+    if not found:
+        raise SettingsError(f"{source} {path} is empty: put {what} into it")
+    return found
 
 
-def _apikey(given: Given[Settings], environ: Mapping[str, str]) -> tuple[str, str]:
-    """The API key by the source that counts most, --apikey, --apikey-file, then systemd's credential `apikey`, and that
-    source's name.
+def _secret_of(given: Given[Settings], environ: Mapping[str, str], name: str, what: str) -> tuple[str, str]:
+    """A secret by the source that counts most, the option, that with `-file`, then systemd's credential of its name,
+    and that source's name. `what` it is, in words.
     """
-    settings, key, file = given.settings, given.rank("apikey"), given.rank("apikey_file")
-    if settings.apikey and settings.apikey_file and key == file:
-        raise SettingsError(f"{given.name('apikey')} and {given.name('apikey_file')} both give the key: choose one")
-    if settings.apikey_file and file >= key:
-        return read_key(settings.apikey_file, given.name("apikey_file")), given.name("apikey_file")
-    if settings.apikey:
-        return settings.apikey, given.name("apikey")
-    kept = _credential(environ, "apikey")
-    return (read_key(kept, "the credential"), "systemd's credential") if kept else ("", "")
+    read = next(row for row in fields(Settings) if row.name == name).metadata["read"]
+    value, path = getattr(given.settings, name), getattr(given.settings, f"{name}_file")
+    direct, by_file = given.rank(name), given.rank(f"{name}_file")
+    if value and path and direct == by_file:
+        raise SettingsError(f"{given.name(name)} and {given.name(f'{name}_file')} both give {what}: choose one")
+    if path and by_file >= direct:
+        return _read_secret(path, given.name(f"{name}_file"), read, what), given.name(f"{name}_file")
+    if value:
+        return value, given.name(name)
+    kept = _credential(environ, name.replace("_", "-"))
+    return (_read_secret(kept, "the credential", read, what), "systemd's credential") if kept else ("", "")
 
 
 def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> Given[Settings]:
@@ -263,7 +270,8 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
         if value:
             values[name], sources[name] = value, Source(given.rank(name), source)
 
-    fill("apikey", *_apikey(given, environ))
+    fill("apikey", *_secret_of(given, environ, "apikey", "the key"))
+    fill("feedback_url", *_secret_of(given, environ, "feedback_url", "the URL"))
     if not (settings.credentials or settings.token_command or settings.fcm_metadata or settings.sandbox):
         if named := environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
             fill("credentials", os.path.join(home, named), "GOOGLE_APPLICATION_CREDENTIALS")
@@ -273,7 +281,7 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
     if not (settings.tls_cert or settings.tls_key):
         fill("tls_cert", _credential(environ, "tls-cert"), "systemd's credential")
         fill("tls_key", _credential(environ, "tls-key"), "systemd's credential")
-    webhook = {"feedback_secret_file": "feedback-secret"} if settings.feedback_url else {}
+    webhook = {"feedback_secret_file": "feedback-secret"} if "feedback_url" in values else {}
     wanted = {"proxy_auth_file": "proxy-auth", **webhook}
     for name in [name for name in wanted if not getattr(settings, name)]:
         fill(name, _credential(environ, wanted[name]), "systemd's credential")
@@ -295,6 +303,12 @@ def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     for first, second in (("feedback_url", "feedback_secret_file"), ("feedback_secret_file", "feedback_url")):
         if getattr(settings, first) and not getattr(settings, second):
             raise SettingsError(f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed")
+    url = urlsplit(settings.feedback_url)
+    if url.scheme == "http" and not (is_loopback(url.hostname or "") or settings.feedback_plain):
+        raise SettingsError(
+            f"{given.name('feedback_url')} must be https: device tokens would cross the network in clear; or say "
+            "--feedback-plain"
+        )
     if settings.retry_base > settings.retry_cap:
         raise SettingsError(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
 

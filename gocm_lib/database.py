@@ -38,7 +38,7 @@ def _lock(path: str) -> int:
     # A file of its own and flock, not the spool and fcntl: closing any descriptor of a file drops the fcntl locks that
     # SQLite holds on it, and with them SQLite's protection against other programs.
     try:
-        descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     try:
@@ -55,6 +55,7 @@ def _create(path: str) -> None:
     """Make an empty spool under another name and rename it: a spool is there whole or not at all."""
     fresh = path + ".new"
     Path(fresh).unlink(missing_ok=True)
+    os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(fresh, isolation_level=None)
     _lay_out(db)
     db.close()
@@ -72,7 +73,20 @@ def _lay_out(db: sqlite3.Connection) -> None:
 
 
 def _inspect(path: str) -> None:
-    """Refuse what is no spool of ours, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
+    """Refuse what is no spool of ours, by its owner, its mode and its header (sqlite.org/fileformat.html), before
+    SQLite touches it.
+    """
+    held = os.stat(path)
+    if held.st_uid != os.geteuid():
+        raise SpoolError(
+            f"the spool {path} belongs to user {held.st_uid}, and tokens are in it: run as that user, or chown it",
+            Exit.SPOOL_UNWRITABLE,
+        )
+    if held.st_mode & 0o007:
+        raise SpoolError(
+            f"everybody here may read or write the spool {path}, and tokens are in it: chmod o= {path}",
+            Exit.SPOOL_UNWRITABLE,
+        )
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -106,6 +120,7 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA wal_autocheckpoint = 1000")
         db.execute(f"PRAGMA journal_size_limit = {LOG}")
         db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA secure_delete = ON")  # tokens that are forgotten are gone from the file, too
         # Written although nothing changes: better to find out now than with the first message that this cannot be done.
         checkpoint(db)  # the log may hold all the room that is left
         _upgrade(db)
@@ -231,7 +246,7 @@ class Room:
             return True
         if self.free() < least:
             return False
-        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, RESERVE)
             return True

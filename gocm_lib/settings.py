@@ -349,9 +349,12 @@ class Settings:
     feedback_url: str = option(
         "",
         http_url,
-        "where dead and replaced tokens are POSTed as they come; they leave their lists then",
+        "where dead and replaced tokens are POSTed as they come, and leave their lists; hidden: it may hold a secret",
         metavar="URL",
+        hidden=True,
     )
+    feedback_url_file: str = option("", secret_file, "file that holds that URL", metavar="FILE")
+    feedback_plain: bool = option(False, flag, "allow a --feedback-url of another machine that is not https")
     feedback_secret_file: str = option(
         "", secret_file, "file with the secret that signs those requests", metavar="FILE"
     )

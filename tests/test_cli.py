@@ -3,13 +3,15 @@
 import os
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import FORM, Http, Program, eventually, form
+from conftest import FORM, ROOT, Http, Program, eventually, form
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -269,7 +271,7 @@ def test_an_unwritable_spool_is_one_line(key_file):
 
 
 def test_a_damaged_spool_is_one_line(tmp_path, key_file):
-    (tmp_path / "s.db").write_text("something else")
+    secret(tmp_path / "s.db", "something else")
     code, lines = ends("--apikey-file", key_file, "--port", "0", "--spool", str(tmp_path / "s.db"))
     assert code == Exit.SPOOL_DAMAGED and len(lines) == 1 and "damaged" in lines[0]
     assert (tmp_path / "s.db").read_text() == "something else"
@@ -370,6 +372,54 @@ def test_the_key_is_in_no_command_line_and_environment(run, sandbox, how):
         assert re.search(r"Max core file size +1 +1 ", limits), "no core file may be written"
 
 
+@pytest.mark.parametrize("how", ["word", "variable", "file", "credential"])
+def test_a_url_with_a_secret_is_hidden_like_the_key(run, sandbox, tmp_path, how):
+    url = "http://127.0.0.1:9/feedback?token=S3CRET"
+    path = secret(tmp_path / "feedback-url", url + "\n")
+    words = {"word": ("--feedback-url", url), "file": ("--feedback-url-file", path)}.get(how, ())
+    environ = {"variable": {"GOCM_FEEDBACK_URL": url}, "credential": {"CREDENTIALS_DIRECTORY": str(tmp_path)}}.get(
+        how, {}
+    )
+    words = (
+        *words,
+        "--feedback-secret-file",
+        secret(tmp_path / "signs", "x" * 32),
+        "--apikey-file",
+        secret(tmp_path / "k", "k"),
+    )
+    server = run("--gcm-url", sandbox.url(), *words, environ=environ)
+    assert b"S3CRET" not in everything_about(server)
+    assert ("warning: ps has shown the URL" in server.log()) == (how == "word")
+    server.send(["gone-a"])
+    server.logged("feedback does not reach 127.0.0.1")
+    assert "S3CRET" not in server.log()
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "gocm.py"), "print-config", *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+    )
+    assert "# feedback_url is hidden" in shown.stdout and "S3CRET" not in shown.stdout + shown.stderr
+
+
+@short
+def test_what_is_posted_to_another_machine_is_encrypted(tmp_path):
+    signs, key = secret(tmp_path / "signs", "x" * 32), secret(tmp_path / "k", "k")
+    words = ["--apikey-file", key, "--feedback-secret-file", signs]
+    url = ["--feedback-url", "http://app.example/x"]
+    with pytest.raises(SettingsError, match="--feedback-url must be https"):
+        parse(*words, *url)
+    assert parse(*words, *url, "--feedback-plain").feedback_plain
+    assert parse(*words, "--feedback-url", "http://localhost:1/x").feedback_url
+    path = secret(tmp_path / "url", "https://app.example/x")
+    assert parse(*words, "--feedback-url-file", path).feedback_url == "https://app.example/x"
+    with pytest.raises(SettingsError, match="both give"):
+        parse(*words, "--feedback-url-file", path, *url)
+    os.chmod(path, 0o604)
+    with pytest.raises(SettingsError, match="everybody here may read"):
+        parse(*words, "--feedback-url-file", path)
+
+
 def test_neither_key_nor_token_is_in_the_log(tmp_path, sandbox):
     log, token = tmp_path / "log", "gone-" + "t" * 150
     words = ("--port", "0", "--spool", ":memory:", "--log-level", "debug", "--gcm-url", sandbox.url())
@@ -394,7 +444,7 @@ def test_every_option_is_told_in_one_table():
     names = [row.name for row in fields(Settings)]
     assert len(names) == len(set(names)) and all(row.metadata["help"] for row in fields(Settings))
     hidden = {row.name for row in fields(Settings) if row.metadata["hidden"]}
-    assert hidden == {"apikey"} and settings.option_variable(fields(Settings)[0]) == "GOCM_CONFIG"
+    assert hidden == {"apikey", "feedback_url"} and settings.option_variable(fields(Settings)[0]) == "GOCM_CONFIG"
 
 
 @short

@@ -173,7 +173,7 @@ def https_json(sandbox, ca, path):
     connection = http.client.HTTPSConnection("fcm.test", context=context)
     connection.sock = context.wrap_socket(dial(sandbox.port), server_hostname="fcm.test")
     with contextlib.closing(connection):
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Host": "localhost"})
         return json.loads(connection.getresponse().read())
 
 

@@ -1,11 +1,15 @@
 """The spool and the report against a dict: no token lost, none in two hands, every count exact."""
 
 import itertools
+import os
 import sqlite3
+import stat
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
-from conftest import told
+from conftest import ROOT, told
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -671,3 +675,50 @@ def test_all_is_there_after_a_crash(tmp_path):
     assert again.release(None) == 2
     assert set(claim(again)) == {(1, 0), (2, 0)}
     assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")
+def test_a_spool_that_others_own_or_may_read_is_refused(tmp_path):
+    path = tmp_path / "s.db"
+    db, held = database.open_spool(str(path))
+    db.close()
+    os.close(held)
+    assert {stat.S_IMODE(os.stat(each).st_mode) for each in tmp_path.iterdir()} == {0o600}
+    code = "import sys; from gocm_lib import database; database.open_spool(sys.argv[1])"
+
+    def opened():
+        found = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+        return found.stderr.strip().splitlines()[-1:]
+
+    assert opened() == []
+    os.chmod(path, 0o604)
+    assert "chmod o=" in opened()[0]
+    os.chmod(path, 0o600)
+    os.chown(path, 12345, -1)
+    assert "belongs to user 12345" in opened()[0]
+
+
+def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
+    """In a directory where others may write, else, he would have us write wherever we may."""
+    for suffix in (".lock", ".new", ".reserve"):
+        place = tmp_path / suffix
+        place.mkdir()
+        (place / f"s.db{suffix}").symlink_to(place / "elsewhere")
+        try:
+            _, held = database.open_spool(str(place / "s.db"))
+            database.Room(str(place / "s.db")).keep_reserve(0)
+            os.close(held)
+        except database.SpoolError:
+            pass
+        assert not (place / "elsewhere").exists(), suffix
+
+
+def test_what_is_forgotten_is_overwritten(tmp_path):
+    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(keep_jobs=0.0))
+    state.accept([new_job(1, ["very-secret-token"] * 50)])
+    for place in claim(state):
+        state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
+    state._tidy(2000.0)
+    state.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    found = subprocess.run(["grep", "-c", "very-secret", str(tmp_path / "s.db")], capture_output=True, text=True)
+    assert found.stdout == "0\n"
