@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import FORM, Http, Program, eventually, form
+from test_access import TOKEN
+from test_cli import secret
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -32,6 +34,7 @@ def chromium():
         "--disable-dev-shm-usage",
         "--hide-scrollbars",
         "--window-size=1000,1000",
+        "--host-resolver-rules=MAP *.lan 127.0.0.1",  # names that are not localhost, to which browsers tell less
     ):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -245,3 +248,69 @@ def test_a_page_that_nobody_sees_asks_nothing(page):
     page.execute_script("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
     eventually(lambda: text(page, "dead") == "1")
     assert page.execute_script(count) >= 1
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A function that starts a server which is called gocm.lan, with a dead token in its list."""
+    running = []
+
+    def begin(*more, **headers):
+        words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--allowed-hosts", "gocm.lan")
+        running.append(program := Program(*words, *more, "--spool", str(tmp_path / "s.db")))
+        program.port = int(program.logged(r"listens on \S+ port (\d+)"))
+        assert Http(program.port).ask("POST", "/gcm/send", form(["gone-phone-2"]), FORM | headers)[0] == 200
+        program.ask = lambda path: Http(program.port).ask("GET", path, headers=headers)[2].decode()
+        eventually(lambda: "gone-phone-2" in program.ask("/gcm/report/notregistered?peek=1"))
+        return program
+
+    yield begin
+    for program in running:
+        program.kill_group()
+
+
+@pytest.fixture
+def evil():
+    """The port of a site with a page that `show` makes."""
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(site.page)
+
+        def log_message(self, *_):
+            pass
+
+    site = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    yield site
+    site.shutdown()
+    site.server_close()
+
+
+def test_a_browser_asks_for_the_password(chromium, named, tmp_path):
+    tokens = secret(tmp_path / "tokens", TOKEN)
+    server = named("--auth-token-file", tokens, Authorization=f"Bearer {TOKEN}")
+    # With the password in the address: given only to a challenge that the browser understands.
+    chromium.get(f"http://gocm:{TOKEN}@gocm.lan:{server.port}/status")
+    chromium.get(f"http://gocm.lan:{server.port}/status")
+    eventually(lambda: text(chromium, "dead") == "1")
+    chromium.get("about:blank")
+
+
+def test_no_other_page_clears_a_list(chromium, named, evil):
+    server = named()
+    target = f"http://gocm.lan:{server.port}/gcm/report/notregistered"
+    evil.page = (
+        f"<img src='{target}'><img src='{target}?ack=1'><script src='{target}?limit=1'></script>"
+        f"<iframe src='{target}?limit=2'></iframe><a id=link href='{target}'>here</a>"
+    ).encode()
+    chromium.get(f"http://evil.lan:{evil.server_port}/")
+    counted = 'gocm_requests_total{route="/gcm/report/notregistered",code="403"} '
+    eventually(lambda: counted in (told := server.ask("/metrics")) and float(told.split(counted)[1].split()[0]) >= 4)
+    chromium.find_element(By.ID, "link").click()
+    eventually(lambda: "POST to .../ack" in chromium.page_source)
+    assert "gone-phone-2" in server.ask("/gcm/report/notregistered?peek=1")
+    chromium.get("about:blank")
