@@ -6,7 +6,11 @@ import json
 import re
 import signal
 import ssl
+import stat
 import time
+import warnings
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
 
 import pytest
 import trustme
@@ -396,3 +400,31 @@ def test_a_certificate_that_ends_soon_is_told(start, authority, tmp_path):
     server.process.send_signal(signal.SIGHUP)
     eventually(lambda: figure() == later.timestamp())
     assert len(server.find("the certificate of")) == 1
+
+
+def test_no_tls_before_1_2(start, authority, tmp_path):
+    issue(authority, tmp_path)
+    server = start("--tls-cert", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that such versions are old
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(OSError):
+        context.wrap_socket(dial(server.port), server_hostname="localhost")
+    assert https(server, tmp_path).ask("GET", "/livez")[0] == 200
+
+
+def test_the_state_process_s_socket_is_for_us_alone(start, temporary):
+    """Nobody else reaches it; who does (the same user) needs a key that is in our memory only."""
+    server = start(environ={"TMPDIR": str(temporary)})
+    [place] = temporary.glob("gocm-*")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4none", b"\xff\xff\xff\xff" + b"\x7f" * 8, b"\0" * 4000):
+        other = dial(str(place / "state"))
+        other.sendall(garbage)
+        other.close()
+    with pytest.raises((AuthenticationError, OSError, EOFError)):
+        Client(str(place / "state"), authkey=b"guess")
+    server.send(["a"])
+    assert server.settled()["attempts"] == 1 and "Traceback" not in server.log()
