@@ -60,7 +60,7 @@ class Place:
 
 def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
     """The one that gives way for a newcomer; None when all are being served. `shares`: places by address."""
-    # Not min(): each is looked at while its own thread may change it.
+    # Each is looked at once: its own thread may change it meanwhile.
     waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
     return min(waiting, key=lambda row: row[:3])[3] if waiting else None
 
