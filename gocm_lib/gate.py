@@ -3,6 +3,7 @@
 A place costs a thread, so there are few; whoever opens connections and says nothing must not keep others out. The rule
 is `gives_way`, pure: of those that are not being served just now, first who has never been admitted (no good token,
 nothing asked yet), then who is idle; among these, of the address with the most places, the one that has waited longest.
+Whose request has come, though nobody has read it yet, does not: he would send it again, and it might be sent twice.
 What is being served is never cut off; when that fills all, a reserve is left for probes, for local sockets, and half of
 it for addresses that have few places.
 """
@@ -10,8 +11,8 @@ it for addresses that have few places.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from gocm_lib import log
 
@@ -38,14 +39,24 @@ class Asker(NamedTuple):
         return self.address or "local"
 
 
+class Line(Protocol):
+    """A connection, as others than its own thread may use it."""
+
+    def hang_up(self) -> None:
+        """End it."""
+
+    def has_unread(self) -> bool:
+        """Whether something has come that its thread has not read yet."""
+
+
 class Place:
     """A connection's place, and what is known of it: changed by its thread, read by whoever seeks one to give way."""
 
-    __slots__ = ("peer", "hang_up", "since", "admitted", "working", "busy", "served", "probes_only")
+    __slots__ = ("peer", "line", "since", "admitted", "working", "busy", "served", "probes_only")
 
-    def __init__(self, peer: str, hang_up: Callable[[], None], now: float, probes_only: bool = False) -> None:
+    def __init__(self, peer: str, line: Line, now: float, probes_only: bool = False) -> None:
         self.peer = peer  # its address, "" on a UNIX socket
-        self.hang_up = hang_up
+        self.line = line
         self.since = now  # when it was connected, or last answered
         self.admitted = False  # it has asked for something that not everybody may
         self.working = False  # an admitted request is being read, or any is being answered
@@ -62,7 +73,8 @@ def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
     """The one that gives way for a newcomer; None when all are being served. `shares`: places by address."""
     # Each is looked at once: its own thread may change it meanwhile.
     waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
-    return min(waiting, key=lambda row: row[:3])[3] if waiting else None
+    waiting.sort(key=lambda row: row[:3])
+    return next((place for *_, place in waiting if not place.line.has_unread()), None)
 
 
 class Notice:
@@ -133,27 +145,27 @@ class Gate:
         self._crowded = Notice(f"all {most} connections are taken: %d gave way or were turned away, %s")
         self._refused = Notice("no good token: refused %d requests, %s")
 
-    def take(self, peer: str, hang_up: Callable[[], None], now: float) -> Place | None:
-        """A place for a newcomer; None when there is none. `hang_up` ends his connection when he is to give way."""
+    def take(self, peer: str, line: Line, now: float) -> Place | None:
+        """A place for a newcomer; None when there is none."""
         with self._lock:
-            place, leaves = self._take(peer, hang_up, now)
+            place, leaves = self._take(peer, line, now)
         if leaves:
-            leaves.hang_up()
+            leaves.line.hang_up()
         if leaves or place is None:
             self._tell(self._crowded.note(leaves.peer if leaves else peer, now))
         return place
 
-    def _take(self, peer: str, hang_up: Callable[[], None], now: float) -> tuple[Place | None, Place | None]:
+    def _take(self, peer: str, line: Line, now: float) -> tuple[Place | None, Place | None]:
         if len(self.places) < self.open:
-            return self._seat(Place(peer, hang_up, now)), None
+            return self._seat(Place(peer, line, now)), None
         if self._leaving < LEAVING and (leaves := gives_way(self.places, self._shares)):
             self._unseat(leaves)
             self._leaving += 1
-            return self._seat(Place(peer, hang_up, now, leaves.probes_only)), leaves
+            return self._seat(Place(peer, line, now, leaves.probes_only)), leaves
         if len(self.places) == self.most:
             return None, None
         has_few = self._shares[peer] * FEW < self.open and len(self.places) < (self.open + self.most) // 2
-        return self._seat(Place(peer, hang_up, now, probes_only=bool(peer) and not has_few)), None
+        return self._seat(Place(peer, line, now, probes_only=bool(peer) and not has_few)), None
 
     def _seat(self, place: Place) -> Place:
         self.places.add(place)
@@ -173,6 +185,12 @@ class Gate:
                 self._unseat(place)
             else:
                 self._leaving -= 1
+
+    def begin(self, place: Place) -> bool:
+        """A request is in work from now on; not if its place was given to another: nobody would hear the answer."""
+        with self._lock:
+            place.working = place in self.places
+            return place.working
 
     def refused(self, peer: str) -> None:
         """Somebody had no good token."""

@@ -11,6 +11,7 @@ import http.server
 import itertools
 import os
 import re
+import select
 import socket
 import socketserver
 import ssl
@@ -112,7 +113,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 # Python's own time limits: a blocking SSLSocket would not tell us of the kernel's.
                 self.request.settimeout(self.service.settings.head_timeout)
                 self.request = self.server.tls.wrap_socket(self.request, server_side=True)
-                self.place.hang_up = functools.partial(_hang_up, self.request)
+                self.place.line = _Line(self.request)
             while self._serve_one():
                 pass
         except OSError:
@@ -142,7 +143,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return False
         request, route = found
         began = time.monotonic()
-        self.place.working = True
+        if not self.server.gate.begin(self.place):
+            return False
         response = self._answer(request, route)
         # Not of a post: what was done is told in any case.
         large = len(response.body) if len(response.body) > SMALL and not request.body else 0
@@ -258,7 +260,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 if self.reader.head and route is None:
                     # What needs no body to be refused is refused without it: who has no token costs no memory.
                     route = self._admit(self.reader.head)
-                    self.place.working = True
+                    if not self.server.gate.begin(self.place):
+                        return None
                     self._hold(length)
                     if self.reader.awaits_continue():
                         self._send(CONTINUE)
@@ -317,10 +320,25 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
 
 
-def _hang_up(sock: socket.socket) -> None:
-    """End a connection from another thread, whatever its own waits for."""
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
+class _Line:
+    """A client's connection, for other threads than its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def hang_up(self) -> None:
+        """End it, whatever its thread waits for."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
+
+    def has_unread(self) -> bool:
+        """Whether something has come that its thread has not read yet."""
+        look = select.poll()
+        try:
+            look.register(self._sock, select.POLLIN)
+            return bool(look.poll(0))
+        except (OSError, ValueError):
+            return False  # it is closed just now
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -353,7 +371,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def process_request(self, request: socket.socket, client_address: object) -> None:
         peer = client_address[0].removeprefix(MAPPED) if isinstance(client_address, tuple) else ""
-        place = self.gate.take(peer, functools.partial(_hang_up, request), time.monotonic())
+        place = self.gate.take(peer, _Line(request), time.monotonic())
         if place is None:
             self._turn_away(request)
             return
