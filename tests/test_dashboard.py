@@ -75,7 +75,9 @@ def test_the_page_asks_for_a_token_as_all_else_does(start, tmp_path):
     server = start("--auth-token-file", secret(tmp_path / "tokens", "t" * 32))
     for path in ("/", "/status", "/api/status"):
         status, headers, _ = server.http().ask("GET", path)
-        assert status == 401 and "Basic" in headers["WWW-Authenticate"], "a browser asks its user for it"
+        assert status == 401 and 'Basic realm="gocm"' in headers.get_all("WWW-Authenticate"), (
+            "a browser asks its user for it"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- time
