@@ -204,6 +204,8 @@ def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
         while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
             for entry in page:
                 _show_failed(entry, as_json)
+            if answer["next"] is None:
+                break
             after["after"] = answer["next"]
     except (KeyError, TypeError, ValueError, OverflowError):
         raise RemoteError("what answers there is no GoCM") from None

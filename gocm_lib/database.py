@@ -8,6 +8,7 @@ keeps some in reserve: a disk that others fill up must not keep us from noting w
 import fcntl
 import os
 import sqlite3
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ UPGRADES = {7: idempotency.UPGRADE}  # what makes the next format of each that w
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
+BESIDE = ("-wal", "-shm", "-journal", ".lock", ".reserve")  # what files of a spool are called
 START_PATIENCE, PATIENCE = 30_000, 1000  # milliseconds to wait for a lock that another program holds on the spool
 LOG = 8 * 1024 * 1024  # bytes to which SQLite's log is cut when it is begun anew; it is twice what it needs mostly
 RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
@@ -72,21 +74,27 @@ def _lay_out(db: sqlite3.Connection) -> None:
     )
 
 
-def _inspect(path: str) -> None:
-    """Refuse what is no spool of ours, by its owner, its mode and its header (sqlite.org/fileformat.html), before
-    SQLite touches it.
+def _check_owner(path: str) -> None:
+    """Refuse a spool of which any file belongs to another user, may be read by everybody, or is a link: tokens are in
+    it, and SQLite uses those that it finds.
     """
-    held = os.stat(path)
-    if held.st_uid != os.geteuid():
-        raise SpoolError(
-            f"the spool {path} belongs to user {held.st_uid}, and tokens are in it: run as that user, or chown it",
-            Exit.SPOOL_UNWRITABLE,
-        )
-    if held.st_mode & 0o007:
-        raise SpoolError(
-            f"everybody here may read or write the spool {path}, and tokens are in it: chmod o= {path}",
-            Exit.SPOOL_UNWRITABLE,
-        )
+    for name in (path, *(path + suffix for suffix in BESIDE)):
+        try:
+            found = os.stat(name) if name == path else os.lstat(name)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise SpoolError(f"{name} is no regular file: move it away", Exit.SPOOL_UNWRITABLE)
+        if found.st_uid != os.geteuid():
+            problem = f"{name} belongs to user {found.st_uid}, and tokens are in it: run as that user, or chown it"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+        if found.st_mode & 0o007:
+            problem = f"everybody here may read or write {name}, and tokens are in it: chmod o= {path}*"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+
+
+def _inspect(path: str) -> None:
+    """Refuse what is no spool of ours, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -150,6 +158,7 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
         os.umask(0o077)
+        _check_owner(path)
         if os.path.exists(path):
             _inspect(path)
         held = _lock(path)

@@ -156,16 +156,23 @@ class Gate:
         return place
 
     def _take(self, peer: str, line: Line, now: float) -> tuple[Place | None, Place | None]:
-        if len(self.places) < self.open:
-            return self._seat(Place(peer, line, now)), None
-        if self._leaving < LEAVING and (leaves := gives_way(self.places, self._shares)):
+        leaves = None
+        if len(self.places) >= self.open and self._leaving < LEAVING:
+            leaves = gives_way(self.places, self._shares)
+        if leaves:
             self._unseat(leaves)
             self._leaving += 1
-            return self._seat(Place(peer, line, now, leaves.probes_only)), leaves
-        if len(self.places) == self.most:
-            return None, None
-        has_few = self._shares[peer] * FEW < self.open and len(self.places) < (self.open + self.most) // 2
-        return self._seat(Place(peer, line, now, probes_only=bool(peer) and not has_few)), None
+        if len(self.places) >= self.most:
+            return None, leaves
+        return self._seat(Place(peer, line, now, self._is_for_probes(peer))), leaves
+
+    def _is_for_probes(self, peer: str) -> bool:
+        """Whether there is a place for a probe only, of this address."""
+        if not peer or len(self.places) < self.open:
+            return False
+        served = sum(not place.probes_only for place in self.places)
+        has_few = self._shares[peer] * FEW < self.open
+        return not (has_few and served < (self.open + self.most) // 2)
 
     def _seat(self, place: Place) -> Place:
         self.places.add(place)

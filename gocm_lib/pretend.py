@@ -8,7 +8,6 @@ how it begins: FATES.
 import base64
 import itertools
 import json
-import math
 import random
 import re
 import time
@@ -232,8 +231,8 @@ def mistake(name: str, value: Any) -> str:
     match name:
         case "answer" | "refusal" if value not in ANSWERS and (value or name == "refusal"):
             return "known are " + ", ".join(ANSWERS)
-        case "capacity" | "device_quota" | "topic_quota" if not 0 <= value < math.inf:
-            return "must be a number from 0"
+        case "capacity" | "device_quota" | "topic_quota" if not 0 <= value <= 1e9:
+            return "must be a number from 0 to 1000000000"
         case "latency" if not 0 <= value <= 3600:  # NaN is not, either: nothing would ever fall due
             return "must be seconds from 0 to 3600"
         case "status" | "token_status" if not 200 <= value <= 599:
@@ -418,7 +417,9 @@ class Pretender:
             return "bad_value"
         if any(key == "from" or key.startswith("google.") for key in data):
             return "reserved_key"
-        size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
+        size = sum(
+            len(key.encode(errors="replace")) + len(value.encode(errors="replace")) for key, value in data.items()
+        )
         return "too_big" if size > 4096 else ""
 
     def _v1_fate(self, target: str) -> str:

@@ -78,7 +78,7 @@ def parse_head(raw: bytes, max_body: int) -> Head:
     return Head(method, path, query, headers, length, keep_alive, expects_continue)
 
 
-def _check_host(target: str, headers: Mapping[str, str], modern: bool) -> str:
+def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
     """The target in origin-form (RFC 9112 section 3.2), once it and Host are found sound."""
     if modern and "host" not in headers:
         raise BadRequest("HTTP/1.1 needs a Host header", "host")
@@ -91,6 +91,7 @@ def _check_host(target: str, headers: Mapping[str, str], modern: bool) -> str:
     absolute = _ABSOLUTE.match(target)
     if not absolute or not _HOST.match(absolute[1]):
         raise BadRequest("the request target must be a path")
+    headers["host"] = absolute[1]  # RFC 9112, 3.2.2: Host counts for nothing then
     return absolute[2] or "/"
 
 
@@ -137,6 +138,11 @@ class Reader:
     def idle(self) -> bool:
         """Whether not a byte of the next request has come."""
         return self.head is None and not self._buffer
+
+    @property
+    def size(self) -> int:
+        """How many bytes have come that are not given yet."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         self._buffer += data

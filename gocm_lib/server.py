@@ -29,6 +29,7 @@ from gocm_lib.listener import Listener
 from gocm_lib.request import Head, Reader, Request
 from gocm_lib.service import PROBES, Response, Route, Service, counted_as, is_ours, refusal, unavailable
 
+STEP = 256 * 1024  # bytes of a large body for which room is taken at once
 BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as long as this rate needs
 MAPPED = "::ffff:"  # before an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2)
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
@@ -112,8 +113,14 @@ class ClientConnection(socketserver.BaseRequestHandler):
             if self.server.tls:
                 # Python's own time limits: a blocking SSLSocket would not tell us of the kernel's.
                 self.request.settimeout(self.service.settings.head_timeout)
-                self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+                # Not greeted yet, so that who waits for a greeting can be hung up: the socket from before cannot.
+                self.request = self.server.tls.wrap_socket(
+                    self.request, server_side=True, do_handshake_on_connect=False
+                )
                 self.place.line = _Line(self.request)
+                if self.place not in self.server.gate.places:
+                    return  # it was to be hung up meanwhile
+                self.request.do_handshake()
             while self._serve_one():
                 pass
         except OSError:
@@ -180,6 +187,8 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _admit(self, head: Head | Request) -> Route:
         """The route of a request that may be made. Raises BadRequest."""
         route = self.service.admit(head.method, head.path, head.headers, self.asker)
+        if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
+            raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)
         if self.place.probes_only and not route.public:
             raise BadRequest(CROWDED, status=503)
         if not route.public:
@@ -255,14 +264,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 patience = self.place.since + self._may_be_idle() - time.monotonic()
             else:
                 began = began or (time.monotonic() if self.place.admitted else self.place.since)
-                length = self.reader.head.length if self.reader.head else 0
-                patience = began + settings.head_timeout + length / BODY_RATE - time.monotonic()
+                # A body has the time that what has come of it deserves.
+                patience = began + settings.head_timeout + self.reader.size / BODY_RATE - time.monotonic()
                 if self.reader.head and route is None:
                     # What needs no body to be refused is refused without it: who has no token costs no memory.
                     route = self._admit(self.reader.head)
                     if not self.server.gate.begin(self.place):
                         return None
-                    self._hold(length)
                     if self.reader.awaits_continue():
                         self._send(CONTINUE)
             data = self._receive(patience)
@@ -272,15 +280,19 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 return None
             self.place.busy = True
             self.reader.feed(data)
+            if route:
+                self._hold(self.reader.size)
             request = self.reader.next()
         return request, route
 
-    def _hold(self, length: int) -> None:
-        """Wait for room for a body, if it is large. Raises BadRequest when others take all of it."""
-        held = self.server.gate.bodies.take(length) if length > SMALL else 0
-        if held is None:
+    def _hold(self, size: int) -> None:
+        """Wait for room for what has come of a body, if it is large. Raises BadRequest when others take all of it."""
+        if size <= max(self.held, SMALL):
+            return
+        more = self.server.gate.bodies.take(max(size - self.held, STEP))
+        if more is None:
             raise BadRequest(TOO_MUCH, status=503)
-        self.held = held
+        self.held += more
 
     def _receive(self, patience: float) -> bytes | None:
         """What the client sends next; b"" at its end, None when nothing came in time."""

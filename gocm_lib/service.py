@@ -30,7 +30,9 @@ from gocm_lib.vitals import Figures, Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+PROBED = 0.1  # seconds for which one look is enough for all who probe
 LAST = 1 << 62  # no entry has a higher number
+SMALL_FORM = 4096  # bytes: what our own short forms may have
 SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
 KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
 # Two headers: of one with both, browsers understand neither, and never ask for the password.
@@ -89,7 +91,8 @@ class Service:
         self.intake = intake
         self.client = client
         self.probing = probing
-        self._parsing = threading.Lock()
+        self._parsing, self._looking = threading.Lock(), threading.Lock()
+        self._seen: tuple[float, Figures | None] = 0.0, None  # the last look, and when it began
         self.credentials = credentials
         self.vitals = vitals
         self.trend = trend
@@ -327,7 +330,7 @@ class Service:
 
     def metrics(self, request: Request) -> Response:
         """GET /metrics: Prometheus's text format."""
-        figures = self.vitals.figures(self.probing, self.credentials)
+        figures = self._look()
         return Response(200, metrics.prometheus(figures), metrics.CONTENT_TYPE)
 
     def livez(self, request: Request) -> Response:
@@ -337,7 +340,20 @@ class Service:
 
     def readyz(self, request: Request) -> Response:
         """GET /readyz: whether messages can be taken and sent. An upstream that is paused is only told."""
-        return _health(*self._condition(self.vitals.figures(self.probing, self.credentials)))
+        return _health(*self._condition(self._look(PROBED)))
+
+    def _look(self, old: float = 0.0) -> Figures:
+        """All figures, not older than so many seconds when they are asked for. However many ask, one looks at a time,
+        and who waited for that takes what was begun after he came.
+        """
+        came = time.monotonic()
+        with self._looking:
+            began, figures = self._seen
+            if figures is None or began < came - old:
+                began = time.monotonic()
+                figures = self.vitals.figures(self.probing, self.credentials)
+                self._seen = began, figures
+        return figures
 
     def _condition(self, figures: Figures) -> tuple[list[str], list[str]]:
         """Why messages cannot be taken and sent, and what else somebody may want to know."""
@@ -364,7 +380,7 @@ class Service:
 
     def status_figures(self, request: Request) -> Response:
         """GET /api/status: what the page shows."""
-        figures = self.vitals.figures(self.probing, self.credentials)
+        figures = self._look()
         shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
         return Response(200, json.dumps(shown).encode() + b"\n")
 
@@ -394,13 +410,16 @@ def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:
 
 
 class Route(NamedTuple):
-    """`public`: it is answered without a token, for probes that have none."""
+    """`public`: it is answered without a token, for probes that have none. `most`: bytes that its body may have, where
+    that is less than for any.
+    """
 
     method: str
     path: str
     handler: Callable[[Service, Request], Response]
     meaning: str
     public: bool = False
+    most: int = 1 << 30
 
 
 # README's table is checked against this one. HEAD is answered wherever GET is, and never clears anything.
@@ -409,12 +428,26 @@ ROUTES = (
     Route("GET", "/gcm/report", Service.report, "the counters"),
     Route("GET", "/gcm/report/canonical", Service.canonical, "tokens that were replaced; clears what it gives"),
     Route("GET", "/gcm/report/notregistered", Service.notregistered, "tokens to delete; clears what it gives"),
-    Route("POST", "/gcm/report/canonical/ack", Service.ack_canonical, "take entries that were read off that list"),
-    Route("POST", "/gcm/report/notregistered/ack", Service.ack_notregistered, "the same for tokens to delete"),
+    Route(
+        "POST",
+        "/gcm/report/canonical/ack",
+        Service.ack_canonical,
+        "take entries that were read off that list",
+        most=SMALL_FORM,
+    ),
+    Route(
+        "POST",
+        "/gcm/report/notregistered/ack",
+        Service.ack_notregistered,
+        "the same for tokens to delete",
+        most=SMALL_FORM,
+    ),
     Route("GET", "/gcm/jobs/{id}", Service.status, "what became of a message, and of each of its tokens"),
     Route("GET", "/gcm/failed", Service.failed, "tokens that were set aside as failed, and why"),
-    Route("POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new"),
-    Route("POST", "/gcm/failed/discard", Service.discard, "forget failed tokens"),
+    Route(
+        "POST", "/gcm/failed/replay", Service.replay, "send failed tokens again, as if they were new", most=SMALL_FORM
+    ),
+    Route("POST", "/gcm/failed/discard", Service.discard, "forget failed tokens", most=SMALL_FORM),
     Route("GET", "/status", Service.status_page, "a page for people: what goes on, and what to do"),
     Route("GET", "/", Service.status_page, "the same"),
     Route("GET", "/api/status", Service.status_figures, "what that page shows"),

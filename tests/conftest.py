@@ -356,6 +356,16 @@ def server(start):
 
 
 @pytest.fixture
+def authority(tmp_path):
+    """An authority whose certificate is in ca.pem."""
+    import trustme
+
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return made
+
+
+@pytest.fixture
 def upstream():
     made = []
 

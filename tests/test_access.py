@@ -268,13 +268,6 @@ def test_a_body_is_not_read_without_a_token(start, tmp_path):
     assert sock.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.fixture
-def authority(tmp_path):
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return made
-
-
 def issue(authority, tmp_path, **how):
     """A certificate for this machine, in tls.pem and key.pem."""
     secret(tmp_path / "key.pem")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FORM, Http, eventually, memory
-from test_access import TOKEN
+from test_access import TOKEN, https, issue
 from test_cli import secret
 from test_server import CONTINUED, Raw, holds
 
@@ -221,7 +221,7 @@ def test_slow_readers_of_large_pages_hold_little_and_nobody_up(start):
     eventually(lambda: server.report()["notregistered"] == 5000)
     before, slow = memory(server.group()), []
     for _ in range(30):
-        slow.append(Raw(server.port).send(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: x\r\n\r\n"))
+        slow.append(Raw(server.port).send(b"GET /gcm/report/notregistered?peek=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     for _ in range(20):
         assert server.http().ask("GET", "/readyz")[0] == 200
         assert server.send([f"t{time.monotonic()}"])
@@ -248,3 +248,69 @@ def test_a_page_has_so_many_bytes_and_the_next_one_goes_on(start):
     assert len(set(found)) == len(found) == 3000
     status, _, body = http.ask("POST", "/gcm/failed/discard", "all=1", FORM)
     assert json.loads(body) == {"discarded": 3000, "left": False}
+
+
+def test_those_who_say_nothing_keep_nobody_out_of_tls(start, authority, tmp_path):
+    """They have not even greeted."""
+    issue(authority, tmp_path)
+    files = ("--tls-cert", str(tmp_path / "tls.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    server = start(*files, "--max-connections", "40", "--head-timeout", "20")
+    held, began = silent(server, 100), time.monotonic()
+    for _ in range(10):
+        assert https(server, tmp_path).ask("GET", "/livez")[0] == 200
+    assert time.monotonic() - began < 15 and len(held) == 100, "seconds; before they had to go by themselves"
+
+
+@pytest.mark.parametrize("path", ["/gcm/failed/discard", "/gcm/failed/replay", "/gcm/report/canonical/ack"])
+def test_a_short_form_is_short(server, path):
+    """4 MiB of % cost seconds and hundreds of MB."""
+    raw = Raw(server.port).send(
+        b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\n" % path.encode()
+        + b"Content-Length: 4000000\r\n\r\n"
+    )
+    assert raw.rest().startswith(b"HTTP/1.1 413 "), "by its head alone"
+    status, _, _ = server.http().ask("POST", path, b"all=" + b"%" * 5000, FORM)
+    assert status == 413
+
+
+@short
+def test_the_reserve_holds_where_places_change_hands():
+    gate = Gate(64)
+    for _ in range(56):
+        gate.take("stranger", Line(), 0.0).working = True
+
+    def take(peer, now):
+        found = gate.take(peer, Line(lambda: gate.leave(found)), now)
+        return found
+
+    assert all(take("stranger", float(n)).probes_only for n in range(50)), "they come and go in the reserve"
+    assert not take("", 50.0).probes_only and not take("friend", 51.0).probes_only
+    assert take("stranger", 52.0).probes_only
+
+
+def test_what_has_not_come_of_a_body_takes_no_room(server):
+    head = b"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\nExpect: 100-continue\r\n\r\n"
+    held = [Raw(server.port) for _ in range(12)]
+    for each in held:
+        each.send(head).until(CONTINUED)
+    body = json.dumps({"tokens": [f"t{n}-{'x' * 100}" for n in range(5000)], "payload": {}})
+    assert server.http().ask("POST", "/gcm/send", body, {"Content-Type": "application/json"})[0] == 200
+
+
+def test_many_who_probe_are_told_the_truth(start, tmp_path):
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
+    found, ended = Counter(), threading.Event()
+
+    def probe():
+        http = Http(server.port)
+        while not ended.is_set():
+            found[http.ask("GET", "/readyz")[0]] += 1
+
+    threads = [threading.Thread(target=probe) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: found.total() > 2000)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {200}

@@ -42,6 +42,7 @@ def test_no_page_that_somebody_looks_at_may_set_or_read_it(sandbox):
         b'{"token_life": 1%s}' % (b"0" * 400),
         b'{"capacity": NaN}',
         b'{"device_quota": -Infinity}',
+        b'{"capacity": 9%s}' % (b"9" * 400),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(sandbox, mode):

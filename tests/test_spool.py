@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -680,10 +681,6 @@ def test_all_is_there_after_a_crash(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")
 def test_a_spool_that_others_own_or_may_read_is_refused(tmp_path):
     path = tmp_path / "s.db"
-    db, held = database.open_spool(str(path))
-    db.close()
-    os.close(held)
-    assert {stat.S_IMODE(os.stat(each).st_mode) for each in tmp_path.iterdir()} == {0o600}
     code = "import sys; from gocm_lib import database; database.open_spool(sys.argv[1])"
 
     def opened():
@@ -691,9 +688,21 @@ def test_a_spool_that_others_own_or_may_read_is_refused(tmp_path):
         return found.stderr.strip().splitlines()[-1:]
 
     assert opened() == []
+    assert {stat.S_IMODE(os.stat(each).st_mode) for each in tmp_path.iterdir()} == {0o600}
     os.chmod(path, 0o604)
     assert "chmod o=" in opened()[0]
     os.chmod(path, 0o600)
+    for suffix in ("-wal", "-shm", ".lock", ".reserve"):
+        beside = Path(f"{path}{suffix}")
+        beside.unlink(missing_ok=True)
+        beside.touch(0o600)
+        os.chmod(beside, 0o644)
+        assert f"{suffix}, and tokens are in it: chmod o=" in opened()[0]
+        beside.unlink()
+        beside.symlink_to("elsewhere")
+        assert "no regular file" in opened()[0]
+        beside.unlink()
+    assert opened() == []
     os.chown(path, 12345, -1)
     assert "belongs to user 12345" in opened()[0]
 
