@@ -157,9 +157,11 @@ class ClientConnection(socketserver.BaseRequestHandler):
         large = len(response.body) if len(response.body) > SMALL and not request.body else 0
         taken = self.server.gate.answers.take(large) if large else 0
         if taken is None:
+            audit = response.audit
             if response.written:
                 response.written(False)
-            response, taken = unavailable(TOO_MUCH), 0
+                audit = ""  # nothing was taken off the list
+            response, taken = unavailable(TOO_MUCH)._replace(audit=audit), 0
         # One guess of a token a connection: each costs as much as a connection does.
         goes_on = request.keep_alive and response.status != 401 and not self.place.probes_only
         keep_alive = goes_on and not self.server.gate.closing

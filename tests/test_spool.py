@@ -271,6 +271,7 @@ class Model(RuleBasedStateMachine):
         assert {(job, n): generation for job, n, _, generation in rows if generation} == {
             place: generation for place, (generation, _) in self.held.items()
         }
+        assert self.state.spool.open.total() == len(rows) == self.state.spool.open["gcm"]
         ended = self.state.db.execute(
             "SELECT job, n, generation, failure <> '' FROM token WHERE generation < 0"
         ).fetchall()
