@@ -30,7 +30,6 @@ from gocm_lib.vitals import Figures, Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
-PROBED = 0.1  # seconds for which one look is enough for all who probe
 LAST = 1 << 62  # no entry has a higher number
 SMALL_FORM = 4096  # bytes: what our own short forms may have
 SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
@@ -340,16 +339,14 @@ class Service:
 
     def readyz(self, request: Request) -> Response:
         """GET /readyz: whether messages can be taken and sent. An upstream that is paused is only told."""
-        return _health(*self._condition(self._look(PROBED)))
+        return _health(*self._condition(self._look()))
 
-    def _look(self, old: float = 0.0) -> Figures:
-        """All figures, not older than so many seconds when they are asked for. However many ask, one looks at a time,
-        and who waited for that takes what was begun after he came.
-        """
+    def _look(self) -> Figures:
+        """All figures. However many ask, one looks at a time; who waited takes what was begun after he came."""
         came = time.monotonic()
         with self._looking:
             began, figures = self._seen
-            if figures is None or began < came - old:
+            if figures is None or began < came:
                 began = time.monotonic()
                 figures = self.vitals.figures(self.probing, self.credentials)
                 self._seen = began, figures
