@@ -16,9 +16,7 @@ MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
 MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
 OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
 MAX_DEPTH = 32  # of nested arrays and objects: the parser recurses, and a thread's stack is finite
-MAX_VALUES = (
-    20_000  # in a JSON text, beside its tokens: each is an object of 50 bytes and more, before we know what it is
-)
+MAX_VALUES = 20_000  # in a JSON text, beside its tokens: each becomes an object of 50 bytes and more
 LINE_VALUES = 30  # of a line of many: what that leaves for each
 MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit

@@ -16,9 +16,9 @@ PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-def show(*columns: object, end: str = "\n") -> None:
+def show(*columns: object) -> None:
     """Print what came from the network, in a line: whoever answers at a port must not reach the terminal's escapes."""
-    print(*(log.one_line(str(column)) for column in columns), sep="\t", end=end, flush=True)
+    print(*(log.one_line(str(column)) for column in columns), sep="\t", flush=True)
 
 
 class RemoteError(SettingsError):

@@ -307,6 +307,7 @@ class Service:
     def _deal(self, request: Request, what: str, some: Callable[[Which], int]) -> Response:
         """Do something to all failed tokens that are asked for, some at a time; those that fail meanwhile are left."""
         fields = _form(request, {"all", "job", "reason", "upstream", "older"}, "all=1")
+        asked = ", ".join(f"{name}={value}" for name, value in fields.items())
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
             raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
         which, count = _which(fields), 0
@@ -315,12 +316,12 @@ class Service:
                 count += done
             left = bool(self.client.failed(which, (0, -1), 1))
         except StateUnavailable:
-            return unavailable(f"{count} {what}, perhaps more, and then the count was lost: ask again for those left")
+            reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
+            return unavailable(reason)._replace(audit=f"{what} {count} failed tokens or more ({asked})")
         if not count and not left:
             raise BadRequest("no failed token is so", status=404)
         if not count:
             return unavailable("there is no room for any: --max-pending")
-        asked = ", ".join(f"{name}={value}" for name, value in fields.items())
         return Response(200, pages.done(what, count, left), audit=f"{what} {count} failed tokens ({asked})")
 
     def openapi(self, request: Request) -> Response:

@@ -78,7 +78,7 @@ class Keeping(NamedTuple):
     max_report: int
     keep_jobs: float
     max_kept: int
-    max_keys: int = 10**9
+    max_keys: int
 
 
 class State:

@@ -17,7 +17,13 @@ from gocm_lib.state import Keeping, State
 TICK = 0.02  # seconds: how often answers are settled and tokens claimed
 START = 1_000_000.0
 KEEPING = Keeping(
-    Limits(10**9, 1 << 50, 0), dead_age=1e9, max_dead=10**9, max_report=10**9, keep_jobs=1e9, max_kept=10**9
+    Limits(10**9, 1 << 50, 0),
+    dead_age=1e9,
+    max_dead=10**9,
+    max_report=10**9,
+    keep_jobs=1e9,
+    max_kept=10**9,
+    max_keys=10**9,
 )
 UNAVAILABLE = Outcome(Verdict.DEFERRED, "HTTP 503 UNAVAILABLE")
 INTERNAL = Outcome(Verdict.DEFERRED, "HTTP 500 INTERNAL")

@@ -30,7 +30,13 @@ pytestmark = pytest.mark.short
 
 POLICY = Policy(10.0, 100.0, 3)
 KEEPING = Keeping(
-    Limits(10**9, 1 << 50, 0), dead_age=1e9, max_dead=10**9, max_report=10**9, keep_jobs=1e9, max_kept=10**9
+    Limits(10**9, 1 << 50, 0),
+    dead_age=1e9,
+    max_dead=10**9,
+    max_report=10**9,
+    keep_jobs=1e9,
+    max_kept=10**9,
+    max_keys=10**9,
 )
 
 
