@@ -5,6 +5,7 @@ ends with a traceback in the log when one of its threads fails, so that no proce
 """
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from typing import NoReturn
 from gocm_lib import log
 from gocm_lib.settings import Exit, Settings
 
+M_ARENA_MAX = -8  # glibc's malloc.h
+
 
 def enter(name: str, settings: Settings) -> None:
     """Make the calling process, just started by the supervisor, the child `name`."""
@@ -29,6 +32,7 @@ def enter(name: str, settings: Settings) -> None:
     log.start(name, settings.log_level, settings.logto, settings.log_format)
     watch_threads()
     collect_seldom()
+    keep_one_heap()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
@@ -115,6 +119,14 @@ def collect_seldom() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def keep_one_heap() -> None:
+    """Have all threads allocate from one heap. The GNU C library would give each a heap of its own (mallopt(3)), and
+    each would keep what its thread once needed: 30 readers of large pages left 400 MB behind, of one heap 50.
+    """
+    with contextlib.suppress(AttributeError):  # another C library, which has no such call
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:

@@ -21,7 +21,7 @@ FEW = 8  # an address has few places if it has less than this part of all
 LEAVING = 16  # connections that gave way and whose threads have not noticed yet
 SMALL = 64 * 1024  # bytes: what a body or an answer may have without being counted
 BODIES, ANSWERS = 32 * 1024 * 1024, 64 * 1024 * 1024  # bytes of larger ones that are in work together
-PATIENCE = 1.0  # seconds to wait for others to be done
+PATIENCE = 1.0  # seconds that a body waits for room. An answer waits no time: it is there already, and takes memory
 TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
@@ -104,28 +104,37 @@ class Notice:
 
 
 class Budget:
-    """Bytes that many requests may have in work together."""
+    """Bytes that many requests may have in work together.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    An address may hold as much as it leaves free: alone half of all, two of them a third each. So nobody can take all,
+    and no number of addresses must be known beforehand.
+    """
+
+    def __init__(self, most: int, patience: float) -> None:
+        """`most` bytes; who finds no room waits for `patience` seconds."""
+        self.largest = most // 2  # what is larger counts as this
+        self._patience = patience
         self._left = most
+        self._held: Counter[str] = Counter()  # by address
         self._changed = threading.Condition()
 
-    def take(self, size: int) -> int | None:
-        """Take so many, or all where that is more; how many it was, to be given back. None: there was no room for
-        PATIENCE seconds.
-        """
-        size = min(size, self._most)
+    def take(self, size: int, address: str) -> int | None:
+        """Take this many bytes, `largest` at most. The answer is how many to give back; None when there was no room."""
+        size = min(size, self.largest)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._left >= size, PATIENCE):
+            if not self._changed.wait_for(lambda: self._held[address] + size <= self._left - size, self._patience):
                 return None
             self._left -= size
+            self._held[address] += size
         return size
 
-    def give_back(self, size: int) -> None:
-        """They are not in work any more."""
+    def give_back(self, size: int, address: str) -> None:
+        """These bytes are not in work any more."""
         with self._changed:
             self._left += size
+            self._held[address] -= size
+            if not self._held[address]:
+                del self._held[address]
             self._changed.notify_all()
 
 
@@ -137,8 +146,8 @@ class Gate:
         self.open = most - min(RESERVE, most // 8)  # but the reserve
         self.places: set[Place] = set()
         self.closing = False
-        self.bodies = Budget(BODIES)
-        self.answers = Budget(ANSWERS)
+        self.bodies = Budget(BODIES, PATIENCE)
+        self.answers = Budget(ANSWERS, 0.0)
         self._shares: Counter[str] = Counter()
         self._leaving = 0
         self._lock = threading.Lock()

@@ -136,7 +136,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return self._exchange()
         finally:
             if self.held:
-                self.server.gate.bodies.give_back(self.held)
+                self.server.gate.bodies.give_back(self.held, self.asker.address)
                 self.held = 0
 
     def _exchange(self) -> bool:
@@ -155,7 +155,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         response = self._answer(request, route)
         # Not of a post: what was done is told in any case.
         large = len(response.body) if len(response.body) > SMALL and not request.body else 0
-        taken = self.server.gate.answers.take(large) if large else 0
+        taken = self.server.gate.answers.take(large, self.asker.address) if large else 0
         if taken is None:
             audit = response.audit
             if response.written:
@@ -170,7 +170,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
             self._write(response, rid, keep_alive, request.method == "HEAD")
         finally:
             if taken:
-                self.server.gate.answers.give_back(taken)
+                self.server.gate.answers.give_back(taken, self.asker.address)
             self._note(request.method, request.path, response, rid, time.monotonic() - began)
         if response.audit:
             log.logger.info("audit: %s %s", self.asker, response.audit)
@@ -289,9 +289,10 @@ class ClientConnection(socketserver.BaseRequestHandler):
 
     def _hold(self, size: int) -> None:
         """Wait for room for what has come of a body, if it is large. Raises BadRequest when others take all of it."""
-        if size <= max(self.held, SMALL):
+        bodies = self.server.gate.bodies
+        if size <= max(self.held, SMALL) or self.held >= bodies.largest:
             return
-        more = self.server.gate.bodies.take(max(size - self.held, STEP))
+        more = bodies.take(min(max(size - self.held, STEP), bodies.largest - self.held), self.asker.address)
         if more is None:
             raise BadRequest(TOO_MUCH, status=503)
         self.held += more

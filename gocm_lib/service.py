@@ -4,12 +4,13 @@ Promises that `ok` is answered only when the job is on disk, and that nothing bu
 How requests come and answers go is module server's.
 """
 
+import contextlib
 import json
 import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -17,7 +18,7 @@ from gocm_lib import access, dashboard, gate, health, idempotency, job, log, met
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.gate import Asker
-from gocm_lib.history import STATES, Past, Which
+from gocm_lib.history import STATES, Past, Status, Which
 from gocm_lib.idempotency import Conflict, Known
 from gocm_lib.intake import Intake
 from gocm_lib.job import BadRequest, Draft, Job, Once
@@ -90,7 +91,7 @@ class Service:
         self.intake = intake
         self.client = client
         self.probing = probing
-        self._parsing, self._looking = threading.Lock(), threading.Lock()
+        self._parsing, self._looking, self._paging = threading.Lock(), threading.Lock(), threading.Lock()
         self._seen: tuple[float, Figures | None] = 0.0, None  # the last look, and when it began
         self.credentials = credentials
         self.vitals = vitals
@@ -217,8 +218,20 @@ class Service:
         if ack is None and not looks:
             return self._hand_out(which, page, limit or LARGEST_ANSWER)
         audit = "" if looks else self._acknowledge(which, ack or 0)
-        entries = self.client.page(which, ack or 0, limit or (LARGEST_ANSWER if ack is None else LARGEST_PAGE))
-        return Response(200, page(entries), headers=_cursor(entries, ack or 0), audit=audit)
+        with self._one_page():
+            entries = self.client.page(which, ack or 0, limit or (LARGEST_ANSWER if ack is None else LARGEST_PAGE))
+            body = page(entries)
+        return Response(200, body, headers=_cursor(entries, ack or 0), audit=audit)
+
+    @contextlib.contextmanager
+    def _one_page(self) -> Iterator[None]:
+        """Make one page of a list at a time: until its bytes are counted (gate.Budget) it takes memory unbounded."""
+        if not self._paging.acquire(timeout=self.client.limit):
+            raise StateUnavailable("others read lists")
+        try:
+            yield
+        finally:
+            self._paging.release()
 
     def _acknowledge(self, which: str, ack: int) -> str:
         """Take entries up to a cursor off a list; what is to be said of it ("": nothing). Raises BadRequest."""
@@ -249,8 +262,9 @@ class Service:
         if not turn.acquire(timeout=self.client.limit):
             return unavailable("another reader of this list is not done yet")
         try:
-            entries = self.client.page(which, 0, limit)
-            body = page(entries)
+            with self._one_page():
+                entries = self.client.page(which, 0, limit)
+                body = page(entries)
         except BaseException:
             turn.release()
             raise
@@ -277,12 +291,14 @@ class Service:
         if "state" in query and state not in STATES:
             raise BadRequest("a token is " + ", ".join(STATES), "state")
         after, limit = _number(query, "after", 0, 10**9), _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
-        found = self.client.status(job_id, state, -1 if after is None else after, limit)
+        with self._one_page():
+            found = self.client.status(job_id, state, -1 if after is None else after, limit)
+            body = pages.status(found) if isinstance(found, Status) else b""
         if found is None:
             raise BadRequest("no such message", "job", status=404)
         if isinstance(found, Past):
             raise BadRequest("what became of messages so old is not kept: --keep-jobs, --max-kept", "job", status=410)
-        return Response(200, pages.status(found))
+        return Response(200, body)
 
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""
@@ -292,7 +308,10 @@ class Service:
             raise BadRequest("after must be the `next` of the page before", "after")
         place = (int(after[1], 16), int(after[2])) if "after" in query else (0, -1)
         limit = _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
-        return Response(200, pages.failed(self.client.failed(_which(query), place, limit)))
+        which = _which(query)
+        with self._one_page():
+            body = pages.failed(self.client.failed(which, place, limit))
+        return Response(200, body)
 
     def replay(self, request: Request) -> Response:
         """POST /gcm/failed/replay: send failed tokens again, as if they were new."""

@@ -203,6 +203,7 @@ class Supervisor:
     def __init__(self, settings: Settings, home: str, reread: Callable[[], Settings], systemd: Systemd) -> None:
         """`home` is where we were started, `reread` gives the settings as they are then (SIGHUP)."""
         child.forbid_core_dumps()
+        child.keep_one_heap()
         files = child.raise_file_limit()
         self.settings = fit_files(settings, files)
         if self.settings != settings:

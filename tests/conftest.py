@@ -129,10 +129,10 @@ class Program:
         self.process.wait(LIMIT)
 
 
-def dial(place):
-    """A connection to a port on this machine, or to a UNIX socket."""
+def dial(place, source="127.0.0.1"):
+    """A connection to a port on this machine, from an address of it, or to a UNIX socket."""
     if isinstance(place, int):
-        return socket.create_connection(("127.0.0.1", place), LIMIT)
+        return socket.create_connection(("127.0.0.1", place), LIMIT, (source, 0))
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(LIMIT)
     sock.connect(place)

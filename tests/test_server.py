@@ -17,8 +17,8 @@ EMPTY_REPORT = b'{"attempts":0,"failures":0,"pending":0,"canonicals":0,"notregis
 class Raw:
     """A client that writes and reads bytes."""
 
-    def __init__(self, place):
-        self.sock = dial(place)
+    def __init__(self, place, source="127.0.0.1"):
+        self.sock = dial(place, source)
 
     def send(self, data):
         self.sock.sendall(data)
