@@ -18,16 +18,16 @@ Try it, with no Google account (`gocm.py --sandbox` pretends one):
     curl -d tokens=phone-1 -d tokens=gone-phone-2 --data-urlencode 'payload={"title":"Hello"}' localhost:5601/gcm/send
     curl localhost:5601/gcm/report
 
-To read the code, take gocm_lib in the order of its imports: early, settings, proxy, config, conceal, logwriter, log,
-systemd, listener, cpu, child: how a process of ours comes to be; job, outcome: what a message is and what becomes of
-it; pace, blame: how fast Google may be sent to, and whose trouble it is; gcm, fcm: how each wants it, all pure;
-credentials, wire, width, upstream: how one reaches Google; limits, poison, turns, traffic: what is too much, which
-message makes senders die, whose turn it is, who may be sent to now; spool, history, report, idempotency, database,
-client, state: what is on disk and who may change it; meter, sender; vitals: what the front knows of the whole; intake,
-feeder; request, access, gate, health, metrics, trend, dashboard, pages, openapi, service, server: the HTTP front;
-feedback; exporter; strain, pretend, sandbox: Google played by ourselves; rundir: where our processes meet; supervisor:
-who starts and watches whom; bench: what it costs; bundle: the single file; remote, campaign, watch, init, cli, start:
-all commands.
+To read the code, take gocm_lib in the order of its imports: early, deadline, settings, proxy, config, conceal,
+logwriter, log, systemd, listener, cpu, child: how a process of ours comes to be; job, outcome: what a message is and
+what becomes of it; pace, blame: how fast Google may be sent to, and whose trouble it is; gcm, fcm: how each wants it,
+all pure; credentials, wire, width, upstream: how one reaches Google; limits, poison, turns, traffic: what is too much,
+which message makes senders die, whose turn it is, who may be sent to now; spool, history, report, idempotency,
+database, client, state: what is on disk and who may change it; meter, sender; vitals: what the front knows of the
+whole; intake, feeder; request, access, gate, health, metrics, trend, dashboard, pages, openapi, service, server: the
+HTTP front; feedback; exporter; strain, pretend, sandbox: Google played by ourselves; rundir: where our processes meet;
+supervisor: who starts and watches whom; bench: what it costs; bundle: the single file; remote, campaign, watch, init,
+cli, start: all commands.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

@@ -81,7 +81,7 @@ class Server:
         home = str(Path(__file__).parent.parent)  # a directory, or a zip
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from gocm_lib.cli import main; raise SystemExit(main())", *words],
+                [sys.executable, "-P", "-c", "from gocm_lib.cli import main; raise SystemExit(main())", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

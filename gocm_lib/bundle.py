@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from gocm_lib import config
@@ -50,6 +51,8 @@ def _check(place: Any, about: Any) -> None:
     metadata (packaging.python.org/specifications/recording-installed-packages).
     """
     if not (about / "RECORD").is_file():
+        if isinstance(place, Path):
+            raise SettingsError("urllib3's RECORD is missing: install it anew by pip, and bundle then")
         return  # it is in a bundle, which was checked when it was made
     noted = {path: digest for path, digest, _ in csv.reader((about / "RECORD").read_text().splitlines())}
     for path, content in (*_walk(place / "urllib3", "urllib3"), *_walk(about, about.name)):
@@ -119,7 +122,7 @@ def _put(path: str, content: bytes, mode: int) -> None:
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:
             file.write(content)
-        os.chmod(fresh, mode)
+            os.fchmod(file.fileno(), mode)  # by its name it might be another file by now
         os.rename(fresh, path)  # a server that runs from the old one keeps its file
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name != "serve":
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        elif argv is None:
+        if argv is None and name in ("serve", "ping", "check-config"):
             conceal.restart(words, os.environ)
         return COMMANDS[name].run(words)
     except (SettingsError, Stop) as problem:
@@ -165,7 +165,7 @@ def _ping(words: Sequence[str]) -> int:
     status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
         raise RemoteError("what answers there is no GoCM")
-    said = [told.get(name, []) for name in ("reasons", "notes")]
+    said = [part for name in ("reasons", "notes") if isinstance(part := told.get(name), list)]
     show(f"{told['status']}: {'; '.join(str(each) for part in said for each in part) or 'ready'}")
     return Exit.OK if status == 200 else Exit.FAILED
 

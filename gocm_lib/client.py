@@ -5,8 +5,10 @@ because the state process died is repeated while there is time, which every verb
 then be another (COUNTING).
 """
 
+import errno
 import multiprocessing.connection
 import multiprocessing.managers
+import os
 import pickle
 import socket
 import sqlite3
@@ -93,6 +95,10 @@ class Client:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             sock.connect(self.address)
+            # Before the greeting: what is sent then is unpickled, and the path may lead to another user's socket.
+            _pid, user, _group = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if user != os.geteuid():
+                raise PermissionError(errno.EPERM, f"{self.address} is the socket of user {user}")
         except OSError:
             sock.close()
             raise

@@ -67,6 +67,9 @@ def restart(words: Sequence[str], environ: MutableMapping[str, str]) -> None:
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(words)]
     left, found = list(words), False
     for kind in SECRETS if hasattr(os, "memfd_create") else ():
+        if any(word.partition("=")[0] == f"{kind.option}-file" for word in left):
+            # It counts for more than the variable, which need not be there then.
+            found = environ.pop(kind.variable, None) is not None or found
         rest, value = take_out(kind, left, environ)
         given_by_word = len(rest) < len(left)
         if not value or _is_mistaken(kind, value, rest if given_by_word else environ):

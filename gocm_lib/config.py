@@ -178,7 +178,8 @@ def _read(row: Field, text: str, source: Source, home: str) -> Any:
         raise SettingsError(f"{source.name} has a NUL character in it")
     read = row.metadata["read"]
     if read in PATHS and text not in ("", ":memory:"):
-        text = os.path.join(home, text)
+        # Without `..`: the folder before it may be gone tomorrow.
+        text = os.path.normpath(os.path.join(home, text))
     try:
         return read(text)
     except ValueError as error:

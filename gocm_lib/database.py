@@ -169,9 +169,33 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.Error as error:
         raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    before = _open_files()
     db = _connect(path)
+    try:
+        _check_opened(path, before)
+    except SpoolError:
+        db.close()
+        raise
     _guard(path)
     return db, held
+
+
+def _open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _check_opened(path: str, before: set[str]) -> None:
+    """Refuse the spool if of what was opened since `before` anything is another user's: SQLite opens by name, and where
+    others can rename, another file may have the name by then.
+    """
+    for name in _open_files() - before:
+        try:
+            found = os.fstat(int(name))
+        except OSError:
+            continue  # it was for the listing
+        if stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
+            problem = f"user {found.st_uid} puts other files in the place of {path}: give it a directory of its own"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
 
 
 def _guard(path: str) -> None:

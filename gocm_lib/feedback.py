@@ -7,7 +7,6 @@ it. Requests are signed as www.standardwebhooks.com has it, for which there are 
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
 import http.client
@@ -15,7 +14,6 @@ import json
 import os
 import random
 import re
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from gocm_lib import __version__, log
+from gocm_lib import __version__, deadline, log
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.outcome import parse_retry_after
 from gocm_lib.proxy import Proxy, ways
@@ -104,8 +102,8 @@ def wait(failures: int, retry_after: float | None, draw: float) -> float:
 
 def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None = None) -> tuple[int, str | None]:
     """POST to a URL, by a proxy if there is one: the status and the Retry-After of the answer, whose body is nobody's.
-    Follows no redirect. Raises OSError, HTTPException or ValueError, after PATIENCE seconds at the latest, however the
-    other side keeps us waiting.
+    Follows no redirect. Raises OSError, HTTPException or ValueError, after twice PATIENCE seconds at the latest,
+    however the other side keeps us waiting.
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -114,25 +112,16 @@ def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | N
     if proxy:
         connection.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
     try:
-        connection.connect()
-        # A time limit of the socket's is for each read: who sends a byte now and then would never meet it.
-        cut = threading.Timer(PATIENCE, _hang_up, [connection.sock])
-        cut.daemon = True
-        cut.start()
-        try:
-            connection.sock.settimeout(PATIENCE)
+        with deadline.limit(PATIENCE, lambda: connection.sock):  # a proxy may keep us waiting, too
+            connection.connect()
+        sock = connection.sock
+        sock.settimeout(PATIENCE)
+        with deadline.limit(PATIENCE, lambda: sock):
             connection.request("POST", urlunsplit(("", "", parts.path or "/", parts.query, "")), body, dict(headers))
             answer = connection.getresponse()
             return answer.status, answer.getheader("Retry-After")
-        finally:
-            cut.cancel()
     finally:
         connection.close()
-
-
-def _hang_up(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
 
 
 class Feedback:

@@ -4,6 +4,7 @@ A place costs a thread, so there are few; whoever opens connections and says not
 is `gives_way`, pure: of those that are not being served just now, first who has never been admitted (no good token,
 nothing asked yet), then who is idle; among these, of the address with the most places, the one that has waited longest.
 Whose request has come, though nobody has read it yet, does not: he would send it again, and it might be sent twice.
+That is not said of whoever goes on asking what everybody may: all those together are answered STRANGERS times a second.
 What is being served is never cut off; when that fills all, a reserve is left for probes, for local sockets, and half of
 it for addresses that have few places.
 """
@@ -19,6 +20,7 @@ from gocm_lib import log
 RESERVE = 16  # places, but an eighth of all at most
 FEW = 8  # an address has few places if it has less than this part of all
 LEAVING = 16  # connections that gave way and whose threads have not noticed yet
+STRANGERS = 200  # requests a second of those who ask on, together: each is a thread that the interpreter must run
 SMALL = 64 * 1024  # bytes: what a body or an answer may have without being counted
 BODIES, ANSWERS = 32 * 1024 * 1024, 64 * 1024 * 1024  # bytes of larger ones that are in work together
 PATIENCE = 1.0  # seconds that a body waits for room. An answer waits no time: it is there already, and takes memory
@@ -64,6 +66,11 @@ class Place:
         self.served = 0  # requests answered
         self.probes_only = probes_only  # it is of what is kept for probes
 
+    @property
+    def asks_on(self) -> bool:
+        """Whether it has been answered, but only what everybody may ask."""
+        return self.served > 0 and not self.admitted
+
     def is_busy(self, waiting: bool) -> bool:
         """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
         return self.busy or (waiting and not self.served)
@@ -74,7 +81,7 @@ def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
     # Each is looked at once: its own thread may change it meanwhile.
     waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
     waiting.sort(key=lambda row: row[:3])
-    return next((place for *_, place in waiting if not place.line.has_unread()), None)
+    return next((place for *_, place in waiting if place.asks_on or not place.line.has_unread()), None)
 
 
 class Notice:
@@ -207,6 +214,10 @@ class Gate:
         with self._lock:
             place.working = place in self.places
             return place.working
+
+    def strangers_pause(self) -> float:
+        """Seconds until one that asks on is heard again."""
+        return sum(place.asks_on for place in self.all()) / STRANGERS
 
     def refused(self, peer: str) -> None:
         """Somebody had no good token."""

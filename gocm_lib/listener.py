@@ -14,6 +14,7 @@ import shutil
 import socket
 import ssl
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -91,30 +92,40 @@ def _tcp(host: str, port: int, both: bool) -> Listener:
 def unix(path: str, mode: int, group: str) -> Listener:
     """Listen on a UNIX socket of this mode (and group, if one is named). Raises ListenError."""
     path = os.path.abspath(path)
-    fresh = f"{path}.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX)
     try:
-        with _alone(path + ".lock"):
+        with _alone(path + ".lock"), _private(os.path.dirname(path)) as directory:
             _check_place(path)
-            # Made under another name, for us alone; then given its group and mode; then put into its place at once.
-            before = os.umask(0o177)
-            try:
-                sock.bind(fresh)
-            finally:
-                os.umask(before)
+            # Given its group and mode where nobody else can put another file in its place; then put into its own.
+            fresh = f"/proc/self/fd/{directory}/socket"
+            sock.bind(fresh)
             if group:
                 shutil.chown(fresh, group=group)
             os.chmod(fresh, mode)
             sock.listen(BACKLOG)
+            found = os.stat(fresh)
             os.rename(fresh, path)
     except (OSError, LookupError) as error:
         sock.close()
-        with contextlib.suppress(OSError):
-            os.unlink(fresh)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ListenError(f"cannot listen on the socket {path}: {reason}") from None
-    found = os.stat(path)
     return Listener(sock, path, (found.st_dev, found.st_ino))
+
+
+@contextlib.contextmanager
+def _private(parent: str) -> Iterator[int]:
+    """A descriptor of a fresh directory in there that only we may use, whatever becomes of its name."""
+    path = tempfile.mkdtemp(prefix=".gocm-", dir=parent)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "somebody puts other directories there")
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink("socket", dir_fd=descriptor)
+        os.close(descriptor)
+        os.rmdir(path)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def parse(url: str, named_by: str, auth_file: str) -> Proxy:
         raise SettingsError(f"{named_by}: a proxy that is spoken to by {how} is not supported: give one by http://")
     if not host or not re.fullmatch(r"[\x21-\x7e]+", url) or parts.path not in ("", "/") or parts.query:
         raise SettingsError(f"{named_by} must be a URL like http://proxy.example.org:3128")
-    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}" if parts.username else ""
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}" if "@" in parts.netloc else ""
     if named_by == "--proxy" and user:
         raise SettingsError("--proxy has a password in it, which ps and others would show: give --proxy-auth-file")
     if auth_file:

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gocm_lib import log
+from gocm_lib import deadline, log
 from gocm_lib.settings import Exit, SettingsError
 
 PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
+LARGEST = 64 * 1024 * 1024  # bytes of an answer: ours have 8 MiB of text, which JSON may write longer
+WIDEST = 10_000  # characters of a column
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def show(*columns: object) -> None:
     """Print what came from the network, in a line: whoever answers at a port must not reach the terminal's escapes."""
-    print(*(log.one_line(str(column)) for column in columns), sep="\t", flush=True)
+    print(*(log.one_line(str(column)[:WIDEST]) for column in columns), sep="\t", flush=True)
 
 
 class RemoteError(SettingsError):
@@ -39,7 +41,7 @@ class Answer(NamedTuple):
         """Why it refuses, as it says itself."""
         try:
             return str(json.loads(self.body)["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return f"HTTP {self.status}"
 
     def retry_after(self) -> int:
@@ -63,9 +65,15 @@ class Remote:
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         try:
-            self._connection.request(method, self._below + path, body, self._headers | headers)
-            answer = self._connection.getresponse()
-            return Answer(answer.status, answer.headers, answer.read())
+            self._connection.connect()
+            sock = self._connection.sock
+            with deadline.limit(PATIENCE, lambda: sock):
+                self._connection.request(method, self._below + path, body, self._headers | headers)
+                answer = self._connection.getresponse()
+                content = answer.read(LARGEST)
+                if answer.read(1):
+                    raise ValueError(f"its answer has more than {LARGEST} bytes")
+            return Answer(answer.status, answer.headers, content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise RemoteError(f"no GoCM answers at {self._to}: {reason}") from None
@@ -81,7 +89,7 @@ class Remote:
         answer = self._request(method, path, body and body.encode(), FORM if body is not None else {})
         try:
             return answer.status, json.loads(answer.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RemoteError(f"no GoCM answers at {self._to}: {error}") from None
 
     def take(self, method: str, path: str, has: str, body: str | None = None) -> dict[str, Any]:
@@ -90,7 +98,7 @@ class Remote:
         """
         status, told = self.ask(method, path, body)
         if status != 200:
-            raise RemoteError(str(told.get("error", "")) if isinstance(told, dict) else f"HTTP {status}")
+            raise RemoteError(str(isinstance(told, dict) and told.get("error") or f"HTTP {status}"))
         if not isinstance(told, dict) or has not in told:
             raise RemoteError(f"what answers at {self._to} is no GoCM")
         return told

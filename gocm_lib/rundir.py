@@ -2,22 +2,26 @@
 
 Promises that no other GoCM takes it away while we live, in whatever container: it is locked, which crosses PID
 namespaces, where /proc does not. Nothing is taken away that does not carry our mark, and what somebody else has taken
-away is made anew.
+away is made anew. $TMPDIR may be a directory in which others can rename: a path in it may then lead to a directory of
+theirs, so multiprocessing's own sockets are reached through our descriptor, and Client asks who listens.
 """
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import stat
 import tempfile
+from multiprocessing import current_process
 from pathlib import Path
 
 from gocm_lib import log
 
 LONGEST = 85  # bytes: of the 107 of a socket's path (unix(7)) multiprocessing's names in it need up to 20
 MARK = ".gocm-run"  # a file in each of ours
+SEMAPHORES = Path("/dev/shm")  # where the GNU C library keeps named ones (sem_overview(7))
 
 
 class RunDirectory:
@@ -29,15 +33,25 @@ class RunDirectory:
         if len(os.fsencode(self.path)) > LONGEST:
             os.rmdir(self.path)
             raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {LONGEST} bytes that sockets allow")
+        self._hold()
+
+    def _hold(self) -> None:
+        """Mark and lock it, and have multiprocessing use it."""
         self._lock = _take(Path(self.path))
+        ours = current_process()._config  # type: ignore[attr-defined]
+        ours["tempdir"] = f"/proc/self/fd/{self._lock}"
+        # A semaphore has a name that outlives whoever is killed; this one tells whose it was.
+        ours["semprefix"] = f"/{os.path.basename(self.path)}"
 
     def restore(self) -> bool:
         """Make it anew if somebody has taken it away; whether that was so. Raises OSError."""
-        if os.path.isdir(self.path):
-            return False
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self.path), os.fstat(self._lock)):
+                return False
+            os.rename(self.path, f"{self.path}.not-ours")  # somebody has put something else there
         os.mkdir(self.path, 0o700)
         os.close(self._lock)
-        self._lock = _take(Path(self.path))
+        self._hold()
         return True
 
     def remove(self) -> None:
@@ -70,6 +84,8 @@ def _remove_if_left(path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path)
+        for name in SEMAPHORES.glob(f"sem.{glob.escape(path.name)}-*"):
+            name.unlink(missing_ok=True)
         log.logger.info("removed %s, which a GoCM left that was killed", path)
     finally:
         os.close(descriptor)

@@ -74,6 +74,8 @@ class Lane:
 
     upstream: Upstream
     width: Width
+    # Threads of its own: another upstream's, which cannot be reached, would all be taken.
+    diallers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DIALLERS, "dial"))
     waiting: deque[Flight] = field(default_factory=deque)
     repeats: deque[Flight] = field(default_factory=deque)  # to go on a fresh connection only
     idle: dict[Channel, float] = field(default_factory=dict)  # since when; in that order, the newest is used first
@@ -119,7 +121,6 @@ class Loop:
         self._bell_out.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell_in, READ, None)
-        self._diallers = ThreadPoolExecutor(DIALLERS, "dial")
 
     # ------------------------------------------------------------------------------------------ from other threads
 
@@ -287,7 +288,7 @@ class Loop:
         there = lane.connected + lane.dialling
         for _ in range(min(wanted, lane.width.allowed(there, now) - there) if wanted > 0 else 0):
             lane.dialling += 1
-            self._diallers.submit(self._dial, lane)
+            lane.diallers.submit(self._dial, lane)
 
     @staticmethod
     def _choose(lane: Lane) -> Channel | None:

@@ -258,6 +258,11 @@ class ClientConnection(socketserver.BaseRequestHandler):
         idle. Raises BadRequest, _Late.
         """
         settings = self.service.settings
+        if self.place.asks_on:
+            # Asleep, but for its being hung up meanwhile.
+            end = select.poll()
+            end.register(self.request, 0)
+            end.poll(self.server.gate.strangers_pause() * 1000)
         request = self.reader.next()  # pipelined: it may be here already
         began: float | None = None
         route: Route | None = None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
-from gocm_lib import access, dashboard, gate, health, idempotency, job, log, metrics, openapi, pages
+from gocm_lib import access, dashboard, health, idempotency, job, log, metrics, openapi, pages
 from gocm_lib.client import Client, StateUnavailable
 from gocm_lib.credentials import Credentials
 from gocm_lib.gate import Asker
@@ -31,6 +31,7 @@ from gocm_lib.vitals import Figures, Vitals
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+PARSED_AT_ONCE = 8192  # bytes of a body that is parsed beside others
 LAST = 1 << 62  # no entry has a higher number
 SMALL_FORM = 4096  # bytes: what our own short forms may have
 SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
@@ -137,8 +138,8 @@ class Service:
         if job.media_type(content_type) == job.LINES:
             if once:
                 raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
-            return self._send_lines(self._read(request, lambda: job.parse_lines(request.body, most)))
-        accepted = self._accept(self._read(request, lambda: job.parse(content_type, request.body, most)), once)
+            return self._send_lines(self._read(request, lambda: list(self._lines(request.body, most))))
+        accepted = self._read(request, lambda: self._accept(job.parse(content_type, request.body, most), once))
         match self.intake.submit([accepted]).get(accepted.id):
             case Refused() as refused:
                 return unavailable(refused.reason, refused.status, refused.retry_after)
@@ -149,10 +150,10 @@ class Service:
         return _taken(accepted.id, {}, _to_many([accepted]))
 
     def _read(self, request: Request, parse: Callable[[], Read]) -> Read:
-        """What a body asks for. Large ones one at a time: they become ten times as large, and only one can be parsed at
-        a time anyhow.
+        """What a body asks for. But for small ones one at a time: they become ten times as large, and only one can be
+        parsed at a time anyhow. A hundred threads that do so keep all others from the interpreter.
         """
-        if len(request.body) <= gate.SMALL:
+        if len(request.body) <= PARSED_AT_ONCE:
             return parse()
         with self._parsing:
             return parse()
@@ -172,19 +173,20 @@ class Service:
             once=once,
         )
 
-    def _send_lines(self, drafts: Sequence[Draft | BadRequest]) -> Response:
+    def _lines(self, body: bytes, most: int) -> Iterator[Job | BadRequest]:
+        for draft in job.parse_lines(body, most):
+            try:
+                yield draft if isinstance(draft, BadRequest) else self._accept(draft)
+            except BadRequest as problem:
+                yield problem
+
+    def _send_lines(self, given: Sequence[Job | BadRequest]) -> Response:
         """Keep all good ones of many messages, in one commit; the answer says of each what became of it. Its status is
         200 when at least one was kept, else that of the first.
         """
-        lines: list[Job | BadRequest | Refused] = []
-        for draft in drafts:
-            try:
-                lines.append(draft if isinstance(draft, BadRequest) else self._accept(draft))
-            except BadRequest as problem:
-                lines.append(problem)
-        jobs = [line for line in lines if isinstance(line, Job)]
+        jobs = [line for line in given if isinstance(line, Job)]
         refused = self.intake.submit(jobs) if jobs else {}
-        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in lines]
+        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in given]
         kept = any(isinstance(line, Job) for line in lines)
         status = 200 if kept else lines[0].status
         waits = [line.retry_after for line in lines if isinstance(line, Refused)]

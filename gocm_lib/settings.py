@@ -107,7 +107,7 @@ def upstream_url(value: str) -> str:
         raise ValueError("is not a URL") from None
     if not re.fullmatch(r"[\x21-\x7e]+", value) or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be a URL like https://host/path")
-    if parts.username or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError("must have no user, query or fragment")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ValueError("must be https (http only to this machine: the key would cross the network in clear)")
@@ -125,7 +125,7 @@ def http_url(value: str) -> str:
         not re.fullmatch(r"[\x21-\x7e]+", value) or parts.scheme not in ("http", "https") or not parts.hostname
     ):
         raise ValueError("must be a URL like https://host/path")
-    if parts.username or parts.fragment:
+    if "@" in parts.netloc or parts.fragment:
         raise ValueError("must have no user and no fragment")
     return value
 
@@ -159,6 +159,8 @@ def server_place(value: str) -> str:
 def secret_file(value: str) -> str:
     """A file that we can read and others on this machine cannot."""
     readable_file(value)
+    if value and os.stat(value).st_size > LARGEST_SECRET:
+        raise ValueError(f"{value} has more than {LARGEST_SECRET} bytes: it is no secret")
     if value and stat.S_IMODE(os.stat(value).st_mode) & 0o007:
         raise ValueError(f"{value} is a secret that everybody here may read or write: chmod o= {value}")
     return value
@@ -235,6 +237,7 @@ def host_names(value: str) -> tuple[str, ...]:
     return names
 
 
+LARGEST_SECRET = 1024 * 1024  # bytes of a file that holds one
 NO_HOST = ("none",)  # of --host: a UNIX socket is enough
 PATHS = (path, readable_file, secret_file, secret_file_to_be, socket_path)
 

@@ -8,6 +8,7 @@ so "accepted", "settled", the counters and the lists cannot disagree. Promises:
   discard nothing is done twice either, but how many there were is told once.)
 """
 
+import contextlib
 import math
 import multiprocessing.connection
 import multiprocessing.managers
@@ -676,21 +677,25 @@ def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
     return State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
 
 
-def _serve(address: str, authkey: bytes) -> None:
-    """Listen there for calls, from a thread."""
+def _serve(address: str, authkey: bytes) -> os.stat_result:
+    """Listen there for calls, from a thread; what the socket is."""
     server = _Manager(address=address, authkey=authkey).get_server()
     threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
+    return os.lstat(address)
 
 
-def _stay_reachable(address: str, authkey: bytes) -> None:
+def _stay_reachable(address: str, authkey: bytes, socket: os.stat_result) -> None:
     """Make the socket anew when somebody has removed it: who is connected would notice nothing, and nobody else could
     connect any more.
     """
     while True:
         time.sleep(LOOK_EVERY)
-        if not os.path.exists(address):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(address), socket):
+                continue
+        if not os.path.lexists(address):
             try:
-                _serve(address, authkey)
+                socket = _serve(address, authkey)
             except OSError:
                 continue  # its directory is gone, too: the supervisor makes that
             log.logger.error("somebody removed the state process's socket: made anew")
@@ -712,8 +717,8 @@ def main(settings: Settings, address: str, authkey: bytes, first: bool, control:
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)
     _Manager.register("State", callable=lambda: edge, exposed=VERBS)
-    _serve(address, authkey)
-    threading.Thread(target=_stay_reachable, args=(address, authkey), name="reachable", daemon=True).start()
+    socket = _serve(address, authkey)
+    threading.Thread(target=_stay_reachable, args=(address, authkey, socket), name="reachable", daemon=True).start()
     control.send(("ready", state.last_job()))
     child.wait_for_word(control)
     state.close()

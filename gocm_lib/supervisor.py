@@ -20,7 +20,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from multiprocessing import current_process, forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from typing import Any
@@ -222,8 +222,6 @@ class Supervisor:
         except OSError as error:
             reason = f"{error.strerror or error}: give another $TMPDIR"
             raise Stop(Exit.CONFIG, f"no directory for our sockets can be made: {reason}") from None
-        # multiprocessing puts its own sockets there, too.
-        current_process()._config["tempdir"] = self.directory.path  # type: ignore[attr-defined]
         self.address = os.path.join(self.directory.path, "state")
         self.authkey = os.urandom(32)
         self.client = Client(self.address, self.authkey)

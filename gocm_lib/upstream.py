@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection
 
-from gocm_lib import fcm, gcm
+from gocm_lib import deadline, fcm, gcm
 from gocm_lib.job import Slice
 from gocm_lib.outcome import Outcome, Verdict
 from gocm_lib.proxy import Proxy, ways
@@ -38,7 +38,8 @@ class _DialMixin:
             if self.proxy is None:
                 connection.connect()
             else:
-                self._prepare_proxy(connection)  # CONNECT, and then TLS
+                with deadline.limit(CONNECT_TIMEOUT, lambda: connection.sock):
+                    self._prepare_proxy(connection)  # CONNECT, and then TLS
         except BaseException:
             connection.close()
             raise

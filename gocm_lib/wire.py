@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 1024 * 1024  # an answer for 1,000 tokens has 100 KiB
+MAX_CHUNKS = 4096  # of an answer: a MiB of single bytes would take two seconds
 MAX_INTERIM = 16  # 1xx responses before the real one
 PIECE = 16 * 1024  # bytes read at once: what a TLS record holds
 
@@ -103,6 +104,7 @@ class ResponseReader:
         self.interim = 0
         self.head: Head | None = None  # once it is whole
         self.chunks = bytearray()  # what chunks have given so far, when the body is chunked
+        self.chunk_count = 0
         self.scanned = 0  # of the buffer, while looking for the head's end
 
     def feed(self, data: bytes) -> Response | None:
@@ -169,7 +171,7 @@ class ResponseReader:
             if not match:
                 raise WireError("answer has a malformed chunk")
             size = int(match[1], 16)
-            if len(self.chunks) + size > MAX_BODY:
+            if len(self.chunks) + size > MAX_BODY or self.chunk_count == MAX_CHUNKS:
                 raise WireError("answer too long")
             if size == 0:
                 return self._read_trailers(end)
@@ -178,6 +180,7 @@ class ResponseReader:
             if self.buffer[end + 2 + size : end + 4 + size] != b"\r\n":
                 raise WireError("answer has a malformed chunk")
             self.chunks += self.buffer[end + 2 : end + 2 + size]
+            self.chunk_count += 1
             del self.buffer[: end + 4 + size]
 
     def _read_trailers(self, end: int) -> Response | None:

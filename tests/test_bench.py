@@ -46,6 +46,14 @@ def test_the_table_has_a_line_for_each_scenario():
     assert titles.split()[0] == "scenario" and figures.split()[0] == "multicast"
 
 
+def test_it_runs_no_code_that_lies_where_it_is_started(tmp_path):
+    (tmp_path / "argparse.py").write_text("open('ran', 'w')\n")
+    words = [sys.executable, str(ROOT / "gocm.py"), "bench", "--scenarios", "single", "--messages", "100", "--plain"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_unknown_scenario_is_one_line():
     ended = bench("--scenarios", "singel")
     assert ended.returncode == 78

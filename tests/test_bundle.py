@@ -78,6 +78,13 @@ def test_beside_it_is_what_is_in_it(bundle):
     assert {line[66:]: line[:64] for line in rest} == told
 
 
+def build_from(site, place):
+    """Bundle with what is installed in a folder."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
+    words = [sys.executable, "-S", "-m", "gocm_lib.bundle", "-o", str(place / "gocm.pyz")]
+    return subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("change", ["urllib3/util/retry.py", "urllib3/added.py"])
 def test_what_is_not_as_it_was_installed_is_not_bundled(tmp_path, change):
     site = tmp_path / "site"
@@ -86,11 +93,19 @@ def test_what_is_not_as_it_was_installed_is_not_bundled(tmp_path, change):
     shutil.copytree(about, site / about.name)
     with open(site / change, "a") as file:
         file.write("# evil\n")
-    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
-    words = [sys.executable, "-S", "-m", "gocm_lib.bundle", "-o", str(tmp_path / "gocm.pyz")]
-    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    done = build_from(site, tmp_path)
     assert done.returncode == 78 and f"{change} is not what pip installed" in done.stderr
     assert not list(tmp_path.glob("gocm.pyz*"))
+
+
+def test_without_a_record_nothing_is_bundled(tmp_path):
+    site = tmp_path / "site"
+    shutil.copytree(Path(SITE) / "urllib3", site / "urllib3")
+    [about] = Path(SITE).glob("urllib3-*.dist-info")
+    shutil.copytree(about, site / about.name)
+    (site / about.name / "RECORD").unlink()
+    done = build_from(site, tmp_path)
+    assert done.returncode == 78 and "RECORD is missing" in done.stderr
 
 
 class Single(Server):

@@ -105,6 +105,9 @@ MISTAKES = [
     (("--apikey", "a b"), {}, "", 78, "--apikey must be printable"),
     (("--apikey", "K\n"), {}, "", 78, "--apikey"),
     ((*KEY, "--apikey-file", "{secret}"), {}, "", 78, "--apikey and --apikey-file both give the key"),
+    ((*KEY, "--gcm-url", "https://:hidden@h/x"), {}, "", 78, "--gcm-url must have no user"),
+    ((*KEY, "--feedback-url", "https://:hidden@h/x"), {}, "", 78, "--feedback-url must have no user"),
+    (("--apikey-file", "{large}"), {}, "", 78, "{large} has more than 1048576 bytes: it is no secret"),
     (("--apikey-file", "/nowhere"), {}, "", 78, "--apikey-file cannot read the file /nowhere"),
     (("--apikey-file", "{open}"), {}, "", 78, "--apikey-file {open} is a secret that everybody here may read"),
     (("--apikey-file", "{empty}"), {}, "", 78, "--apikey-file {empty} is empty"),
@@ -161,14 +164,22 @@ def test_mistakes_are_told_in_one_line(tmp_path, words, environ, text, code, nam
         "secret": secret(tmp_path / "secret"),
         "open": secret(tmp_path / "open", mode=0o644),
         "empty": secret(tmp_path / "empty", ""),
+        "large": secret(tmp_path / "large", ""),
         "file": secret(tmp_path / "gocm.toml", text, 0o644),
     }
+    os.truncate(places["large"], 1 << 32)
     words = [word.format(**places) for word in words] + (["--config", places["file"]] if text else [])
     with pytest.raises(SettingsError) as caught:
         config.load(words, environ)
     assert caught.value.code == code
     assert named.format(**places) in str(caught.value) and "\n" not in str(caught.value)
     assert "x" * 20 not in str(caught.value), "a secret is in no error"
+
+
+@short
+def test_a_path_does_not_lead_through_where_it_was_given():
+    """That may go away: a release's folder, with the spool beside it."""
+    assert config.load((*KEY, "--spool", "../gocm.db"), {}, home="/srv/release").settings.spool == "/srv/gocm.db"
 
 
 @short
@@ -370,6 +381,26 @@ def test_the_key_is_in_no_command_line_and_environment(run, sandbox, how):
     for pid in server.group():
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert re.search(r"Max core file size +1 +1 ", limits), "no core file may be written"
+
+
+def test_a_variable_that_counts_for_nothing_is_taken_away_too(run, sandbox, tmp_path):
+    path = secret(tmp_path / "k", "k")
+    environ = {"GOCM_APIKEY": "S3CRET", "GOCM_APIKEY_FILE": path}
+    server = run("--gcm-url", sandbox.url(), "--apikey-file", path, environ=environ)
+    assert b"S3CRET" not in everything_about(server)
+
+
+@pytest.mark.parametrize("name", ["ping", "check-config"])
+def test_other_commands_hide_the_key_too(tmp_path, name):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = (name, "--apikey", "S3CRET", "--port", str(silent.getsockname()[1]))
+        program = Program(*words)
+        try:
+            program.logged("warning: ps has shown the key")
+            eventually(lambda: b"S3CRET" not in everything_about(program))
+        finally:
+            program.kill_group()
+    assert "S3CRET" not in program.log()
 
 
 @pytest.mark.parametrize("how", ["word", "variable", "file", "credential"])

@@ -199,6 +199,58 @@ def test_large_bodies_that_never_end_keep_nobody_elses_out(server):
     assert len(going_on) == 4, "half of 32 MiB"
 
 
+def test_strangers_who_go_on_asking_keep_nobody_from_being_answered(start, tmp_path):
+    """A hundred threads that all want the interpreter: a newcomer got no answer in 8 seconds."""
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
+    ended = threading.Event()
+
+    def go_on(number):
+        client = Raw(server.port, f"127.0.1.{number}")
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                client.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+                client.sock.recv(65536)
+
+    threads = [threading.Thread(target=go_on, args=(number,)) for number in range(1, 101)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: sum(place.is_alive() for place in threads) == 100)
+    before = cpu(server.process.pid)
+    for _ in range(20):
+        began = time.monotonic()
+        assert Raw(server.port).send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").until(b"}\n")
+        assert time.monotonic() - began < 2.0
+    used = cpu(server.process.pid) - before
+    ended.set()
+    server.terminate()
+    for thread in threads:
+        thread.join()
+    assert used < 2.0, "seconds of CPU; 200 requests a second"
+
+
+def test_small_bodies_that_cost_much_keep_nobody_from_being_answered(server):
+    body = b'{"tokens":["a"],"message":{"x":[' + b"{}," * 19_000 + b"{}]}}"
+    ended = threading.Event()
+
+    def go_on(number):
+        http = Http(server.port)
+        while not ended.is_set():
+            http.ask("POST", "/gcm/send", body, {"Content-Type": "application/json"})
+
+    threads = [threading.Thread(target=go_on, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    waits = []
+    for _ in range(20):
+        began = time.monotonic()
+        assert server.http().ask("GET", "/livez")[0] == 200
+        waits.append(time.monotonic() - began)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert max(waits) < 2.0, waits
+
+
 FAT = b'{"tokens":["a"],"message":{"x":[' + b"{}," * 1_300_000 + b"{}]}}"
 LINES = b'{"tokens":["a"],"message":{"x":[' + b"1," * 190 + b"1]}}\n"
 

@@ -50,8 +50,41 @@ def test_it_is_for_nobody_else_until_it_has_its_mode(tmp_path, made):
         WATCHED.clear()
         os.umask(before)
     assert {event for event, _ in SEEN} == {"os.chown", "os.chmod", "os.rename"}
-    assert [mode for event, mode in SEEN] == [0o600 if event != "os.rename" else 0o660 for event, _ in SEEN]
+    assert {mode for _, mode in SEEN} == {0o700}, "only a directory is seen, in which nobody else can put anything"
     assert stat.S_IMODE(os.stat(tmp_path / "s").st_mode) == 0o660 and os.listdir(tmp_path) == ["s"]
+
+
+@short
+def test_no_other_file_is_given_the_mode_that_is_for_the_socket(tmp_path, made):
+    """By whoever else may rename there: the key could then be read."""
+    sys.addaudithook(_swap)
+    victim = tmp_path / "key"
+    victim.write_text("secret")
+    victim.chmod(0o600)
+    (tmp_path / "shared").mkdir()
+    SWAPPED[:] = [str(tmp_path / "shared"), str(victim)]
+    try:
+        made.append(listener.unix(str(tmp_path / "shared" / "s"), 0o666, ""))
+    except ListenError:
+        pass  # rather
+    finally:
+        SWAPPED.clear()
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    assert list((tmp_path / "shared").glob("*.away")), "it was tried"
+
+
+SWAPPED: list[str] = []  # where files are replaced, and by a link to what
+
+
+def _swap(event, arguments):
+    if SWAPPED and event == "os.chmod":
+        directory, victim = SWAPPED
+        SWAPPED.clear()
+        for name in os.listdir(directory):
+            if not name.endswith(".lock"):
+                path = os.path.join(directory, name)
+                os.rename(path, path + ".away")
+                os.symlink(victim, path)
 
 
 @short

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import trustme
@@ -86,6 +87,7 @@ def test_the_option_counts_then_the_variables():
     "settings, environ, words",
     [
         ({"proxy": "http://u:secret@h:1"}, {}, "--proxy-auth-file"),
+        ({"proxy": "http://:secret@h:1"}, {}, "--proxy-auth-file"),
         ({"proxy": "https://h:1"}, {}, "spoken to by TLS"),
         ({"proxy": "socks5://h:1"}, {}, "spoken to by socks5"),
         ({"proxy": "http://"}, {}, "must be a URL like"),
@@ -238,6 +240,28 @@ def test_what_the_proxy_says_is_told_as_its_own(begin, google, answer, verdict):
     tunnel.answer = None
     server.settled()
     assert https_json(sandbox, ca, "/sandbox/received")["delivered"] == {"a": 1, "b": 1}
+
+
+def test_a_proxy_that_drips_keeps_no_other_upstream_from_sending(begin, sandbox, key_file):
+    """It kept all threads that connect, for good, and nothing told of it."""
+    drips = Upstream(_drip)
+    place = drips.listener.getsockname()
+    server = begin(
+        *("--proxy", "http://{}:{}".format(*place), "--senders", "1"),
+        *("--gcm-url", sandbox.url(), "--apikey-file", str(key_file)),
+    )
+    server.send([f"t{n}" for n in range(200)])
+    eventually(lambda: drips.connections >= 10)
+    server.send(["to-gcm"], upstream="gcm")
+    eventually(lambda: sandbox.received()["delivered"].get("to-gcm"))
+    server.logged(r"upstream fcm is paused for . s: proxy 127.0.0.1:\d+: connecting timed out")
+
+
+def _drip(_upstream, sock, _number):
+    sock.sendall(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        sock.sendall(b"X-A: b\r\n")
+        time.sleep(1.0)
 
 
 def test_a_proxy_that_is_away_is_named(begin):

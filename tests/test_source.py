@@ -14,8 +14,8 @@ from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
 
 # Each module imports only from those above it: the reading order, and the reason there are no cycles.
 ORDER = tuple(
-    "early settings proxy config conceal logwriter log systemd listener cpu child job outcome pace blame gcm fcm "
-    "credentials wire width upstream limits poison turns traffic spool history report idempotency database client "
+    "early deadline settings proxy config conceal logwriter log systemd listener cpu child job outcome pace blame gcm "
+    "fcm credentials wire width upstream limits poison turns traffic spool history report idempotency database client "
     "state meter sender vitals intake feeder request access gate health metrics trend dashboard pages openapi service "
     "server feedback exporter strain pretend sandbox rundir supervisor bench bundle remote campaign watch init cli "
     "start".split()

@@ -714,6 +714,30 @@ def test_a_spool_that_others_own_or_may_read_is_refused(tmp_path):
     assert "belongs to user 12345" in opened()[0]
 
 
+SWAP = """\
+import os, sys
+from gocm_lib import database
+
+def swap(event, arguments):
+    # As whoever may rename there can do, just before SQLite opens it.
+    path = sys.argv[1] + sys.argv[2]
+    if event == "sqlite3.connect" and os.fspath(arguments[0]) == path:
+        os.rename(path, path + ".away")
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
+        os.chown(path, 12345, -1)
+
+sys.addaudithook(swap)
+database.open_spool(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")
+def test_a_file_that_somebody_puts_in_its_place_is_refused(tmp_path):
+    words = [sys.executable, "-c", SWAP, str(tmp_path / "s.db"), ".new"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert "user 12345 puts other files in the place of" in found.stderr
+
+
 def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
     """In a directory where others may write, else, he would have us write wherever we may."""
     for suffix in (".lock", ".new", ".reserve"):

@@ -4,15 +4,18 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from conftest import FORM, ROOT, Http, Program, eventually, form
 
-from gocm_lib.rundir import MARK, RunDirectory
+from gocm_lib.rundir import MARK, SEMAPHORES, RunDirectory
 
 short = pytest.mark.short
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a namespace of its own, so root")
@@ -78,6 +81,51 @@ def test_what_was_taken_away_is_made_anew(start, temporary):
     server.send(["b"])
     assert server.settled()["attempts"] == 2
     assert server.terminate() == 0 and not list(temporary.glob("gocm-*-*"))
+
+
+@root
+def test_what_others_put_in_its_place_is_not_spoken_to(start, temporary):
+    """Where they may rename: they got calls that were unpickled, so they could run what they liked."""
+    temporary.chmod(0o777)
+    server = start("--senders", "1", environ={"TMPDIR": str(temporary)})
+    path = run_directory(server, temporary)
+    path.rename(temporary / "away")
+    path.mkdir()
+    heard = []
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(path / "state"))
+        os.seteuid(65534)  # who listens is who called listen(2)
+        theirs.listen()
+        os.seteuid(0)
+
+        def greet():
+            with Connection(theirs.accept()[0].detach()) as caller:
+                try:
+                    caller.send_bytes(b"#CHALLENGE#" + bytes(20))
+                    heard.append(caller.recv_bytes())
+                except (OSError, EOFError):
+                    heard.append(b"")
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert server.http().ask("GET", "/readyz")[0] in (200, 503)
+        eventually(lambda: heard)
+        server.logged("made anew")
+    assert heard == [b""], "not a word"
+    os.kill(server.children("sender-1.1")[0], signal.SIGKILL)
+    server.logged("sender-2.1 is process")
+    server.send(["a"])
+    assert server.settled()["attempts"] == 1
+    assert server.terminate() == 0
+
+
+def test_semaphores_of_who_was_killed_are_removed(start, temporary):
+    """In 64 KiB of shared memory, ten kills left no room for another start."""
+    server = start(environ={"TMPDIR": str(temporary)})
+    name = run_directory(server, temporary).name
+    assert list(SEMAPHORES.glob(f"sem.{name}-*"))
+    server.kill_group()
+    start(environ={"TMPDIR": str(temporary)})
+    assert not list(SEMAPHORES.glob(f"sem.{name}-*"))
 
 
 NO_ROOM = "mount -t tmpfs -o size=4k tmpfs /dev/shm && dd if=/dev/zero of=/dev/shm/full bs=4k count=1"

@@ -1,5 +1,6 @@
 """What whoever answers at a port says does not reach the terminal as it is."""
 
+import contextlib
 import http.server
 import json
 import subprocess
@@ -65,6 +66,33 @@ def test_nothing_that_comes_from_the_network_is_an_escape(liar, words):
     said = (found.stdout + found.stderr).decode()
     assert ("owned" in said or words[0] == "ping") and "Traceback" not in said, said
     assert all(line.replace("\t", "").isprintable() for line in said.splitlines())
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("words", [["ping", "--port", "PORT"], ["watch", "--once", "--to", "http://127.0.0.1:PORT"]])
+@pytest.mark.parametrize("answer", ["deep", "endless", "wrong kinds", "a redirect"])
+def test_it_need_be_no_gocm_that_answers(words, answer):
+    class Odd(Liar):
+        def do_GET(self):
+            if answer == "a redirect":
+                self._answer(302, b"{}")
+            elif answer != "endless":
+                self._answer(200, {"deep": b"[" * 300_000, "wrong kinds": b'{"status":"ok","reasons":5}'}[answer])
+            else:
+                self.send_response_only(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(bytes(1_000_000))
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    words = [word.replace("PORT", str(server.server_port)) for word in words]
+    found = subprocess.run([sys.executable, str(ROOT / "gocm.py"), *words], capture_output=True, text=True, timeout=30)
+    server.shutdown()
+    server.server_close()
+    assert "Traceback" not in found.stderr
+    assert (found.returncode == 1 and len(found.stderr) > 10) or found.stdout == "ok: ready\n"
 
 
 @pytest.mark.short
