@@ -236,6 +236,7 @@ def _fill(path):
 def refused(path):
     """The exit code with which a spool is refused, and left as it was."""
     before = path.read_bytes()
+    path.chmod(0o600)
     reason, code = elsewhere(_open, path)
     assert path.read_bytes() == before, "it must be left as it was"
     assert str(path) in reason
