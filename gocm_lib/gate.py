@@ -211,6 +211,8 @@ class Gate:
 
     def begin(self, place: Place) -> bool:
         """A request is in work from now on; not if its place was given to another: nobody would hear the answer."""
+        if place.working:
+            return True  # and so its place is not given away
         with self._lock:
             place.working = place in self.places
             return place.working

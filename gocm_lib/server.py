@@ -37,12 +37,9 @@ LAST_WORDS = 0.5  # seconds that a new connection may take to say something, onc
 TOO_MUCH = "too much is in work here: come again in a moment"
 CROWDED = "too many connections: come again in a moment"
 # On every answer: what a browser may make of it, which is nothing, but for a page that says otherwise.
-GUARD: dict[str, str | Sequence[str]] = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+GUARD = ("Cross-Origin-Resource-Policy: same-origin", "Referrer-Policy: no-referrer", "X-Content-Type-Options: nosniff")
+POLICY = "Content-Security-Policy"
+NOTHING = f"{POLICY}: default-src 'none'; frame-ancestors 'none'"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -73,8 +70,10 @@ def render(response: Response, rid: str, kept_for: float, head_only: bool) -> by
         "Cache-Control: no-store",
         f"X-Request-Id: {rid}",
     ]
-    headers = GUARD | response.headers if response.headers else GUARD
-    for name, value in headers.items():
+    lines += GUARD
+    if POLICY not in response.headers:
+        lines.append(NOTHING)
+    for name, value in response.headers.items():
         lines += [f"{name}: {value}"] if isinstance(value, str) else [f"{name}: {each}" for each in value]
     if kept_for:
         lines += ["Connection: keep-alive", f"Keep-Alive: timeout={int(kept_for)}"]
@@ -266,9 +265,11 @@ class ClientConnection(socketserver.BaseRequestHandler):
         request = self.reader.next()  # pipelined: it may be here already
         began: float | None = None
         route: Route | None = None
+        data: bytes | None = None
         while request is None:
             if self.reader.idle:
-                patience = self.place.since + self._may_be_idle() - time.monotonic()
+                # Mostly the same as the last time, so that the kernel need not be told; but empty lines gain no time.
+                patience = self._may_be_idle() - (time.monotonic() - self.place.since if data else 0.0)
             else:
                 began = began or (time.monotonic() if self.place.admitted else self.place.since)
                 # A body has the time that what has come of it deserves.
