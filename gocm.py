@@ -18,16 +18,27 @@ Try it, with no Google account (`gocm.py --sandbox` pretends one):
     curl -d tokens=phone-1 -d tokens=gone-phone-2 --data-urlencode 'payload={"title":"Hello"}' localhost:5601/gcm/send
     curl localhost:5601/gcm/report
 
-To read the code, take gocm_lib in the order of its imports: early, deadline, settings, proxy, config, conceal,
-logwriter, log, systemd, listener, cpu, child: how a process of ours comes to be; job, outcome: what a message is and
-what becomes of it; pace, blame: how fast Google may be sent to, and whose trouble it is; gcm, fcm: how each wants it,
-all pure; credentials, wire, width, upstream: how one reaches Google; limits, poison, turns, traffic: what is too much,
-which message makes senders die, whose turn it is, who may be sent to now; spool, history, report, idempotency,
-database, client, state: what is on disk and who may change it; meter, sender; vitals: what the front knows of the
-whole; intake, feeder; request, access, gate, health, metrics, trend, dashboard, pages, openapi, service, server: the
-HTTP front; feedback; exporter; strain, pretend, sandbox: Google played by ourselves; rundir: where our processes meet;
-supervisor: who starts and watches whom; bench: what it costs; bundle: the single file; remote, campaign, watch, init,
-cli, start: all commands.
+gocm_lib/
+    cli.py and supervisor.py: the commands; who starts, watches, replaces and stops the processes
+    front/       from a client to the spool: listens, reads strictly, commits, then answers
+        listener gate server request auth handlers response intake openapi webhook
+    senders/     from the spool to Google: claims, sends, settles; never speaks with front/: both meet in state/
+        feeder sender connection upstream width credentials quarantine crash_log
+    state/       what is shared: one process, one transaction; known to others by contract and client alone
+        contract client state admission pacing pace blame turns
+        sqlite/  spool history report keys database
+    message/     what a push is, how each upstream wants it, what its answer means; pure
+        job idempotency outcome suspect dialects fcm gcm
+    monitoring/  what happens: counted, judged, shown, exported
+        counters collector health metrics dashboard trend export
+    process/     what every process of ours has
+        early log logwriter child cpu systemd init run_directory deadline
+    config/      every option once, where its value comes from, and what must not be seen of it
+        settings values proxy hide_key
+    tools/       the commands beside the server
+        sandbox pretend strain bench bundle api_client send watch
+
+Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process > config | message.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.
@@ -36,7 +47,7 @@ README.md words it for users. Exit codes are listed there and in settings.Exit: 
 70 crash loop.
 """
 
-from gocm_lib.start import main
+from gocm_lib.__main__ import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 TEST = [
@@ -22,13 +22,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["gocm_lib"],
-    package_data={"gocm_lib": ["status.html"]},
+    packages=find_packages(include=["gocm_lib", "gocm_lib.*"]),
+    package_data={"gocm_lib.front": ["status.html"]},
     py_modules=["gocm"],
     install_requires=["urllib3>=2.7,<3"],
     extras_require={
         "fcm": FCM,
         "test": [*FCM, *TEST],
     },
-    entry_points={"console_scripts": ["gocm=gocm_lib.start:main"]},
+    entry_points={"console_scripts": ["gocm=gocm_lib.__main__:main"]},
 )

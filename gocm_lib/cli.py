@@ -9,26 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
 
-from gocm_lib import (
-    access,
-    bench,
-    bundle,
-    campaign,
-    child,
-    conceal,
-    config,
-    credentials,
-    feedback,
-    init,
-    listener,
-    log,
-    sandbox,
-    upstream,
-    watch,
-)
-from gocm_lib.listener import ListenError
-from gocm_lib.remote import Remote, RemoteError, show
-from gocm_lib.settings import (
+from gocm_lib.config import hide_key, values
+from gocm_lib.config.settings import (
     NO_HOST,
     BenchSettings,
     BundleSettings,
@@ -40,8 +22,14 @@ from gocm_lib.settings import (
     SettingsError,
     WatchSettings,
 )
+from gocm_lib.front import auth, listener, webhook
+from gocm_lib.front.listener import ListenError
+from gocm_lib.process import child, init, log
+from gocm_lib.process.systemd import Systemd
+from gocm_lib.senders import credentials, upstream
 from gocm_lib.supervisor import Stop, Supervisor
-from gocm_lib.systemd import Systemd
+from gocm_lib.tools import bench, bundle, sandbox, send, watch
+from gocm_lib.tools.api_client import Remote, RemoteError, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name != "serve":
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if argv is None and name in ("serve", "ping", "check-config"):
-            conceal.restart(words, os.environ)
+            hide_key.restart(words, os.environ)
         return COMMANDS[name].run(words)
     except (SettingsError, Stop) as problem:
         if problem.code != Exit.OK:
@@ -81,14 +69,14 @@ def _print_all(run: Callable[[], int]) -> int:
 
 def _serve(words: Sequence[str]) -> int:
     home = _home()
-    given = config.load(words, os.environ, "gocm", _overview(), home).settings
+    given = values.load(words, os.environ, "gocm", _overview(), home).settings
     if (code := init.step_aside()) is not None:
         return code
     _start_log("front", given)
     os.chdir("/")
 
     def reread() -> Settings:
-        return config.load(words, os.environ, home=home).settings
+        return values.load(words, os.environ, home=home).settings
 
     return Supervisor(given, home, reread, Systemd(os.environ)).run()
 
@@ -102,17 +90,17 @@ def _home() -> str:
 
 
 def _sandbox(words: Sequence[str]) -> NoReturn:
-    given = config.parse(SandboxSettings, words, os.environ, "gocm sandbox").settings
+    given = values.parse(SandboxSettings, words, os.environ, "gocm sandbox").settings
     _start_log("sandbox", Settings())
     sandbox.command(given)
 
 
 def _bench(words: Sequence[str]) -> int:
-    return bench.command(config.parse(BenchSettings, words, {}, "gocm bench").settings)
+    return bench.command(values.parse(BenchSettings, words, {}, "gocm bench").settings)
 
 
 def _bundle(words: Sequence[str]) -> int:
-    return bundle.command(config.parse(BundleSettings, words, {}, "gocm bundle").settings, os.environ)
+    return bundle.command(values.parse(BundleSettings, words, {}, "gocm bundle").settings, os.environ)
 
 
 def _start_log(process: str, given: Settings) -> None:
@@ -133,10 +121,10 @@ def _check_log(path: str) -> None:
 def _check_config(words: Sequence[str]) -> int:
     """All that a start would look at, but for ports and the spool, which a running server has in use."""
     child.forbid_core_dumps()
-    settings = config.load(words, os.environ, "gocm check-config").settings
-    access.read_policy(settings)
+    settings = values.load(words, os.environ, "gocm check-config").settings
+    auth.read_policy(settings)
     if settings.feedback_secret_file:
-        feedback.read_secret(settings.feedback_secret_file)
+        webhook.read_secret(settings.feedback_secret_file)
     _check_log(settings.logto)
     try:
         if settings.tls_cert:
@@ -154,14 +142,14 @@ def _check_config(words: Sequence[str]) -> int:
 
 def _print_config(words: Sequence[str]) -> int:
     child.forbid_core_dumps()
-    for line in config.describe(config.load(words, os.environ, "gocm print-config")):
+    for line in values.describe(values.load(words, os.environ, "gocm print-config")):
         print(line)
     return Exit.OK
 
 
 def _ping(words: Sequence[str]) -> int:
     """Ask the server that these settings make whether it is ready."""
-    settings = config.parse(Settings, words, os.environ, "gocm ping").settings
+    settings = values.parse(Settings, words, os.environ, "gocm ping").settings
     status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
         raise RemoteError("what answers there is no GoCM")
@@ -186,8 +174,8 @@ def _failed(words: Sequence[str]) -> int:
     action = words[0] if words else ""
     if action not in ("list", "replay", "discard"):
         raise SettingsError("say what to do: gocm failed list, replay or discard", Exit.USAGE)
-    given = config.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
-    token = access.first_token(given.auth_token_file) if given.auth_token_file else ""
+    given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
+    token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""
     remote = Remote(given.to, token, given.ca)
     fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
     if action == "list":
@@ -221,12 +209,12 @@ def _show_failed(entry: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _send(words: Sequence[str]) -> int:
-    given = config.parse(SendSettings, words, {}, "gocm send", words="TOKEN")
-    return _print_all(lambda: campaign.command(given.settings, given.words))
+    given = values.parse(SendSettings, words, {}, "gocm send", words="TOKEN")
+    return _print_all(lambda: send.command(given.settings, given.words))
 
 
 def _watch(words: Sequence[str]) -> int:
-    given = config.parse(WatchSettings, words, {}, "gocm watch").settings
+    given = values.parse(WatchSettings, words, {}, "gocm watch").settings
     return _print_all(lambda: watch.command(given))
 
 

@@ -25,43 +25,35 @@ from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from typing import Any
 
-from gocm_lib import (
-    __version__,
-    access,
-    child,
-    config,
-    credentials,
-    early,
-    fcm,
-    gcm,
-    health,
-    listener,
-    log,
-    meter,
-    sandbox,
-    sender,
-    server,
-    state,
-)
-from gocm_lib.client import Client, StateUnavailable
-from gocm_lib.credentials import Credentials, Source
-from gocm_lib.exporter import Exporter
-from gocm_lib.feedback import Feedback
-from gocm_lib.feeder import WAIT, Feeder
-from gocm_lib.gate import Gate
-from gocm_lib.intake import LIMIT as intake_limit
-from gocm_lib.intake import Intake
-from gocm_lib.listener import Listener, ListenError
-from gocm_lib.poison import Aloft, BlackBox
-from gocm_lib.proxy import DIRECTLY, ways
-from gocm_lib.rundir import RunDirectory
-from gocm_lib.server import Server
-from gocm_lib.service import Service
-from gocm_lib.settings import NO_HOST, Exit, Settings, SettingsError
-from gocm_lib.systemd import Systemd
-from gocm_lib.trend import Trend
-from gocm_lib.upstream import DIALECTS
-from gocm_lib.vitals import Vitals
+from gocm_lib import __version__
+from gocm_lib.config import values
+from gocm_lib.config.proxy import DIRECTLY, ways
+from gocm_lib.config.settings import NO_HOST, Exit, Settings, SettingsError
+from gocm_lib.front import auth, listener, server
+from gocm_lib.front.gate import Gate
+from gocm_lib.front.handlers import Service
+from gocm_lib.front.intake import LIMIT as intake_limit
+from gocm_lib.front.intake import Intake
+from gocm_lib.front.listener import Listener, ListenError
+from gocm_lib.front.server import Server
+from gocm_lib.front.webhook import Feedback
+from gocm_lib.message import fcm, gcm
+from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.suspect import Aloft
+from gocm_lib.monitoring import counters, health
+from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.monitoring.export import Exporter
+from gocm_lib.monitoring.trend import Trend
+from gocm_lib.process import child, early, log
+from gocm_lib.process.run_directory import RunDirectory
+from gocm_lib.process.systemd import Systemd
+from gocm_lib.senders import credentials, sender
+from gocm_lib.senders.crash_log import BlackBox
+from gocm_lib.senders.credentials import Credentials, Source
+from gocm_lib.senders.feeder import WAIT, Feeder
+from gocm_lib.state import state
+from gocm_lib.state.client import Client, StateUnavailable
+from gocm_lib.tools import sandbox
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 NEVER_READY = 5  # starts in a row that failed: the next would too
@@ -333,7 +325,7 @@ class Supervisor:
         """Bind first, so that a taken port is told at once; serve last, when every child is ready."""
         settings = self.settings
         # Bad files of tokens and secrets are told before anything is begun.
-        access.read_policy(settings)
+        auth.read_policy(settings)
         feedback = None
         if settings.feedback_url:
             feedback = Feedback(settings, Client(self.address, self.authkey), self.vitals)
@@ -341,7 +333,9 @@ class Supervisor:
         tls = None
         if settings.tls_cert:
             tls = self._or_stop(Exit.CONFIG, _tls, settings)
-        self.context.set_forkserver_preload(["gocm_lib.sender", "gocm_lib.sandbox"])  # imported once for all children
+        self.context.set_forkserver_preload(
+            ["gocm_lib.senders.sender", "gocm_lib.tools.sandbox"]
+        )  # imported once for all children
         self._ensure_forkserver()
         if settings.sandbox:
             self._start_sandbox()
@@ -365,13 +359,13 @@ class Supervisor:
         intake = Intake(Client(self.address, self.authkey, intake_limit), facts["state"], self.vitals)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
         asking, probing = Client(self.address, self.authkey), Client(self.address, self.authkey)
-        trend = Trend(self.vitals, Client(self.address, self.authkey), self.credentials)
-        known = self.credentials, self.vitals, trend
+        trend = Trend(self.vitals, Client(self.address, self.authkey), self.credentials.expiry)
+        known = self.credentials.expiry, self.vitals, trend
         service = Service(self.settings, upstreams, intake, asking, probing, *known)
         gate = Gate(self.settings.max_connections)
         self.servers = [Server(each, service, gate, None if each.is_local else tls) for each in self.listeners]
         exporting = Client(self.address, self.authkey)
-        exporter = Exporter(self.settings, self.vitals, exporting, self.credentials, self.systemd)
+        exporter = Exporter(self.settings, self.vitals, exporting, self.credentials.expiry, self.systemd)
         for each in self.servers:
             each.start()
         self._tell_started(upstreams)
@@ -408,7 +402,7 @@ class Supervisor:
         """Raise SettingsError when everybody could send by a socket that systemd has opened."""
         for each in self.listeners:
             if not each.is_local:
-                config.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
+                values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
 
     @staticmethod
     def _or_stop(code: Exit, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -571,7 +565,7 @@ class Supervisor:
         for place in range(self.settings.senders):
             name = f"sender-{self.newest}.{place + 1}"
             box = generation.boxes[name] = self.context.RawArray("q", sender.box_size(self.settings))
-            cells = self.context.RawArray("d", meter.cells(len(DIALECTS)))
+            cells = self.context.RawArray("d", counters.cells(len(DIALECTS)))
             arguments = (name, self.newest, queue, box, cells, self.address, self.authkey)
             generation.senders.append(self._spawn("sender", name, sender.main, *arguments))
             self.vitals.counts_in(name, cells)

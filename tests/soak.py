@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import FORM, Http, Sandbox, Unread, eventually, form, memory
+from kit import FORM, Http, Sandbox, Unread, eventually, form, memory
 
 CLIENTS = 4
 CALM = 10.0  # seconds after an outage until all is as it was before

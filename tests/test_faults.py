@@ -12,10 +12,9 @@ import threading
 import time
 
 import pytest
-from conftest import FORM, ROOT, Program, eventually, form, memory
-from test_lifecycle import check_ledger, four_clients
+from kit import FORM, ROOT, Program, check_ledger, eventually, form, four_clients, memory
 
-from gocm_lib.settings import Exit
+from gocm_lib.config.settings import Exit
 
 MB = 1 << 20
 DAY = 86400
@@ -397,7 +396,7 @@ def test_another_program_locks_the_spool_while_the_state_process_starts(start, s
 def test_nobody_but_sqlite_opens_the_spool_in_its_process(tmp_path, suffix):
     """Closing it would drop SQLite's locks (POSIX), and the next program to look in would delete the log."""
     program = f"""
-from gocm_lib import database
+from gocm_lib.state.sqlite import database
 db, _ = database.open_spool("s.db")
 db.execute("BEGIN IMMEDIATE"), db.execute("DELETE FROM job"), db.execute("COMMIT")
 open("other", "w").close()

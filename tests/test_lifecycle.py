@@ -10,23 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FORM, LIMIT, Http, Program, eventually, stand_still
-from load import post_from_clients
+from kit import FORM, LIMIT, Http, Program, check_ledger, eventually, four_clients, post_from_clients, stand_still
 
 # What a lifecycle test ends with: every token that was accepted arrived, only `twice` of them more than once, and the
 # counters say so.
-
-
-def check_ledger(server, sandbox, accepted, twice=frozenset()):
-    report = server.settled()
-    received = sandbox.received()
-    assert received["requests"] > 0, "a ledger that saw nothing proves nothing"
-    missing = set(accepted) - set(received["delivered"])
-    assert not missing, f"{len(missing)} of {len(accepted)} never arrived"
-    assert set(received["arrived"]) == set(accepted)
-    assert {token for token, times in received["arrived"].items() if times > 1} <= set(twice)
-    assert report == {"attempts": len(accepted), "failures": 0, "pending": 0, "canonicals": 0, "notregistered": 0}
-    return received
 
 
 def arrived(sandbox):
@@ -84,30 +71,6 @@ def test_a_large_job_survives_its_sender(start, sandbox):
     eventually(lambda: arrived(sandbox))
     os.kill(server.children("sender.*")[0], signal.SIGKILL)
     check_ledger(server, sandbox, tokens, twice=tokens)
-
-
-def keep_sending(server, tokens, accepted, ended, every):
-    """Post one-token messages until told otherwise; remember which were accepted."""
-    client = server.http()
-    for token in tokens:
-        if ended.wait(every):
-            return
-        try:
-            server.send([token], client=client)
-            accepted.append(token)
-        except (AssertionError, OSError):  # 503, or nobody there: not accepted, so nothing is owed
-            client = server.http()
-
-
-def four_clients(server, messages, accepted, ended=None, every=0.0):
-    """Four threads that each send so many messages, or until `ended` is set, with so many seconds between two."""
-    ended = ended or threading.Event()
-    clients = []
-    for k in range(4):
-        tokens = [f"{k}-{n}" for n in range(messages)]
-        clients.append(threading.Thread(target=keep_sending, args=(server, tokens, accepted, ended, every)))
-        clients[-1].start()
-    return clients
 
 
 def grows(accepted, by):

@@ -7,37 +7,27 @@ import subprocess
 from dataclasses import fields
 
 import pytest
-from conftest import ROOT, Http, Program, eventually
-from test_watching import Carbon
+from kit import README, ROOT, Carbon, Http, Program, block, eventually
 
-from gocm_lib import bench, cli, metrics, outcome, pretend, service, settings
+from gocm_lib import cli
+from gocm_lib.config import settings
+from gocm_lib.front import handlers
+from gocm_lib.message import outcome
+from gocm_lib.monitoring import metrics
+from gocm_lib.tools import bench, pretend
 
-# Each module imports only from those above it: the reading order, and the reason there are no cycles.
-ORDER = tuple(
-    "early deadline settings proxy config conceal logwriter log systemd listener cpu child job outcome pace blame gcm "
-    "fcm credentials wire width upstream limits poison turns traffic spool history report idempotency database client "
-    "state meter sender vitals intake feeder request access gate health metrics trend dashboard pages openapi service "
-    "server feedback exporter strain pretend sandbox rundir supervisor bench bundle remote campaign watch init cli "
-    "start".split()
-)
+# Each room imports only from those below it; front and senders, which are on one floor, never from each other.
+FLOORS = ("supervisor", "tools", "front senders", "monitoring", "state", "process", "config message")
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+MODULES = sorted(path.relative_to(ROOT / "gocm_lib") for path in (ROOT / "gocm_lib").rglob("*.py"))
+ROOMS = [path for path in MODULES if path.name == "__init__.py" and len(path.parts) > 1]
 PURE = {
-    "job",
-    "outcome",
-    "pace",
-    "blame",
-    "turns",
-    "width",
-    "gcm",
-    "fcm",
-    "limits",
-    "poison",
-    "request",
-    "pages",
-    "meter",
-    "health",
-    "dashboard",
-    "openapi",
-    "strain",
+    "message": {path.stem for path in MODULES if path.parts[0] == "message"},
+    "state": {"contract", "admission", "pace", "blame", "turns"},
+    "senders": {"quarantine", "crash_log", "width"},
+    "front": {"request", "response", "openapi"},
+    "monitoring": {"counters", "health", "dashboard"},
+    "tools": {"strain"},
 }
 EDGE = {
     "socket",
@@ -53,55 +43,91 @@ EDGE = {
     "subprocess",
     "urllib3",
 }
-README = (ROOT / "README.md").read_text()
 
 pytestmark = pytest.mark.short
 
 
-def imports(name):
-    """(our modules, other modules) that a module imports, anywhere in it."""
+def tree(path):
+    return ast.parse((ROOT / "gocm_lib" / path).read_text())
+
+
+def imports(path):
+    """(our modules, as paths like state.client; other modules) that a module imports, anywhere in it."""
     ours, others = set(), set()
-    for node in ast.walk(ast.parse((ROOT / "gocm_lib" / f"{name}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "gocm_lib":
-            ours |= {alias.name for alias in node.names if not alias.name.startswith("__")}
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("gocm_lib."):
-            ours.add(node.module.split(".")[1])
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "gocm_lib":
+            place = node.module.partition(".")[2]
+            if len(node.module.split(".")) < 3 and node.module != "gocm_lib.supervisor":
+                ours |= {f"{place}.{alias.name}".strip(".") for alias in node.names}
+            else:
+                ours.add(place)
         elif isinstance(node, ast.ImportFrom):
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
-    return ours, others
+    return ours - {"__version__"}, others
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in (ROOT / "gocm_lib").glob("*.py")} - {"__init__"} == set(ORDER)
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_run_one_way(name):
-    ours, others = imports(name)
-    assert ours <= set(ORDER[: ORDER.index(name)])
-    if name in PURE:
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_down_only(path):
+    room = path.parts[0].removesuffix(".py")
+    if room not in FLOOR:
+        assert str(path) in ("__init__.py", "__main__.py", "cli.py")
+        return
+    ours, others = imports(path)
+    for name in ours:
+        there = name.split(".")[0]
+        assert there == room or FLOOR[there] > FLOOR[room], name
+        if there == "state" != room and room != "supervisor":
+            assert name in ("state.contract", "state.client"), f"{name}: other rooms know the state by these two"
+        if name.startswith("state.sqlite"):
+            assert room == "state"
+    if path.stem in PURE.get(room, ()):
         assert not others & EDGE
-    if name in ("pretend", "sandbox"):
-        assert not ours & {"gcm", "fcm", "upstream", "wire", "outcome"}, "it would share their mistakes"
+    if path.stem in ("pretend", "sandbox"):
+        assert not {name.split(".")[-1] for name in ours} & {"gcm", "fcm", "upstream", "connection", "outcome"}, (
+            "it would share their mistakes"
+        )
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_modules_say_what_they_are_and_annotate(name):
-    tree = ast.parse((ROOT / "gocm_lib" / f"{name}.py").read_text())
-    assert ast.get_docstring(tree)
-    for node in ast.walk(tree):
+@pytest.mark.parametrize("path", ROOMS, ids=str)
+def test_a_room_says_what_it_owns_and_loads_nothing(path):
+    [docstring] = tree(path).body
+    assert isinstance(docstring.value.value, str)
+
+
+def test_imports_make_no_circle_within_a_room():
+    names = {".".join(path.with_suffix("").parts): path for path in MODULES if path.name != "__init__.py"}
+    left = {name: {found for found in imports(path)[0] if found in names} for name, path in names.items()}
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, "these wait for each other"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_modules_say_what_they_are_and_annotate(path):
+    assert ast.get_docstring(tree(path))
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
-            assert node.returns is not None, f"{name}.{node.name}"
-            assert node.end_lineno - node.lineno < 60, f"{name}.{node.name} does not fit a screen"
+            assert node.returns is not None, f"{path}: {node.name}"
+            assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} does not fit a screen"
 
 
-def test_the_reading_order_names_every_module():
+def test_the_drawing_names_the_rooms_and_what_is_in_them():
     drawing = ast.get_docstring(ast.parse((ROOT / "gocm.py").read_text()))
-    order = drawing[drawing.index("To read the code") : drawing.index("The promise")]
-    named = [word for word in re.findall(r"\b[a-z]+\b", order) if word in ORDER]
-    assert tuple(word for place, word in enumerate(named) if word not in named[:place]) == ORDER
+    drawn, room = {}, ""
+    for line in drawing[drawing.index("gocm_lib/\n") : drawing.index("The promise")].splitlines()[1:]:
+        if found := re.match(r"    ([a-z]+)/ ", line):
+            room = found[1]
+            drawn[room] = set()
+        elif found := re.match(r"        (?:sqlite/ +)?([a-z_ ]+)$", line):
+            drawn[room] |= set(found[1].split())
+    there = {path.parts[0]: set() for path in ROOMS}
+    for path in MODULES:
+        if len(path.parts) > 1 and path.name != "__init__.py":
+            there[path.parts[0]].add(path.stem)
+    assert drawn == there
 
 
 def table(heading):
@@ -162,7 +188,7 @@ def test_what_sighup_changes_is_told():
 
 
 def test_the_route_table_is_the_code_s():
-    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in service.ROUTES]
+    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in handlers.ROUTES]
 
 
 def test_the_exit_code_table_is_the_code_s():
@@ -189,11 +215,6 @@ VARYING = (r"\d{4}-\d\d-\d\dT[\d:.]+Z", r"request_id=\S+", r"ms=\S+", r"job=\S+"
 def alike(line):
     """A log line without what differs from one run to the next."""
     return re.sub("|".join(VARYING), "*", line)
-
-
-def block(kind):
-    """The lines of a fenced block of this kind in the README."""
-    return re.search(rf"```{kind}\n(.*?)\n```", README, re.DOTALL)[1].splitlines()
 
 
 def test_the_session_in_the_readme(tmp_path):

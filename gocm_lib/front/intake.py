@@ -1,0 +1,128 @@
+"""Intake: accepted jobs -> one commit. The only way into the spool.
+
+Request threads hand in a job and wait. One thread commits all that are waiting in one call (group commit): under load
+many requests share one fsync. As many as came last time are waited for, for a moment; a lone client, whose last request
+had no company, waits for nobody.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+
+from gocm_lib.message.job import Job
+from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.process import cpu, log
+from gocm_lib.state.client import Client, StateUnavailable
+from gocm_lib.state.contract import NotKept
+
+LARGEST_BATCH = 512  # messages, and
+LINGER = 0.002  # seconds in which a batch may become as large as the one before: a commit costs what 20 messages do
+BATCH_TOKENS = 20_000  # tokens in a commit, unless one request has more
+PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
+TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
+LIMIT = 30.0  # seconds for a commit; who waits for it has been answered long before
+
+
+def next_id(last: int, now: float) -> int:
+    """A new job id: microseconds since 1970, and above `last` whatever the clock says."""
+    return max(last + 1, int(now * 1e6))
+
+
+def _patience(jobs: int, tokens: int) -> float:
+    """Seconds until a commit is late."""
+    return PATIENCE + (tokens + jobs) / TOKENS_A_SECOND
+
+
+class _Waiting:
+    __slots__ = ("jobs", "tokens", "problem", "answers", "given_up", "done")
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self.tokens = sum(len(job.tokens) for job in jobs)
+        self.problem: str | None = None
+        self.answers: dict[int, NotKept] = {}
+        self.given_up = False
+        self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
+        self.done.acquire()
+
+
+class Intake:
+    def __init__(self, client: Client, last_id: int, vitals: Vitals) -> None:
+        self._client = client
+        self._vitals = vitals
+        self._last_id = last_id
+        self._trouble = ""  # why the last commit failed
+        self._due: float | None = None  # when the commit that is being made is late
+        self._minting = threading.Lock()
+        self._queue: SimpleQueue[_Waiting] = SimpleQueue()
+        threading.Thread(target=self._run, name="intake", daemon=True).start()
+
+    def mint(self) -> int:
+        """A job id that no other job has or had on this spool."""
+        with self._minting:
+            self._last_id = next_id(self._last_id, time.time())
+            return self._last_id
+
+    def submit(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
+        """Return when the jobs are on disk, in one commit; what is to be said of those that are not, by their ids.
+        Raises StateUnavailable when they could not be brought there in time.
+        """
+        waiting = _Waiting(jobs)
+        self._queue.put(waiting)
+        if not waiting.done.acquire(timeout=_patience(len(jobs), waiting.tokens)):
+            waiting.given_up = True
+            raise StateUnavailable("the state process does not answer")
+        if waiting.problem is not None:
+            raise StateUnavailable(waiting.problem)
+        return waiting.answers
+
+    def why_not(self) -> str:
+        """Why messages could not be kept, by what became of the last; "" while they are."""
+        due = self._due
+        if due is not None and time.monotonic() > due:
+            return "the disk takes too long"
+        return self._trouble
+
+    def _run(self) -> None:
+        cpu.stay()
+        batch: list[_Waiting] = []
+        while True:
+            self._vitals.move("intake")
+            expected = len(batch)
+            try:
+                batch = [self._queue.get(timeout=1.0)]
+            except Empty:
+                batch = []
+                if self._trouble:
+                    self._commit(batch)  # to know when it is over, though nobody may dare to ask
+                continue
+            deadline = time.monotonic() + LINGER
+            while self._queue.qsize() + 1 < expected and time.monotonic() < deadline:
+                time.sleep(LINGER / 4)
+            jobs, tokens = len(batch[0].jobs), batch[0].tokens
+            try:
+                while jobs < LARGEST_BATCH and tokens < BATCH_TOKENS:
+                    batch.append(self._queue.get_nowait())
+                    jobs, tokens = jobs + len(batch[-1].jobs), tokens + batch[-1].tokens
+            except Empty:
+                pass
+            if still_waiting := [waiting for waiting in batch if not waiting.given_up]:
+                self._commit(still_waiting)
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        problem, answers = None, {}
+        jobs = [job for waiting in batch for job in waiting.jobs]
+        self._due = time.monotonic() + _patience(len(jobs), sum(waiting.tokens for waiting in batch))
+        try:
+            answers = self._client.accept(jobs)
+        except StateUnavailable as error:
+            problem = str(error)
+            if batch:
+                log.logger.warning("%d messages refused: %s", len(jobs), problem)
+        self._trouble, self._due = problem or "", None
+        for waiting in batch:
+            waiting.problem = problem
+            if answers:
+                waiting.answers = {job.id: answers[job.id] for job in waiting.jobs if job.id in answers}
+            waiting.done.release()

@@ -1,0 +1,181 @@
+"""Reading one HTTP/1.x request strictly: head, limits, framing. Pure: bytes in, requests out.
+
+Replaces http.server's parser, which takes what RFC 9112 forbids: bare line feeds, two lengths, a Transfer-Encoding it
+then ignores, headers after a broken line silently dropped. Each of these lets somebody smuggle a request past a proxy
+in front of us. Promises: a request is given only when every byte of it was unambiguous; anything else is a BadRequest,
+after which the connection must be closed, for nobody knows where the next request would begin.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gocm_lib.message.job import BadRequest
+
+MAX_HEAD = 16 * 1024
+MAX_HEADERS = 64
+
+# Anchored and without nested repetition, so that matching is linear in the length of the line.
+_REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) ([\x21-\x7e]+) (HTTP/1\.[01])\Z")
+_VERSION_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/[0-9.]+\Z")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?\Z")
+_ABSOLUTE = re.compile(r"http://([^/?#@]+)(/[^#]*)?\Z")
+
+# Headers whose meaning a repetition would make ambiguous. Repeated others are joined with commas, as RFC 9110 has it.
+_ONCE = frozenset({"host", "content-length", "content-type", "transfer-encoding", "authorization", "expect"})
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+    keep_alive: bool
+
+
+class Head(NamedTuple):
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    length: int  # of the body
+    keep_alive: bool
+    expects_continue: bool
+
+
+@functools.lru_cache(maxsize=256)  # a client's requests mostly have the same head, byte for byte
+def parse_head(raw: bytes, max_body: int) -> Head:
+    """The head of a request, without its final empty line. Raises BadRequest with the status to answer."""
+    lines = raw.split(b"\r\n")
+    match = _REQUEST_LINE.match(lines[0])
+    if not match:
+        if _VERSION_LINE.match(lines[0]):
+            raise BadRequest("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
+        raise BadRequest("malformed request line")
+    if len(lines) - 1 > MAX_HEADERS:
+        raise BadRequest(f"more than {MAX_HEADERS} headers", status=431)
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        found = _HEADER.match(line)
+        if not found:
+            raise BadRequest("malformed header line")
+        name, value = found[1].decode("ascii").lower(), found[2].rstrip(b" \t").decode("latin-1")
+        if name in headers:
+            if name in _ONCE:
+                raise BadRequest(f"{name} is given twice", name)
+            value = headers[name] + ", " + value
+        headers[name] = value
+    method, modern = match[1].decode("ascii"), match[3] == b"HTTP/1.1"
+    target = _check_host(match[2].decode("ascii"), headers, modern)
+    path, _, query = target.partition("?")
+    length = _check_length(method, headers, modern, max_body)
+    connection = {part.strip().lower() for part in headers.get("connection", "").split(",")}
+    keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
+    expects_continue = _check_expect(headers, modern) and length > 0
+    return Head(method, path, query, headers, length, keep_alive, expects_continue)
+
+
+def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
+    """The target in origin-form (RFC 9112 section 3.2), once it and Host are found sound."""
+    if modern and "host" not in headers:
+        raise BadRequest("HTTP/1.1 needs a Host header", "host")
+    if not _HOST.match(headers.get("host", "")):
+        raise BadRequest("malformed Host header", "host")
+    if target.startswith("/"):
+        if "#" in target:
+            raise BadRequest("malformed request target")
+        return target
+    absolute = _ABSOLUTE.match(target)
+    if not absolute or not _HOST.match(absolute[1]):
+        raise BadRequest("the request target must be a path")
+    headers["host"] = absolute[1]  # RFC 9112, 3.2.2: Host counts for nothing then
+    return absolute[2] or "/"
+
+
+def _check_length(method: str, headers: Mapping[str, str], modern: bool, max_body: int) -> int:
+    """The body's length (RFC 9112 section 6, without chunked bodies)."""
+    declared = headers.get("content-length")
+    if "transfer-encoding" in headers:
+        if declared is not None or not modern:
+            raise BadRequest("Transfer-Encoding with Content-Length, or in HTTP/1.0", "transfer-encoding")
+        raise BadRequest("send the body with a Content-Length, not a Transfer-Encoding", "transfer-encoding", 411)
+    if declared is None:
+        if method in ("POST", "PUT", "PATCH"):
+            raise BadRequest("Content-Length is missing", "content-length", 411)
+        return 0
+    if not re.fullmatch("[0-9]{1,10}", declared):
+        raise BadRequest("malformed Content-Length", "content-length")
+    length = int(declared)
+    if length and method in ("GET", "HEAD"):
+        raise BadRequest(f"a {method} request must have no body", "content-length")
+    if length > max_body:
+        raise BadRequest(f"the body is longer than {max_body} bytes: send it in several calls", "content-length", 413)
+    return length
+
+
+def _check_expect(headers: Mapping[str, str], modern: bool) -> bool:
+    expect = headers.get("expect")
+    if expect is None or not modern:  # RFC 9110 section 10.1.1: in HTTP/1.0 it is to be ignored
+        return False
+    if expect.lower() != "100-continue":
+        raise BadRequest("only 100-continue can be expected", "expect", 417)
+    return True
+
+
+class Reader:
+    """Reads requests one after the other from what a connection gives, in whatever pieces it comes."""
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body = max_body
+        self.head: Head | None = None  # of the request being read, once it is whole
+        self._buffer = bytearray()
+        self._scanned = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether not a byte of the next request has come."""
+        return self.head is None and not self._buffer
+
+    @property
+    def size(self) -> int:
+        """How many bytes have come that are not given yet."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next(self) -> Request | None:
+        """The next request, when all of it has come. Raises BadRequest as soon as it is known to be bad."""
+        if self.head is None and not self._next_head():
+            return None
+        head = self.head
+        assert head is not None
+        if len(self._buffer) < head.length:
+            return None
+        body = bytes(self._buffer[: head.length])
+        del self._buffer[: head.length]
+        self.head = None
+        return Request(head.method, head.path, head.query, head.headers, body, head.keep_alive)
+
+    def awaits_continue(self) -> bool:
+        """Whether the client holds its body back until it is told to go on (once for each request)."""
+        if self.head is None or not self.head.expects_continue:
+            return False
+        self.head = self.head._replace(expects_continue=False)
+        return not self._buffer
+
+    def _next_head(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n", max(0, self._scanned - 3))
+        if end < 0 and len(self._buffer) <= MAX_HEAD:
+            self._scanned = len(self._buffer)
+            return False
+        if not 0 <= end <= MAX_HEAD:
+            raise BadRequest(f"the head is longer than {MAX_HEAD} bytes", status=431)
+        self._scanned = 0
+        raw = bytes(self._buffer[:end])
+        del self._buffer[: end + 4]
+        self.head = parse_head(raw, self.max_body)
+        return True

@@ -1,0 +1,196 @@
+"""The webhook: POSTs dead and replaced tokens to the application, as they come. One owner, one thread in the front.
+
+Promises that an entry stays in its list, on disk, until the application has answered 2xx to a request that had it: it
+may come more than once, never less. Who cannot be reached is tried again, ever more seldom; sending does not wait for
+it. Requests are signed as www.standardwebhooks.com has it, for which there are libraries in most languages.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from gocm_lib import __version__
+from gocm_lib.config.proxy import Proxy, ways
+from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.message.outcome import parse_retry_after
+from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.process import deadline, log
+from gocm_lib.state.client import Client, StateUnavailable
+
+BATCH = 1000  # entries of each list in a request
+LOOK = 1.0  # seconds between two looks at lists that were empty
+CONNECT, PATIENCE = 5.0, 20.0  # seconds to be connected, and for the answer from then on
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a request is made again: doubled each time
+SHORTEST = 16  # characters of a secret
+
+Entries = Sequence[tuple]
+
+
+class Batch(NamedTuple):
+    """A request that is made until it is taken: its body, an id that tells it from every other, and the last numbers
+    in the two lists that it has (None: nothing of that list).
+    """
+
+    body: bytes
+    id: str
+    upto: dict[str, int | None]
+
+
+def read_secret(path: str) -> bytes:
+    """The secret in a file: any text, or `whsec_` and base64, as the standard has it. Raises SettingsError."""
+    where = f"--feedback-secret-file {path}"
+    try:
+        found = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    if len(found) < SHORTEST:
+        raise SettingsError(f"{where} holds no secret of {SHORTEST} characters or more, like: openssl rand -hex 32")
+    if not found.startswith("whsec_"):
+        return found.encode()
+    try:
+        return base64.b64decode(found.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        raise SettingsError(f"{where} begins with whsec_, but goes on with what is not base64") from None
+
+
+def compose(canonical: Entries, notregistered: Entries, now: float) -> Batch:
+    """The request that tells these entries, rows of the lists as module report gives them."""
+    data = {
+        "notregistered": [token for _, token in notregistered],
+        "canonical_replacements": [{"original": old, "canonical": new} for _, old, new in canonical],
+    }
+    upto = {
+        "canonical": canonical[-1][0] if canonical else None,
+        "notregistered": notregistered[-1][0] if notregistered else None,
+    }
+    # Of what it tells, not of when: made again after a restart, it is the same, and can be known by that.
+    digest = hashlib.sha256(json.dumps([upto, data]).encode()).hexdigest()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    body = json.dumps({"type": "gocm.feedback", "timestamp": stamp, "data": data}).encode()
+    return Batch(body, f"gocm_{digest[:32]}", upto)
+
+
+def sign(batch: Batch, secret: bytes, now: float) -> dict[str, str]:
+    """The headers of a request that is made now."""
+    stamp = str(int(now))
+    digest = hmac.digest(secret, f"{batch.id}.{stamp}.".encode() + batch.body, "sha256")
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": f"gocm/{__version__}",
+        "webhook-id": batch.id,
+        "webhook-timestamp": stamp,
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+def wait(failures: int, retry_after: float | None, draw: float) -> float:
+    """Seconds to wait after so many failures in a row; `draw`, 0 to 1, spreads those who failed together."""
+    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures - 1, 64))
+    return max(retry_after or 0.0, ceiling * (0.5 + draw / 2))
+
+
+def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None = None) -> tuple[int, str | None]:
+    """POST to a URL, by a proxy if there is one: the status and the Retry-After of the answer, whose body is nobody's.
+    Follows no redirect. Raises OSError, HTTPException or ValueError, after twice PATIENCE seconds at the latest,
+    however the other side keeps us waiting.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    place = (proxy.host, proxy.port) if proxy else (parts.hostname or "", parts.port)
+    connection = kind(*place, timeout=CONNECT)
+    if proxy:
+        connection.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
+    try:
+        with deadline.limit(PATIENCE, lambda: connection.sock):  # a proxy may keep us waiting, too
+            connection.connect()
+        sock = connection.sock
+        sock.settimeout(PATIENCE)
+        with deadline.limit(PATIENCE, lambda: sock):
+            connection.request("POST", urlunsplit(("", "", parts.path or "/", parts.query, "")), body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Retry-After")
+    finally:
+        connection.close()
+
+
+class Feedback:
+    def __init__(self, settings: Settings, client: Client, vitals: Vitals) -> None:
+        """Raises SettingsError when the file of the secret is no good."""
+        self._url = settings.feedback_url
+        self._proxy = ways(settings, os.environ).to(settings.feedback_url)
+        self._secret = read_secret(settings.feedback_secret_file)
+        self._client = client
+        self._vitals = vitals
+        self._failures = 0
+
+    def start(self) -> None:
+        """Tell what there is from now on, in a thread of its own."""
+        threading.Thread(target=self._run, name="feedback", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                batch = self._next()
+                if batch is None:
+                    time.sleep(LOOK)
+                    continue
+                self._post(batch)
+                self._forget(batch)
+            except StateUnavailable:
+                time.sleep(LOOK)
+            except Exception:
+                log.logger.exception("feedback failed; it goes on")
+                time.sleep(LONGEST_WAIT)
+
+    def _next(self) -> Batch | None:
+        canonical, notregistered = (self._client.page(which, 0, BATCH) for which in ("canonical", "notregistered"))
+        return compose(canonical, notregistered, time.time()) if canonical or notregistered else None
+
+    def _post(self, batch: Batch) -> None:
+        """Make a request until it is taken."""
+        while True:
+            problem, retry_after = self._try(batch)
+            self._vitals.fed_back(not problem)
+            if not problem:
+                if self._failures:
+                    log.logger.info("feedback reaches the application again")
+                self._failures = 0
+                return
+            self._failures += 1
+            if self._failures == 1:
+                log.logger.warning("feedback does not reach %s: %s", urlsplit(self._url).hostname, problem)
+            time.sleep(wait(self._failures, retry_after, random.random()))
+
+    def _try(self, batch: Batch) -> tuple[str, float | None]:
+        """Make it once: what went wrong ("": nothing), and after how many seconds we are asked to come again."""
+        headers = sign(batch, self._secret, time.time())
+        try:
+            status, retry_after = exchange(self._url, batch.body, headers, self._proxy)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # Not its text: that may hold the URL, which may hold a secret.
+            return re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower(), None
+        if 200 <= status < 300:
+            return "", None
+        return f"HTTP {status}", parse_retry_after(retry_after, time.time())
+
+    def _forget(self, batch: Batch) -> None:
+        """Take what was told off the lists."""
+        for which, upto in batch.upto.items():
+            while upto is not None:
+                try:
+                    self._client.forget(which, upto)
+                    break
+                except StateUnavailable:
+                    time.sleep(LOOK)

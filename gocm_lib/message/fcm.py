@@ -1,0 +1,237 @@
+"""The FCM HTTP v1 dialect: from the tokens of a job to Messages, from an answer to one Outcome. Pure.
+
+Obeys firebase.google.com's reference of projects.messages:send and of its error codes. One request per token. The one
+rule that matters most: a token is UNREGISTERED only when an FcmError detail says so. A bare 404 means a wrong URL or
+project, and whoever takes it for a dead token wipes the token table of everybody who trusts the report.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gocm_lib.message.job import BadRequest, Draft, Run, Slice, compact, read_json
+from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
+
+NAME = "fcm"
+TOKENS_PER_REQUEST = 1
+MAX_MESSAGE = 4096  # bytes of data and notification: Google's limit
+
+# Names in a template, as Google's discovery document has them; proto3 JSON takes both spellings.
+TEMPLATE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
+TARGET_FIELDS = {"token", "topic", "condition", "fid"}
+
+# A legacy notification holds fields for all platforms and for Android in one object; v1 has a place for each.
+COMMON_NOTIFICATION = {"title", "body", "image"}
+ANDROID_NOTIFICATION = {
+    name: name
+    for name in ("icon", "sound", "tag", "color", "click_action", "body_loc_key", "body_loc_args", "title_loc_key",
+                 "title_loc_args", "channel_id")
+} | {"android_channel_id": "channel_id"}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- the request
+
+
+def message(draft: Draft) -> str:
+    """The Message for a draft but for its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
+    merged = _template(draft)
+    if draft.payload is not None:
+        if "data" in merged:
+            raise BadRequest("give the data in payload or in message, not in both", "payload")
+        merged["data"] = {name: as_text(value) for name, value in draft.payload.items()}
+    _map_options(draft.options, merged)
+    _check_data(merged.get("data", {}), "message" if draft.payload is None else "payload")
+    size = len(compact([merged.get("data", {}), merged.get("notification", {})], "payload").encode())
+    if size > MAX_MESSAGE:
+        raise BadRequest(f"data and notification have {size} bytes as JSON; FCM takes {MAX_MESSAGE}", "payload")
+    # "message" goes last: the target is spliced in before the two closing braces.
+    envelope = {"validate_only": True} if draft.options.get("dry_run") else {}
+    return compact({**envelope, "message": merged}, "message")
+
+
+def as_text(value: Any) -> str:
+    """A payload's value as v1 wants it, which takes only texts: a text as it is, all else as its JSON."""
+    return value if isinstance(value, str) else compact(value, "payload")
+
+
+def _template(draft: Draft) -> dict[str, Any]:
+    template = dict(draft.template or {})
+    for name in template:
+        if name in TARGET_FIELDS:
+            raise BadRequest(f"give {name} beside the message, not in it", "message")
+        if name not in TEMPLATE_FIELDS:
+            raise BadRequest("unknown field in message; known are " + ", ".join(sorted(TEMPLATE_FIELDS)), "message")
+    template.pop("name", None)  # output only
+    nested = {name: part.get("notification", {}) for name, part in template.items() if isinstance(part, dict)}
+    for name, part in (*template.items(), *((f"{name}.notification", part) for name, part in nested.items())):
+        if not isinstance(part, dict) and name not in ("data.notification", "notification.notification"):
+            raise BadRequest(f"{name} in message must be a JSON object", "message")
+    if not all(isinstance(value, str) for value in template.get("data", {}).values()):
+        raise BadRequest("every value of data in message must be a text", "message")
+    return template
+
+
+def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
+    """Put the legacy options where v1 has them; an option stands over the same field of a template."""
+    common, platform = _split_notification(options.get("notification", {}))
+    android: dict[str, Any] = {
+        name: options[name] for name in ("collapse_key", "restricted_package_name") if name in options
+    }
+    if "time_to_live" in options:
+        android["ttl"] = f"{options['time_to_live']}s"
+    if "priority" in options:
+        android["priority"] = options["priority"].upper()
+    if common:
+        merged["notification"] = _lay_over(merged.get("notification", {}), common)
+    if platform:
+        android["notification"] = _lay_over(merged.get("android", {}).get("notification", {}), platform)
+    if android:
+        merged["android"] = _lay_over(merged.get("android", {}), android)
+
+
+def _split_notification(notification: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A legacy notification's fields for all platforms, and those that only Android has."""
+    common: dict[str, Any] = {}
+    platform: dict[str, Any] = {}
+    for name, value in notification.items():
+        if name in ("body_loc_args", "title_loc_args"):
+            value = _loc_args(name, value)
+        elif not isinstance(value, str):
+            raise BadRequest(f"notification.{name[:64]} must be a text", "notification")
+        if name in COMMON_NOTIFICATION:
+            common[name] = value
+        elif name in ANDROID_NOTIFICATION:
+            platform[ANDROID_NOTIFICATION[name]] = value
+        else:
+            raise BadRequest(f"FCM v1 has no notification.{name[:64]}; give a whole message for it", "notification")
+    return common, platform
+
+
+def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, and of what both have the upper; proto3 JSON knows each name as snake_case and as camelCase."""
+    camels = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in above}
+    return {**{name: value for name, value in below.items() if name not in camels}, **above}
+
+
+def _loc_args(name: str, value: Any) -> list[str]:
+    """Arguments of a localised text: a list, or as the legacy API had it, a list written as JSON in a text."""
+    if isinstance(value, str):
+        value = read_json(value, "notification")
+    if not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
+        raise BadRequest(f"notification.{name} must be a list of texts", "notification")
+    return value
+
+
+def _check_data(data: Mapping[str, str], field: str) -> None:
+    for name in data:
+        if name in ("from", "message_type") or name.startswith(("google.", "gcm.notification.")):
+            raise BadRequest(f"the key {name[:64]} is reserved by FCM", field)
+
+
+def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
+    """A request for each token of the slice: the Message is rendered once, only the target differs."""
+    upstream, target, message, runs, deaths, authorization = claimed
+    quote = json.JSONEncoder(ensure_ascii=False).encode
+    before = message[:-2]
+    before += f'"{target}":' if before.endswith("{") else f',"{target}":'
+    for job, first, attempt, tokens in runs:
+        for n, token in enumerate(tokens, first):
+            part = Slice(upstream, target, message, [Run(job, n, attempt, (token,))], deaths, authorization)
+            yield part, (before + quote(token) + "}}").encode()
+
+
+# ----------------------------------------------------------------------------------------------------- the answer
+
+
+def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
+    """The Outcome of a request's one token, from its answer (header names in lower case)."""
+    outcome = _judge(status, headers, body, now)
+    if outcome.verdict is Verdict.HELD and part.target != "token":
+        outcome = outcome._replace(retry_after=max(RATE_LIMIT_WAIT, outcome.retry_after or 0.0))
+    return [outcome]
+
+
+def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
+    if status == 200:
+        return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name", garbled=True)
+    codes, fields, retry_delay, text = _parse_error(body)
+    reason = f"HTTP {status}" + (f" {sorted(codes)[0]}" if codes else "")
+    retry_after = parse_retry_after(headers.get("retry-after"), now)
+    if retry_after is None:
+        retry_after = retry_delay
+    match status:
+        case 400:
+            return _judge_bad_request(fields, text)
+        case 401 if "THIRD_PARTY_AUTH_ERROR" in codes:  # the application's APNs or web push key, for this device only
+            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR")
+        case 403 if "SENDER_ID_MISMATCH" in codes:
+            return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH")
+        case 404 if "UNREGISTERED" in codes:
+            return Outcome(Verdict.UNREGISTERED, "UNREGISTERED")
+        case 429 if "QUOTA_EXCEEDED" in codes:  # the device's or the topic's; the project's comes without FCM's word
+            return Outcome(Verdict.HELD, reason, retry_after=retry_after)
+    if status >= 500 or status in (408, 429) or 200 <= status < 300:
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=status < 300)
+    if status == 413:
+        return Outcome(Verdict.REJECTED, reason, condemns=True)
+    # 401, 403, 404 without a word of FCM's about the token, and redirects: credentials, project, URL.
+    return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+
+
+def _judge_bad_request(fields: list[str], text: str) -> Outcome:
+    """A 400 is about the token only when it says so: an oversize payload carries the same INVALID_ARGUMENT."""
+    if fields and all(field in ("message.token", "message.fid") for field in fields):
+        return Outcome(Verdict.REJECTED, "invalid token")
+    if not fields and "not a valid FCM registration token" in text:
+        return Outcome(Verdict.REJECTED, "invalid token")
+    return Outcome(Verdict.REJECTED, "bad payload" + (f": {fields[0]}" if fields else ""), condemns=True)
+
+
+def _is_sent(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body.decode())["name"], str)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
+    """(FcmError codes, violated fields, RetryInfo's delay, message) of a google.rpc.Status; empty for anything else."""
+    try:
+        error = json.loads(body)["error"]
+        details = error.get("details")
+        text = error.get("message")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set(), [], None, ""
+    codes: set[str] = set()
+    fields: list[str] = []
+    delay: float | None = None
+    for detail in details if isinstance(details, list) else []:
+        kind = detail.get("@type") if isinstance(detail, dict) else None
+        if not isinstance(kind, str):
+            continue
+        if kind.endswith("/google.firebase.fcm.v1.FcmError") and _is_word(detail.get("errorCode")):
+            codes.add(detail["errorCode"])
+        elif kind.endswith("/google.rpc.BadRequest"):
+            violations = detail.get("fieldViolations")
+            for violation in violations if isinstance(violations, list) else []:
+                field = violation.get("field") if isinstance(violation, dict) else None
+                fields.append(field if _is_word(field) else "?")
+        elif kind.endswith("/google.rpc.RetryInfo"):
+            delay = _seconds(detail.get("retryDelay"))
+    return codes, fields, delay, text if isinstance(text, str) else ""
+
+
+def _is_word(value: object) -> bool:
+    """Whether this can stand in our log: an error code or a field's name, not a text of the upstream's choice."""
+    return isinstance(value, str) and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII) is not None
+
+
+def _seconds(duration: object) -> float | None:
+    """A protobuf Duration in JSON, like "3.5s", as bounded seconds."""
+    if not isinstance(duration, str) or not duration.endswith("s"):
+        return None
+    whole, _, part = duration[:-1].partition(".")
+    if not (whole.isascii() and whole.isdigit() and (not part or (part.isascii() and part.isdigit()))):
+        return None
+    return parse_retry_after(str(int(whole[:9]) + bool(part.strip("0"))), 0.0)

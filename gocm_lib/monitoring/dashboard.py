@@ -1,0 +1,136 @@
+"""What the status page shows, as one JSON object: the state in a sentence, figures, and what to do about failures.
+
+Pure: figures in, plain values out. The page itself is status.html, which polls /api/status.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gocm_lib import __version__
+from gocm_lib.message.outcome import FAILURES
+from gocm_lib.monitoring.collector import Figures
+from gocm_lib.monitoring.trend import EVERY, Sample, points
+from gocm_lib.process import log
+from gocm_lib.state.contract import Count, Snapshot
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+TOTALS = ("delivered", "failures", "retries", "notregistered", "canonicals")  # those of contract.COUNTERS that it shows
+
+# What to do about each of outcome.FAILURES.
+ADVICE = {
+    "unregistered": "delete these tokens: /gcm/report/notregistered?peek=1 shows them",
+    "invalid_token": "look at where your application gets its tokens: these are cut off, or none",
+    "wrong_sender": "these devices registered with another project: let the app register anew, or send with its key",
+    "bad_message": "look at the payload: /gcm/jobs/ID has the upstream's word for it",
+    "rejected": "look up the message: /gcm/jobs/ID has the upstream's word",
+    "attempts": "send them again when the upstream is well: /gcm/failed/replay",
+    "expired": "they waited too long: look for a pause above, or give a longer time_to_live; then replay",
+    "killed_senders": "something in the message kills senders: look at the log and report it; do not replay it",
+}
+
+
+def sentence(reasons: Sequence[str], notes: Sequence[str], snapshot: Snapshot | None, rate: float) -> str:
+    """The state in a sentence: what is wrong, else what is odd, else what is going on."""
+    if reasons:
+        return f"Not working: {'; '.join(reasons)}."
+    if notes:
+        return f"Working, but {'; '.join(notes)}."
+    if snapshot is None:
+        return "Working, but nobody knows what is pending."
+    if not snapshot.pending:
+        return "All is well, and nothing is waiting to be sent."
+    return f"All is well: {_several(snapshot.tokens, 'token')} to be sent, {rate:,.0f} a second are going out."
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def status(
+    figures: Figures, samples: Sequence[Sample], reasons: Sequence[str], notes: Sequence[str], sandbox: bool
+) -> dict[str, Any]:
+    """All that the page shows. Times are seconds since 1970, latencies seconds; tokens are shortened."""
+    trend = points(samples)
+    rate = trend[-1].sent if trend else 0.0
+    snapshot = figures.snapshot
+    return {
+        "version": __version__,
+        "now": round(figures.now, 3),
+        "started_at": round(figures.started_at, 3),
+        "status": "failing" if reasons else "degraded" if notes else "ok",
+        "sentence": sentence(reasons, notes, snapshot, rate),
+        "sandbox": sandbox,
+        "sent_per_second": round(rate, 1),
+        "senders": {"ready": figures.senders, "died": figures.restarts["sender"]},
+        "upstreams": _upstreams(figures),
+        "trend": {
+            "seconds": EVERY,
+            "points": [
+                {"at": round(p.at, 1), "sent": round(p.sent, 2), "latency": p.latency and round(p.latency, 4)}
+                for p in trend
+            ],
+        },
+        **_kept(snapshot, figures.now),
+    }
+
+
+def _upstreams(figures: Figures) -> list[dict[str, Any]]:
+    """Those that are configured."""
+    paused = figures.snapshot.pause_reasons if figures.snapshot else {}
+    return [
+        {
+            "name": name,
+            "paused": paused.get(name),
+            "latency": {label: figures.upstreams[name].latency.quantile(q) for label, q in QUANTILES.items()},
+            "answers": {code: int(count) for code, count in figures.upstreams[name].codes.items() if count},
+            "succeeded_at": round(figures.upstreams[name].succeeded_at, 3) or None,
+        }
+        for name in sorted(figures.token_expiry)
+    ]
+
+
+def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
+    """What the state process knows; null while it does not answer."""
+    if snapshot is None:
+        return dict.fromkeys(("pending", "totals", "failed", "failures", "lists"))
+    counters = snapshot.counters
+    oldest = None if snapshot.oldest is None else round(max(0.0, now - snapshot.oldest), 1)
+    latest = snapshot.latest
+    return {
+        "pending": {
+            "messages": snapshot.pending,
+            "tokens": snapshot.tokens,
+            "sending": snapshot.claimed,
+            "oldest_seconds": oldest,
+        },
+        "totals": {name: counters[name] for name in TOTALS},
+        "failed": snapshot.dead,
+        "failures": [
+            {
+                "upstream": count.upstream,
+                "reason": count.reason,
+                "count": value,
+                "meaning": FAILURES[count.reason],
+                "advice": ADVICE[count.reason],
+            }
+            for count, value in sorted(snapshot.counts.items(), key=_most_first)
+            if count.name == "failures"
+        ],
+        "lists": {
+            "notregistered": {
+                "waiting": snapshot.listed["notregistered"],
+                "latest": [log.token(token) for (token,) in latest["notregistered"]],
+            },
+            "canonical": {
+                "waiting": snapshot.listed["canonical"],
+                "latest": [
+                    {"original": log.token(old), "canonical": log.token(new)} for old, new in latest["canonical"]
+                ],
+            },
+        },
+    }
+
+
+def _most_first(counted: tuple[Count, int]) -> tuple[int, Count]:
+    return -counted[1], counted[0]

@@ -1,0 +1,91 @@
+"""The private directory of a run, for the sockets that its processes speak over.
+
+Promises that no other GoCM takes it away while we live, in whatever container: it is locked, which crosses PID
+namespaces, where /proc does not. Nothing is taken away that does not carry our mark, and what somebody else has taken
+away is made anew. $TMPDIR may be a directory in which others can rename: a path in it may then lead to a directory of
+theirs, so multiprocessing's own sockets are reached through our descriptor, and Client asks who listens.
+"""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import stat
+import tempfile
+from multiprocessing import current_process
+from pathlib import Path
+
+from gocm_lib.process import log
+
+LONGEST = 85  # bytes: of the 107 of a socket's path (unix(7)) multiprocessing's names in it need up to 20
+MARK = ".gocm-run"  # a file in each of ours
+SEMAPHORES = Path("/dev/shm")  # where the GNU C library keeps named ones (sem_overview(7))
+
+
+class RunDirectory:
+    """A fresh directory that only we may enter. Raises OSError."""
+
+    def __init__(self) -> None:
+        _sweep(Path(tempfile.gettempdir()))
+        self.path = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+        if len(os.fsencode(self.path)) > LONGEST:
+            os.rmdir(self.path)
+            raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {LONGEST} bytes that sockets allow")
+        self._hold()
+
+    def _hold(self) -> None:
+        """Mark and lock it, and have multiprocessing use it."""
+        self._lock = _take(Path(self.path))
+        ours = current_process()._config  # type: ignore[attr-defined]
+        ours["tempdir"] = f"/proc/self/fd/{self._lock}"
+        # A semaphore has a name that outlives whoever is killed; this one tells whose it was.
+        ours["semprefix"] = f"/{os.path.basename(self.path)}"
+
+    def restore(self) -> bool:
+        """Make it anew if somebody has taken it away; whether that was so. Raises OSError."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self.path), os.fstat(self._lock)):
+                return False
+            os.rename(self.path, f"{self.path}.not-ours")  # somebody has put something else there
+        os.mkdir(self.path, 0o700)
+        os.close(self._lock)
+        self._hold()
+        return True
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _take(path: Path) -> int:
+    """Mark a directory as ours and lock it for as long as the descriptor is open."""
+    # The directory itself: systemd-tmpfiles(8), too, leaves alone what is locked.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (path / MARK).touch()  # only now: what is marked and not locked is taken for left
+    return descriptor
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what runs of ours that were killed left there."""
+    for path in parent.glob("gocm-*-*"):
+        with contextlib.suppress(OSError):  # it is not ours, or somebody lives there, or it is gone
+            _remove_if_left(path)
+
+
+def _remove_if_left(path: Path) -> None:
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or not (path / MARK).is_file():
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+        for name in SEMAPHORES.glob(f"sem.{glob.escape(path.name)}-*"):
+            name.unlink(missing_ok=True)
+        log.logger.info("removed %s, which a GoCM left that was killed", path)
+    finally:
+        os.close(descriptor)

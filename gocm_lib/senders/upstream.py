@@ -1,0 +1,155 @@
+"""Upstream: a dialect, a URL and a PoolManager as one object, one of each per sender process.
+
+Owns the connecting: urllib3 resolves, connects, verifies TLS; what it returns is made a non-blocking Channel.
+Promises that a failure to connect says whether the network or our configuration is at fault.
+"""
+
+import os
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection
+
+from gocm_lib.config.proxy import Proxy, ways
+from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.message import fcm, gcm
+from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.job import Slice
+from gocm_lib.message.outcome import Outcome, Verdict
+from gocm_lib.process import deadline
+from gocm_lib.senders.connection import Channel, Response
+
+REFUSED_BY_PROXY = ("401", "403", "407")  # it refuses us; what else it says is that it cannot just now
+CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
+
+
+class _DialMixin:
+    """What a pool adds for us: a connection made at once, by the calling thread, instead of at the first request."""
+
+    def dial(self) -> HTTPConnection:
+        connection = self._new_conn()
+        connection.timeout = CONNECT_TIMEOUT
+        try:
+            if self.proxy is None:
+                connection.connect()
+            else:
+                with deadline.limit(CONNECT_TIMEOUT, lambda: connection.sock):
+                    self._prepare_proxy(connection)  # CONNECT, and then TLS
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _HTTPPool(_DialMixin, urllib3.HTTPConnectionPool):
+    pass
+
+
+class _HTTPSPool(_DialMixin, urllib3.HTTPSConnectionPool):
+    pass
+
+
+class DialError(Exception):
+    """No connection could be made: nothing was sent."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
+
+
+class Upstream:
+    """One upstream as a sender sees it. `requests` and `outcomes` are the dialect's; `dial` gives a Channel."""
+
+    def __init__(
+        self, dialect: ModuleType, url: str, *, ca_file: str, connections: int, proxy: Proxy | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        self.dialect = dialect
+        # Accept-Encoding: we never decompress, so no answer can be a bomb.
+        self._head = (
+            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {host}{port}\r\nContent-Type: application/json\r\n"
+            "Accept-Encoding: identity\r\nUser-Agent: GoCM\r\nAuthorization: "
+        ).encode("ascii")
+        context = _tls_context(ca_file) if parts.scheme == "https" else None
+        self._proxy = proxy
+        how: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "retries": False, "ssl_context": context}
+        manager = urllib3.PoolManager(**how)
+        if proxy:
+            manager = urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how)
+        # urllib3's documented place for pools of one's own.
+        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        self._pool = manager.connection_from_url(url)
+
+    def requests(self, claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
+        """The slice cut into requests: each with the bytes to write."""
+        head = self._head + claimed.authorization.encode("ascii")
+        for part, body in self.dialect.requests(claimed):
+            yield part, b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+
+    def outcomes(self, part: Slice, response: Response, now: float) -> list[Outcome]:
+        return self.dialect.outcomes(part, response.status, response.headers, response.body, now)
+
+    def dial(self) -> Channel:
+        """A connected Channel. Blocks for up to CONNECT_TIMEOUT for each of the host's addresses. Raises DialError."""
+        try:
+            return Channel(self._pool.dial())
+        except (ssl.SSLCertVerificationError, urllib3.exceptions.SSLError) as error:
+            raise DialError(Outcome(Verdict.UPSTREAM_CONFIG, f"TLS: {_reason(error)}")) from None
+        except ssl.SSLError as error:
+            raise DialError(Outcome(Verdict.UPSTREAM_CONFIG, f"TLS: {error.reason or 'handshake failed'}")) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            outcome = _of_proxy(self._proxy, error) if self._proxy else Outcome(Verdict.UNREACHABLE, _reason(error))
+            raise DialError(outcome) from None
+
+
+def _of_proxy(proxy: Proxy, error: Exception) -> Outcome:
+    """A proxy did not bring us to the upstream: whose trouble that is."""
+    # http.client has no class for it: "Tunnel connection failed: 407 Proxy Authentication Required".
+    answer = re.search(r"Tunnel connection failed: (\d{3})", str(error))
+    if not answer:
+        return Outcome(Verdict.UNREACHABLE, f"proxy {proxy}: {_reason(error)}")
+    verdict = Verdict.UPSTREAM_CONFIG if answer[1] in REFUSED_BY_PROXY else Verdict.UNREACHABLE
+    return Outcome(verdict, f"proxy {proxy} answers {answer[1]}")
+
+
+def _reason(error: Exception) -> str:
+    """A few words for the log: certificate problems in OpenSSL's words, everything else by its class."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, (urllib3.exceptions.NameResolutionError, socket.gaierror)):
+        return "host name not found"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a subclass of the next, whatever its cause
+        return (error.__cause__ or error).__class__.__name__
+    if isinstance(error, (urllib3.exceptions.ConnectTimeoutError, TimeoutError)):
+        return "connecting timed out"
+    cause = error.__cause__
+    return (cause or error).__class__.__name__
+
+
+def _tls_context(ca_file: str) -> ssl.SSLContext:
+    """Verification as ssl's default context does it, TLS 1.2 at least; there is no option to turn it off."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def from_settings(settings: Settings) -> dict[str, Upstream]:
+    """Every upstream, by its name. Raises SettingsError where one cannot be made."""
+    urls = {
+        gcm.NAME: settings.gcm_url,
+        fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",
+    }
+    out = ways(settings, os.environ)
+    shared = {"ca_file": settings.upstream_ca, "connections": settings.connections}
+    return {name: Upstream(DIALECTS[name], url, proxy=out.to(url), **shared) for name, url in urls.items()}

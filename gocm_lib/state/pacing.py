@@ -1,0 +1,268 @@
+"""Traffic: whether, and how fast, each upstream may be sent to, and whose trouble it is when that fails.
+
+Owns what is remembered of answers (module blame has the rules), the pauses and the paces (module pace), and the targets
+that have had too much. All of it starts afresh with the process: an upstream that was paused is probed again, a pace
+ramps up again, troubles are forgiven once. Promises that a paused upstream is asked with one token at a time, of a
+different job each time, if there is one.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from gocm_lib.message.job import format_id
+from gocm_lib.message.outcome import BLAMES_UPSTREAM, Held, Outcome, Policy, Result, Ruling, Verdict
+from gocm_lib.process import log
+from gocm_lib.state.blame import Answers, Row, Trouble, again, remember
+from gocm_lib.state.contract import Pause
+from gocm_lib.state.pace import Pace, advance, heard, pause, prolong, resume, spend, until_credit
+
+PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
+SET_BACK = 1.0  # seconds beyond the longest that something can wait: then the clock was set back
+RENEW_EVERY = 30.0  # seconds between two renewals of a credential that single messages were refused for
+ODD_LATER = 120.0  # seconds by which a job that is odd is a probe later than others
+LOG_EVERY = 60.0  # seconds between two lines about an upstream's pace
+
+
+class Hold(NamedTuple):
+    """A device or topic that has had too much: nothing goes there until `until`, `delay` seconds after it said so."""
+
+    until: float
+    delay: float
+
+    def matters(self, now: float) -> bool:
+        """Whether the next hold would be longer for this one."""
+        return now < self.until + 2 * self.delay
+
+
+class Standing:
+    """What is known of one upstream."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self.answers = Answers()
+        self.row = Row()
+        self.blamed: OrderedDict[int, float] = OrderedDict()  # jobs that met trouble, when they last did
+        self.troubles: OrderedDict[tuple[int, int], Trouble] = OrderedDict()  # of tokens: job and place
+        self.suspects: set[int] = set()  # of the jobs that were heard of last
+        self.odd: OrderedDict[int, None] = OrderedDict()  # jobs that were suspects once
+        self.holds: OrderedDict[str, Hold] = OrderedDict()  # by token, topic or condition
+        self.unauthorized: Pause | None = None  # as if for it: since when single messages are refused with 401
+        self.told_at = 0.0
+
+    def recover(self, through: Sequence[Result]) -> None:
+        """Of what got through: the troubles that it had before were chance."""
+        for result in through:
+            for n in range(result.n, result.n + result.span) if result.attempt > 1 else ():
+                trouble = self.troubles.pop((result.job, n), None)
+                for at in trouble.at if trouble else ():
+                    self.answers.note(0, 1, at)
+
+    def find_suspects(self, troubles: Sequence[Result], proven: Callable[[int], bool]) -> None:
+        """Note which jobs had trouble before while others got through since, now or once: it says little of the
+        upstream.
+        """
+        jobs = {result.job for result in troubles}
+        self.suspects = {
+            job
+            for job in jobs
+            if (job in self.odd or self.blamed.get(job, math.inf) < self.row.through_at) and not proven(job)
+        }
+        for job in self.suspects:
+            remember(self.odd, job, None)
+
+    def last_trouble(self, job: int) -> float:
+        """When a job last met trouble, 0 if it did not: the next probe is to be one for which that is longest ago. Of
+        one that is odd the answer would tell little.
+        """
+        return self.blamed.get(job, 0.0) + (ODD_LATER if job in self.odd else 0.0)
+
+
+class Traffic:
+    def __init__(self, paces: Mapping[str, Pace], policy: Policy) -> None:
+        self.policy = policy
+        self.standings = {name: Standing(pace) for name, pace in paces.items()}
+        self.pauses: dict[str, Pause] = {}
+
+    # --------------------------------------------------------------------------------------------- what may be sent
+
+    def end_pause(self, upstream: str, since: float, now: float) -> None:
+        """Let a paused upstream be probed at once if its credential, which we have had `since` then, is newer than
+        that, or the clock went back.
+        """
+        paused = self.pauses.get(upstream)
+        if not paused or paused.until <= now:
+            return
+        if not paused.probe and paused.began < since and paused.reason.startswith("HTTP 401"):
+            # Half of it, so that it is what it was, not doubled, if this one is refused as well.
+            self.pauses[upstream] = paused._replace(until=now, delay=paused.delay / 2)
+        elif paused.until > now + PROBE_WAIT + SET_BACK:
+            self.pauses[upstream] = paused._replace(began=now, until=now)
+
+    def allow(self, upstream: str, now: float) -> tuple[int, float]:
+        """How many tokens may go there now; when none, after how many seconds to ask again."""
+        paused = self.pauses.get(upstream)
+        if paused and now < paused.until:
+            return 0, paused.until - now
+        if paused:
+            return 1, 0.0
+        standing = self.standings[upstream]
+        standing.pace = advance(standing.pace, now)
+        if standing.pace.credit < 1:
+            return 0, until_credit(standing.pace)
+        return int(standing.pace.credit), 0.0
+
+    def probing(self, upstream: str) -> Callable[[int], float] | None:
+        """If the upstream is paused: what tells when a job last met trouble, for the probe is to be another."""
+        return self.standings[upstream].last_trouble if upstream in self.pauses else None
+
+    def holds(self, upstream: str, now: float) -> bool:
+        """Whether any target of an upstream has had too much, lately."""
+        holds = self.standings[upstream].holds
+        while holds and not next(iter(holds.values())).matters(now):
+            holds.popitem(last=False)
+        return bool(holds)
+
+    def held(self, upstream: str, target: str, now: float) -> float:
+        """Until when what is for a target must wait because that has had too much; 0 when it may go."""
+        hold = self.standings[upstream].holds.get(target)
+        if hold is None or hold.until <= now or hold.until > now + hold.delay + SET_BACK:
+            return 0.0
+        return hold.until
+
+    def sent(self, upstream: str, count: int, job: int, now: float) -> None:
+        """So many tokens went, the first of a job; the one to a paused upstream is its probe."""
+        if not count:
+            return
+        standing = self.standings[upstream]
+        standing.pace = spend(standing.pace, count)
+        if paused := self.pauses.get(upstream):
+            self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probe=job)
+
+    def news(self) -> dict[str, Pause]:
+        """The pauses; and where the credential is refused, when that was first: what was sent with it is refused for a
+        while after it was renewed.
+        """
+        news = dict(self.pauses)
+        for name, standing in self.standings.items():
+            if standing.unauthorized and (name not in news or news[name].reason.startswith("HTTP 401")):
+                news[name] = standing.unauthorized
+        return news
+
+    # ----------------------------------------------------------------------------------------------- what was answered
+
+    def hear(
+        self,
+        upstream: str,
+        through: Sequence[Result],
+        troubles: Sequence[Result],
+        proven: Callable[[int], bool],
+        in_hand: int,
+        now: float,
+    ) -> None:
+        """Take in what messages were answered that got through, and those that met trouble; pause the upstream or end
+        its pause, and set its pace. `proven`: whether some of a job's tokens have got through.
+        """
+        standing = self.standings[upstream]
+        taken = sum([result.span for result in through])
+        if taken:
+            standing.row.end(taken, now)
+            standing.recover(through)
+        standing.find_suspects(troubles, proven)
+        slowed = 0
+        for result in troubles:
+            weight = self._witness(standing, result, proven(result.job), now)
+            slowed += weight if result.outcome.verdict not in BLAMES_UPSTREAM else 0  # those are not about load
+        standing.answers.note(taken, 0, now)
+        if upstream in self.pauses:
+            self._judge_probe(upstream, bool(taken), troubles, now)
+        elif troubles and standing.row.is_everybodys(now):
+            self._pause(upstream, troubles[-1], now)
+        if taken or slowed:
+            self._set_pace(upstream, taken, slowed, in_hand, now)
+        for result in troubles:
+            remember(standing.blamed, result.job, now)
+
+    def _witness(self, standing: Standing, result: Result, proven: bool, now: float) -> int:
+        """What an answer that tells of trouble weighs; it lengthens the row, but hardly if its job is suspect."""
+        suspect = result.job in standing.suspects
+        refused = result.outcome.verdict is Verdict.UPSTREAM_CONFIG
+        if refused and result.outcome.reason.startswith("HTTP 401") and not suspect:
+            known = standing.unauthorized
+            if known is None or not known.began <= now < known.until:
+                standing.unauthorized = Pause(result.outcome.reason, now, RENEW_EVERY, now + RENEW_EVERY, now)
+        if suspect:
+            standing.row.doubt(result.job)
+        if suspect and refused:
+            return 0
+        weight = standing.row.weigh(result.job, proven, result.span, now)
+        if not suspect:
+            standing.row.lengthen(weight, result.outcome.verdict is Verdict.UNREACHABLE, now)
+        return weight
+
+    def _judge_probe(self, upstream: str, through: bool, troubles: Sequence[Result], now: float) -> None:
+        """What came while the upstream was paused: of requests from before the pause, or of the probe."""
+        paused, standing = self.pauses[upstream], self.standings[upstream]
+        if through and (paused.probe or now >= paused.until):
+            del self.pauses[upstream]
+            standing.pace = resume(standing.pace, now)
+            log.logger.warning("upstream %s answers again", upstream)
+            return
+        failed = [result for result in troubles if result.job == paused.probe]
+        if failed and paused.probe in standing.suspects:
+            self.pauses[upstream] = prolong(paused, now)
+        elif failed:
+            self._pause(upstream, failed[-1], now)
+
+    def _pause(self, upstream: str, result: Result, now: float) -> None:
+        self.pauses[upstream] = paused = pause(self.pauses.get(upstream), result.outcome, now)
+        log.logger.warning(
+            "upstream %s is paused for %.0f s: %s; its messages are kept (job %s)",
+            upstream,
+            paused.until - now,
+            paused.reason,
+            format_id(result.job),
+        )
+
+    def _set_pace(self, upstream: str, taken: int, refused: int, in_hand: int, now: float) -> None:
+        standing = self.standings[upstream]
+        before = standing.pace
+        standing.pace = heard(before, taken, refused, in_hand, now)
+        if standing.pace.rate < before.rate and not 0 <= now - standing.told_at < LOG_EVERY:
+            standing.told_at = now
+            share = 100 * standing.pace.first.share
+            log.logger.warning(
+                "upstream %s refuses %.0f %%: slowing down to %.0f/s", upstream, share, standing.pace.rate
+            )
+
+    # ------------------------------------------------------------------------------------------ whose trouble it is
+
+    def rule(self, result: Result, held: Held, now: float) -> Ruling:
+        """What is to be held against a token of a result that `hear` was told of, and against its target. Remembered
+        at once: a settle that fails is repeated, which charges nothing twice, for nobody gets through between the two.
+        """
+        standing, outcome = self.standings[result.upstream], result.outcome
+        if outcome.verdict is Verdict.RETURNED:
+            return Ruling(held.charged, back=result.job not in standing.blamed)
+        if outcome.verdict is Verdict.PUT_OFF:
+            return Ruling(held.charged + 1, tries=held.charged + 1)
+        if outcome.verdict is Verdict.HELD:
+            return Ruling(held.charged, held=self._hold(standing, held.token, outcome, now))
+        if result.upstream in self.pauses and result.job not in standing.suspects and not outcome.may_be_taken:
+            # It is everybody's: at worst it is tried again after the first wait, however often that has been.
+            return Ruling(held.charged, back=outcome.verdict in BLAMES_UPSTREAM)
+        trouble, charged = again(standing.troubles.get((result.job, held.n)), outcome, standing.answers, now)
+        remember(standing.troubles, (result.job, held.n), trouble)
+        return Ruling(held.charged + charged, tries=trouble.tries)
+
+    def _hold(self, standing: Standing, target: str, outcome: Outcome, now: float) -> float:
+        """Until when a target is held that has said it had too much: longer each time."""
+        known = standing.holds.get(target)
+        if known and now < known.until:
+            return known.until  # of a request from before
+        delay = outcome.retry_after if outcome.retry_after is not None else self.policy.retry_base
+        if known and known.matters(now):
+            delay = max(delay, min(2 * known.delay, self.policy.retry_cap))
+        remember(standing.holds, target, Hold(now + delay, delay))
+        return now + delay

@@ -1,0 +1,1 @@
+"""How the state is kept in one SQLite file. Nobody but the state process imports this."""

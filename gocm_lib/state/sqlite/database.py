@@ -1,0 +1,305 @@
+"""The spool's file: made, locked, checked and opened.
+
+Promises that one GoCM at a time has it, and that a file which is damaged, foreign or from another version is refused
+and left as it is: starting empty instead would lose what had been accepted. Knows how much room there is for it, and
+keeps some in reserve: a disk that others fill up must not keep us from noting what was sent.
+"""
+
+import fcntl
+import os
+import sqlite3
+import stat
+import struct
+import sys
+from pathlib import Path
+
+from gocm_lib.config.settings import Exit
+from gocm_lib.state.sqlite import keys, report, spool
+
+SCHEMA_VERSION = 8
+UPGRADES = {7: keys.UPGRADE}  # what makes the next format of each that we know
+APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
+
+
+BESIDE = ("-wal", "-shm", "-journal", ".lock", ".reserve")  # what files of a spool are called
+START_PATIENCE, PATIENCE = 30_000, 1000  # milliseconds to wait for a lock that another program holds on the spool
+LOG = 8 * 1024 * 1024  # bytes to which SQLite's log is cut when it is begun anew; it is twice what it needs mostly
+RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
+SHRUNK, WORTH_SHRINKING = 4 * 1024 * 1024, 8 * 1024 * 1024  # bytes
+
+
+class SpoolError(Exception):
+    """The spool cannot be opened; str() is the line for the operator, `code` the exit code. The file is untouched."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _lock(path: str) -> int:
+    # A file of its own and flock, not the spool and fcntl: closing any descriptor of a file drops the fcntl locks that
+    # SQLite holds on it, and with them SQLite's protection against other programs.
+    try:
+        descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise SpoolError(
+            f"another GoCM runs on the spool {path}: stop it, or give this one its own --spool", Exit.SPOOL_IN_USE
+        ) from None
+    return descriptor
+
+
+def _create(path: str) -> None:
+    """Make an empty spool under another name and rename it: a spool is there whole or not at all."""
+    fresh = path + ".new"
+    Path(fresh).unlink(missing_ok=True)
+    os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(fresh, isolation_level=None)
+    _lay_out(db)
+    db.close()
+    os.rename(fresh, path)
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    db.executescript(
+        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+        f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
+
+
+def _check_owner(path: str) -> None:
+    """Refuse a spool of which any file belongs to another user, may be read by everybody, or is a link: tokens are in
+    it, and SQLite uses those that it finds.
+    """
+    for name in (path, *(path + suffix for suffix in BESIDE)):
+        try:
+            found = os.stat(name) if name == path else os.lstat(name)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise SpoolError(f"{name} is no regular file: move it away", Exit.SPOOL_UNWRITABLE)
+        if found.st_uid != os.geteuid():
+            problem = f"{name} belongs to user {found.st_uid}, and tokens are in it: run as that user, or chown it"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+        if found.st_mode & 0o007:
+            problem = f"everybody here may read or write {name}, and tokens are in it: chmod o= {path}*"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+
+
+def _inspect(path: str) -> None:
+    """Refuse what is no spool of ours, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
+    with open(path, "rb") as file:
+        header = file.read(100)
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise SpoolError(
+            f"the spool {path} is damaged (no SQLite header): move it away to start empty", Exit.SPOOL_DAMAGED
+        )
+    version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
+    if application != APPLICATION_ID:
+        raise SpoolError(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
+    if version not in (SCHEMA_VERSION, *UPGRADES):
+        raise SpoolError(
+            f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: run the version that wrote it",
+            Exit.SPOOL_DAMAGED,
+        )
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    try:
+        if path == ":memory:":
+            _lay_out(db)
+            return db
+        # Patient while we start: somebody who looks into the spool may have locked it for a moment.
+        db.execute(f"PRAGMA busy_timeout = {START_PATIENCE}")
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("quick_check found damage")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise sqlite3.DatabaseError("no WAL possible")
+        # FULL fsyncs the log at each commit. NORMAL does not, and loses acknowledged commits at a power cut.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 1000")
+        db.execute(f"PRAGMA journal_size_limit = {LOG}")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA secure_delete = ON")  # tokens that are forgotten are gone from the file, too
+        # Written although nothing changes: better to find out now than with the first message that this cannot be done.
+        checkpoint(db)  # the log may hold all the room that is left
+        _upgrade(db)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise SpoolError(
+            f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
+        ) from None
+    return db
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Bring a spool of an older format to ours, each step a transaction."""
+    while steps := UPGRADES.get(version := db.execute("PRAGMA user_version").fetchone()[0]):
+        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version + 1}; COMMIT;")
+
+
+def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
+    """The connection to the spool at `path` (made when missing) and its lock's descriptor. Raises SpoolError."""
+    if path == ":memory:":
+        return _connect(path), -1
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        os.umask(0o077)
+        _check_owner(path)
+        if os.path.exists(path):
+            _inspect(path)
+        held = _lock(path)
+        Room(path).use_reserve()  # a start on a full disk needs it; it is taken again when there is room
+        if not os.path.exists(path):
+            _create(path)
+    except OSError as error:
+        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    except sqlite3.Error as error:
+        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    before = _open_files()
+    db = _connect(path)
+    try:
+        _check_opened(path, before)
+    except SpoolError:
+        db.close()
+        raise
+    _guard(path)
+    return db, held
+
+
+def _open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _check_opened(path: str, before: set[str]) -> None:
+    """Refuse the spool if of what was opened since `before` anything is another user's: SQLite opens by name, and where
+    others can rename, another file may have the name by then.
+    """
+    for name in _open_files() - before:
+        try:
+            found = os.fstat(int(name))
+        except OSError:
+            continue  # it was for the listing
+        if stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
+            problem = f"user {found.st_uid} puts other files in the place of {path}: give it a directory of its own"
+            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+
+
+def _guard(path: str) -> None:
+    """From now on nobody in this process but SQLite may open the spool's files. Closing any descriptor of a file drops
+    the locks that this process holds on it (POSIX), SQLite's too: the next program that looks into the spool would
+    then delete the log under us, and what was accepted with it. (sqlite.org/howtocorrupt.html, section 2.2)
+    """
+    files = {os.path.abspath(path + suffix) for suffix in ("", "-wal", "-shm")}
+
+    def refuse(event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], str) and os.path.abspath(arguments[0]) in files:
+            raise RuntimeError(f"{arguments[0]} may be opened by SQLite only")
+
+    sys.addaudithook(refuse)
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether a statement failed because the disk is full."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def is_passing(error: sqlite3.Error) -> bool:
+    """Whether a statement failed because of what passes: a full disk, or another program's lock on the spool."""
+    return is_full(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def usage(db: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the spool that hold something, and bytes in its file that are free to be used again."""
+    [[size]], [[pages]], [[unused]] = (
+        db.execute(f"PRAGMA {count}") for count in ("page_size", "page_count", "freelist_count")
+    )
+    return size * (pages - unused), size * unused
+
+
+def checkpoint(db: sqlite3.Connection) -> None:
+    """Write the log into the spool's file, as far as nobody reads in it and there is room, so that it begins anew."""
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.OperationalError as error:
+        if not is_full(error):
+            raise
+
+
+def cut_log(db: sqlite3.Connection) -> None:
+    """Cut SQLite's log to nothing, unless somebody reads in it just now."""
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {PATIENCE}")
+
+
+def shrink(db: sqlite3.Connection) -> None:
+    """Give back to the disk what a backlog has left free in the spool's file, if that is much, and little to keep:
+    then it takes a moment. (SQLite could do it bit by bit, auto_vacuum, but that costs a fifth more for each message.)
+    """
+    used, unused = usage(db)
+    if used < SHRUNK and unused > WORTH_SHRINKING:
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class Room:
+    """The room that a spool has on its disk, and our reserve of it. For `:memory:` there is always enough."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = "" if path == ":memory:" else os.path.dirname(os.path.abspath(path))
+        self._reserve = path + ".reserve"
+        self._log = path + "-wal"
+
+    def free(self) -> int:
+        """Bytes that are free on the disk beyond the reserve; below 0 while there is no room for that."""
+        if not self._directory:
+            return sys.maxsize
+        disk = os.statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize - (0 if os.path.exists(self._reserve) else RESERVE)
+
+    def keep_reserve(self, least: int) -> bool:
+        """Take the reserve, unless less than `least` bytes would be left beyond it; whether we have it now."""
+        if not self._directory or os.path.exists(self._reserve):
+            return True
+        if self.free() < least:
+            return False
+        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE)
+            return True
+        except OSError:
+            os.unlink(self._reserve)
+            return False
+        finally:
+            os.close(descriptor)
+
+    def overlong_log(self) -> int:
+        """By how many bytes SQLite's log is longer than it should be: it grows while somebody reads in the spool."""
+        try:
+            return max(0, os.stat(self._log).st_size - LOG) if self._directory else 0
+        except FileNotFoundError:
+            return 0
+
+    def use_reserve(self) -> bool:
+        """Give the reserve's room to the spool; whether there was one."""
+        try:
+            os.unlink(self._reserve)
+        except OSError:
+            return False
+        return True

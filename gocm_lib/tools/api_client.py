@@ -1,0 +1,132 @@
+"""Speaks to a running server, for the commands that ask it something."""
+
+import http.client
+import json
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from gocm_lib.config.settings import Exit, SettingsError
+from gocm_lib.process import deadline, log
+
+PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
+LARGEST = 64 * 1024 * 1024  # bytes of an answer: ours have 8 MiB of text, which JSON may write longer
+WIDEST = 10_000  # characters of a column
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+def show(*columns: object) -> None:
+    """Print what came from the network, in a line: whoever answers at a port must not reach the terminal's escapes."""
+    print(*(log.one_line(str(column)[:WIDEST]) for column in columns), sep="\t", flush=True)
+
+
+class RemoteError(SettingsError):
+    """The server does not answer, or refuses; str() is the line for the operator. The exit code is 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Exit.FAILED)
+
+
+class Answer(NamedTuple):
+    """What a server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def reason(self) -> str:
+        """Why it refuses, as it says itself."""
+        try:
+            return str(json.loads(self.body)["error"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return f"HTTP {self.status}"
+
+    def retry_after(self) -> int:
+        """After how many seconds it asks to be asked again; 1 when it does not say."""
+        given = self.headers.get("Retry-After", "")
+        return max(1, int(given)) if re.fullmatch("[0-9]{1,5}", given) else 1
+
+
+class Remote:
+    """A server at a URL, or on the UNIX socket at a path. `ca`: PEM file of the authorities to trust, "" for the
+    system's, None to ask whoever answers (nothing secret must be told then).
+    """
+
+    def __init__(self, to: str, token: str = "", ca: str | None = "") -> None:
+        self._to = to
+        self._headers = {"Host": "localhost"} if to.startswith("/") else {}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._below = "" if to.startswith("/") else urlsplit(to).path.rstrip("/")  # where a proxy has put it
+        self._connection = _connection(to, ca)
+
+    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
+        try:
+            self._connection.connect()
+            sock = self._connection.sock
+            with deadline.limit(PATIENCE, lambda: sock):
+                self._connection.request(method, self._below + path, body, self._headers | headers)
+                answer = self._connection.getresponse()
+                content = answer.read(LARGEST)
+                if answer.read(1):
+                    raise ValueError(f"its answer has more than {LARGEST} bytes")
+            return Answer(answer.status, answer.headers, content)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise RemoteError(f"no GoCM answers at {self._to}: {reason}") from None
+        finally:
+            self._connection.close()  # the next request opens it again
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """What it answers to a post. Raises RemoteError when nobody does."""
+        return self._request("POST", path, body, headers)
+
+    def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+        """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
+        answer = self._request(method, path, body and body.encode(), FORM if body is not None else {})
+        try:
+            return answer.status, json.loads(answer.body)
+        except (ValueError, RecursionError) as error:
+            raise RemoteError(f"no GoCM answers at {self._to}: {error}") from None
+
+    def take(self, method: str, path: str, has: str, body: str | None = None) -> dict[str, Any]:
+        """The JSON of an answer that is 200, an object that has this member. Raises RemoteError with what it says
+        otherwise.
+        """
+        status, told = self.ask(method, path, body)
+        if status != 200:
+            raise RemoteError(str(isinstance(told, dict) and told.get("error") or f"HTTP {status}"))
+        if not isinstance(told, dict) or has not in told:
+            raise RemoteError(f"what answers at {self._to} is no GoCM")
+        return told
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+
+def _connection(to: str, ca: str | None) -> http.client.HTTPConnection:
+    if to.startswith("/"):
+        return _UnixConnection(to)
+    parts = urlsplit(to)
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+    except (OSError, ssl.SSLError):
+        raise SettingsError(f"--ca {ca} holds no PEM certificates") from None
+    if ca is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)

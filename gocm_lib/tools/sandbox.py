@@ -1,0 +1,314 @@
+"""The pretend upstream as a server: to try everything with, with no Google account and no key.
+
+One thread, one event loop, so that it keeps up with thousands of requests a second. What it answers is decided in
+`pretend`; here are the connections, and the URLs by which its behaviour is set and its ledger read:
+
+    POST any path ending in /send               as legacy GCM
+    POST /v1/projects/PROJECT/messages:send     as FCM v1
+    POST /token, GET /computeMetadata/v1/...    as Google's token endpoint and metadata server
+    GET  /sandbox/received                      the ledger: {"requests", "peak", "arrived": {token: times}, ...}
+    GET  /sandbox/counts                        the same without the tokens, only how many
+    POST /sandbox/mode                          {"latency": 0.2, "status": 503, "retry_after": 5, ...}
+    POST /sandbox/reset                         empty the ledger, back to normal
+"""
+
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import ssl
+import time
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from gocm_lib.config.settings import Exit, SandboxSettings, Settings, SettingsError, is_loopback
+from gocm_lib.front import auth, response
+from gocm_lib.front.request import Reader, Request
+from gocm_lib.message.job import BadRequest
+from gocm_lib.process import child, log
+from gocm_lib.tools.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
+
+MAX_BODY = 16 * 1024 * 1024
+BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
+GATHER = 0.002  # seconds, not each by itself: it is to be tried against, not to take the CPU from what is tried
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+def render(answer: Answer) -> bytes:
+    return (
+        f"HTTP/1.1 {answer.status} Pretend\r\nContent-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n{answer.headers}\r\n"
+    ).encode() + answer.body
+
+
+class _Peer:
+    """A connection: its socket, what it sent, what it is owed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.reader = Reader(MAX_BODY)
+        self.unsent = b""
+        self.waiting = 0  # requests taken and not yet answered
+        self.closed = False
+
+
+class Sandbox:
+    def __init__(
+        self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None, host: str = ""
+    ) -> None:
+        """`host`: by what name, beside addresses and localhost, it may be called to be told what to do."""
+        self.normal = pretender.mode.latency
+        self.pretender = pretender
+        self._tls = tls
+        self._policy = auth.Policy(names=frozenset([host.lower()]))
+        self._listener = listener
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, READ)
+        self._later: list[tuple[float, int, _Peer, bytes | None]] = []  # answers in the order they fall due
+        self._count = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.pretender.ledger
+
+    def answer(self, request: Request) -> tuple[float, bytes | None]:
+        """Seconds to wait and the bytes to send then, None for closing; inf for never."""
+        if request.path.startswith("/sandbox/"):
+            return 0.0, render(self._control(request))
+        delay, answer = self.pretender.answer(request)
+        return delay, answer and render(answer)
+
+    def _control(self, request: Request) -> Answer:
+        what = (request.method, request.path)
+        try:
+            # As the server itself does: no page that somebody looks at may set or read any of this.
+            auth.check(request.headers, self._policy, local=False, public=True)
+        except BadRequest as problem:
+            return Answer(problem.status, response.error(problem))
+        if what == ("GET", "/sandbox/received"):
+            return Answer(200, self.ledger.as_json())
+        if what == ("GET", "/sandbox/counts"):
+            return Answer(200, self.ledger.counts())
+        if what == ("POST", "/sandbox/reset"):
+            self.pretender.reset(Mode(self.normal))
+            return Answer(200, b"ok\n", "text/plain")
+        if what == ("POST", "/sandbox/mode"):
+            try:
+                change(self.pretender.mode, json.loads(request.body))
+            except (BadRequest, ValueError, RecursionError) as problem:
+                return Answer(400, response.error(BadRequest(str(problem), getattr(problem, "field", ""))))
+            return Answer(200, b"ok\n", "text/plain")
+        return Answer(404, b"known are /sandbox/received, /counts, /mode and /reset\n", "text/plain")
+
+    # ---------------------------------------------------------------------------------------------- the event loop
+
+    def run(self) -> NoReturn:
+        while True:
+            if len(self._later) > BUSY:
+                time.sleep(GATHER)
+            wait = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+            for key, events in self._selector.select(wait):
+                if key.data is None:
+                    self._accept()
+                elif not key.data.closed:
+                    self._on_ready(key.data, events)
+            now = time.monotonic()
+            while self._later and self._later[0][0] <= now:
+                _, _, peer, answer = heapq.heappop(self._later)
+                self._deliver(peer, answer)
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # no descriptors left: the connection stays in the backlog, and asking at once would spin
+                time.sleep(0.01)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            self.ledger.connections += 1
+            self._selector.register(sock, READ, _Peer(sock))
+
+    def _on_ready(self, peer: _Peer, events: int) -> None:
+        try:
+            if events & WRITE:
+                self._write(peer)
+            while events & READ:
+                data = peer.sock.recv(256 * 1024)
+                if not data:
+                    return self._close(peer)
+                peer.reader.feed(data)
+                while request := peer.reader.next():
+                    self._schedule(peer, *self.answer(request))
+                if not self._tls:
+                    return None
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except ssl.SSLWantWriteError:
+            self._selector.modify(peer.sock, READ | WRITE, peer)
+        except BadRequest as problem:
+            self._schedule(peer, 0.0, render(Answer(problem.status, problem.error.encode(), "text/plain")))
+        except OSError:
+            self._close(peer)
+
+    def _schedule(self, peer: _Peer, delay: float, answer: bytes | None) -> None:
+        peer.waiting += 1
+        self.ledger.in_flight += 1
+        self.ledger.peak = max(self.ledger.peak, self.ledger.in_flight)
+        if delay == 0.0:
+            self._deliver(peer, answer)
+        elif delay != float("inf"):
+            self._count += 1
+            heapq.heappush(self._later, (time.monotonic() + delay, self._count, peer, answer))
+
+    def _deliver(self, peer: _Peer, answer: bytes | None) -> None:
+        if peer.closed:
+            return None
+        peer.waiting -= 1
+        self.ledger.in_flight -= 1
+        if answer is None:
+            return self._close(peer)
+        peer.unsent += answer
+        try:
+            self._write(peer)
+        except OSError:
+            self._close(peer)
+
+    def _write(self, peer: _Peer) -> None:
+        while peer.unsent:
+            try:
+                peer.unsent = peer.unsent[peer.sock.send(peer.unsent) :]
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                self._selector.modify(peer.sock, READ | WRITE, peer)
+                return
+        if self._selector.get_key(peer.sock).events & WRITE:
+            self._selector.modify(peer.sock, READ, peer)
+
+    def _close(self, peer: _Peer) -> None:
+        peer.closed = True
+        self.ledger.in_flight -= peer.waiting
+        self._selector.unregister(peer.sock)
+        peer.sock.close()
+
+
+def change(mode: Mode, fields: Any) -> None:
+    """Set the given fields of a mode. Raises BadRequest on an unknown one or a value of the wrong type."""
+    if not isinstance(fields, dict):
+        raise BadRequest("must be a JSON object")
+    for name, value in fields.items():
+        kinds = Mode.FIELDS.get(name)
+        if kinds is None:
+            raise BadRequest("known are " + ", ".join(Mode.FIELDS), name[:64])
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise BadRequest("must be of type " + kinds[-1].__name__, name)
+        if problem := mistake(name, value):
+            raise BadRequest(problem, name)
+    for name, value in fields.items():
+        setattr(mode, name, value)
+
+
+def point_at(settings: Settings, port: int) -> Settings:
+    """The server's settings, sending to the sandbox at a port: with its metadata server for access tokens, unless there
+    is a --credentials file; one that does not exist yet is made.
+    """
+    here = f"127.0.0.1:{port}"
+    settings = replace(settings, gcm_url=f"http://{here}/gcm/send", fcm_url=f"http://{here}", apikey="sandbox")
+    if settings.credentials:
+        if not os.path.exists(settings.credentials):
+            write_credentials(settings.credentials, port)
+        return settings
+    return replace(settings, token_command="", fcm_metadata=True, metadata_host=here, fcm_project=PROJECT)
+
+
+def write_credentials(path: str, port: int) -> None:
+    """Make a service account's file, as Google makes them, for the sandbox at a port. Raises SettingsError."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+    except ImportError:
+        raise SettingsError(f"making {path} needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    account = {
+        "type": "service_account",
+        "project_id": PROJECT,
+        "private_key_id": "sandbox",
+        "private_key": pem.decode(),
+        "client_email": f"sandbox@{PROJECT}.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": f"http://127.0.0.1:{port}/token",
+    }
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(account, file, indent=2)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
+
+
+def public_key(path: str) -> Any:
+    """The key that checks what is signed with a service account's file; None without one."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+
+        with open(path) as file:
+            private = serialization.load_pem_private_key(json.load(file)["private_key"].encode(), None)
+    except (ImportError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return private.public_key()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def main(settings: Settings, listener: socket.socket, control: Connection) -> None:
+    """The sandbox as a child of the server's supervisor."""
+    child.enter("sandbox", settings)
+    control.send(("ready", None))
+    Sandbox(listener, Pretender(Mode(0.0), public_key(settings.credentials))).run()
+
+
+def command(settings: SandboxSettings) -> NoReturn:
+    """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises SettingsError when it cannot be."""
+    child.raise_file_limit()
+    child.collect_seldom()
+    tls = None
+    if settings.tls_cert:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
+    if not (is_loopback(settings.host) or settings.no_auth):
+        raise SettingsError(
+            f"--host {settings.host} can be reached by other machines, and they may change what the sandbox does: "
+            "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
+        )
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {reason}", Exit.ADDRESS) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if settings.write_credentials and not os.path.exists(settings.write_credentials):
+        write_credentials(settings.write_credentials, listener.getsockname()[1])
+    log.logger.info("sandbox listens on %s port %d", *listener.getsockname()[:2])
+    Sandbox(
+        listener, Pretender(Mode(settings.latency), public_key(settings.write_credentials)), tls, settings.host
+    ).run()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(Exit.OK)

@@ -1,0 +1,99 @@
+"""The API's description against its routes, and the server against its description: with what fits it, and what not."""
+
+import json
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from kit import Http, Program
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from gocm_lib import __version__
+from gocm_lib.front import handlers, openapi
+from gocm_lib.message.job import FIELDS
+
+short = pytest.mark.short
+DOCUMENT = openapi.document(handlers.ROUTES)
+
+
+@short
+def test_it_has_the_routes_and_no_others():
+    described = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    assert described == set(openapi.OPERATIONS) == {(route.method, route.path) for route in handlers.ROUTES}
+    assert DOCUMENT["info"]["version"] == __version__
+
+
+@short
+def test_it_has_the_fields_of_a_message():
+    assert set(openapi.SCHEMAS["Push"]["properties"]) == set(openapi._PUSH_FORM["properties"]) == set(FIELDS)
+    assert set(openapi.KEPT["enum"]) == set(handlers.KEPT_FAILURES)
+
+
+@short
+def test_what_it_refers_to_is_there():
+    text = json.dumps(DOCUMENT)
+    for part in text.split('"#/components/schemas/')[1:]:
+        assert part.partition('"')[0] in openapi.SCHEMAS
+
+
+def test_it_is_served(base):
+    assert Http(int(base.rpartition(":")[2])).json("GET", "/openapi.json") == DOCUMENT
+
+
+# -------------------------------------------------------------------------------------------------------- the server
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A server with its sandbox, and some of everything in it."""
+    words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--max-attempts", "1", "--log-level", "error")
+    spool = str(tmp_path_factory.mktemp("spool") / "s.db")
+    program = Program(*words, "--spool", spool, "--log-level", "info")
+    port = int(program.logged(r"listens on \S+ port (\d+)"))
+    tokens = ["a", "gone-b", "flaky-1-c"]
+    Http(port).ask(
+        "POST", "/gcm/send", json.dumps({"tokens": tokens, "payload": {}}), {"Content-Type": "application/json"}
+    )
+    yield f"http://127.0.0.1:{port}"
+    assert not program.find("Traceback")
+    program.kill_group()
+
+
+@pytest.fixture(scope="module")
+def described(base):
+    return schemathesis.openapi.from_url(f"{base}/openapi.json")
+
+
+# All but two: what fits the description may still be refused (a payload's keys that FCM has for itself, what is sent to
+# GCM and only FCM has), and this server asks for no token.
+LEFT = {"positive_data_acceptance", "ignored_auth"}
+FITS, DOES_NOT = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+# What takes nothing cannot be asked wrongly.
+TAKES = [
+    route
+    for route in handlers.ROUTES
+    if {"parameters", "requestBody"} & set(openapi.OPERATIONS[route.method, route.path])
+]
+
+
+@pytest.mark.parametrize(
+    "mode, route",
+    [
+        pytest.param(mode, route, id=f"{route.method} {route.path} {mode.value}")
+        for mode, routes in ((FITS, handlers.ROUTES), (DOES_NOT, TAKES))
+        for route in routes
+    ],
+)
+def test_the_server_keeps_to_it(described, mode, route):
+    operation = described[route.path][route.method.lower()]
+    checks = [check for check in CHECKS.get_all() if check.__name__ in LEFT]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    def keeps_to_it(case):
+        response = case.call()
+        if response.status_code != 411:  # a body sent in pieces, which is refused whatever it is
+            case.validate_response(response, excluded_checks=checks)
+
+    keeps_to_it()

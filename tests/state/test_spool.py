@@ -1,0 +1,711 @@
+"""The spool and the report against a dict: no token lost, none in two hands, every count exact."""
+
+import itertools
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from kit import KEEPING, POLICY, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
+
+from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
+from gocm_lib.state.contract import COUNTERS, STATES, Past, Which
+from gocm_lib.state.sqlite import database
+from gocm_lib.state.sqlite.database import Room
+from gocm_lib.state.sqlite.spool import DEAD, OVER
+from gocm_lib.state.state import State
+
+pytestmark = pytest.mark.short
+
+
+def after_trouble(outcome):
+    """A State that has just heard of trouble, so that the next at 1000.0 is the upstream's."""
+    state = new_state()
+    state.accept([new_job(999, ["first"], now=999.0, life=1.0)])
+    state.settle(1, [Result("gcm", *place, 1, outcome) for place in claim(state, now=999.4)], 999.4)
+    return state
+
+
+class Model(RuleBasedStateMachine):
+    """Two generations, jobs of some tokens, every verb in every order, each repeated at will."""
+
+    in_hand = Bundle("in_hand")
+
+    @initialize()
+    def begin(self):
+        self.state, self.now, self.last = new_state(), 1000.0, 0
+        self.generation = 1
+        self.state.begin(1)
+        self.waiting = {}  # (job, n) -> attempts, for READY
+        self.held = {}  # (job, n) -> (generation, attempt)
+        self.dead = set()
+        self.over = {}  # (job, n) -> its failure, "" if it was delivered
+        self.sizes = {}  # job -> how many tokens
+        self.finished = {}  # job -> when the last of them ended
+        self.whole = set()  # finished jobs of which nothing was forgotten, or more is to be
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.lists = {"canonical": [], "notregistered": []}
+
+    @rule(count=st.integers(1, 4), twice=st.booleans())
+    def accept(self, count, twice):
+        self.last += 1
+        job = new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now)
+        for _ in range(1 + twice):
+            self.state.accept([job])
+        self.waiting.update({(self.last, n): 0 for n in range(count)})
+        self.sizes[self.last] = count
+        self.counters["accepted_messages"] += 1
+        self.counters["accepted_tokens"] += count
+
+    @rule(target=in_hand, room=st.integers(0, 6), older=st.booleans(), lost=st.booleans(), restarted=st.booleans())
+    def claim(self, room, older, lost, restarted):
+        generation = self.generation - older
+        batch = next(batches)
+        taken = claim(self.state, generation, self.now, room, batch)
+        if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
+            if restarted:
+                self.state = State(self.state.db, self.state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+                self.state.begin(self.generation)
+            assert claim(self.state, generation, self.now, room, batch) == taken
+        assert not (older and taken)
+        holds = sum(held[0] == generation for held in self.held.values())
+        assert len(taken) <= max(0, room - holds)
+        for place, token in taken.items():
+            assert token.attempt == self.waiting.pop(place) + 1 and token.token == f"{place[0]}-{place[1]}"
+            self.held[place] = generation, token.attempt
+        return multiple(*taken)
+
+    @rule(
+        place=in_hand,
+        twice=st.booleans(),
+        by=st.sampled_from([0, 1]),
+        outcome=st.sampled_from(
+            [
+                DELIVERED,
+                Outcome(Verdict.DELIVERED, canonical="new"),
+                Outcome(Verdict.DEFERRED, "closed", answered=False),  # which counts, whatever others were answered
+                Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+                Outcome(Verdict.REJECTED, "no"),
+                Outcome(Verdict.UNREACHABLE, "refused"),
+            ]
+        ),
+    )
+    def settle(self, place, twice, by, outcome):
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        results = [Result("gcm", *place, attempt, outcome)] * (1 + twice)
+        self.state.settle(generation + by, results, self.now)
+        self.state.traffic.pauses.clear()
+        if by or place not in self.held:
+            return
+        del self.held[place]
+        if outcome.verdict is Verdict.UNREACHABLE:
+            self.waiting[place] = attempt - 1
+            self.counters["retries"] = self.state.snapshot().counters["retries"]  # it depends on what others met
+            return
+        self.counters["attempts"] += attempt == 1
+        if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts:
+            self.waiting[place] = attempt
+            self.counters["retries"] += 1
+            return
+        token = f"{place[0]}-{place[1]}"
+        self.end(place, {Verdict.DEFERRED: None, Verdict.DELIVERED: ""}.get(outcome.verdict, "failed"))
+        if outcome.verdict is Verdict.DELIVERED:
+            self.counters["delivered"] += 1
+            if outcome.canonical:
+                self.counters["canonicals"] += 1
+                self.lists["canonical"].append((token, "new"))
+            return
+        self.counters["failures"] += 1
+        if outcome.verdict is Verdict.UNREGISTERED:
+            self.counters["notregistered"] += 1
+            self.lists["notregistered"].append((token,))
+
+    def end(self, place, failure):
+        if failure is None:
+            self.dead.add(place)
+        else:
+            self.over[place] = failure
+        if not any(job == place[0] for job, _ in (*self.waiting, *self.held)):
+            self.finished[place[0]] = self.now
+            self.whole.add(place[0])
+
+    @rule(place=in_hand, span=st.integers(2, 4), twice=st.booleans())
+    def deliver_neighbours(self, place, span, twice):
+        """What is not in hand for this attempt is passed over, in the middle of a span, too."""
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        for _ in range(1 + twice):
+            self.state.settle(generation, [Result("gcm", *place, attempt, DELIVERED, span)], self.now)
+        for n in range(place[1], place[1] + span):
+            if self.held.get((place[0], n)) == (generation, attempt):
+                del self.held[place[0], n]
+                self.counters["attempts"] += attempt == 1
+                self.counters["delivered"] += 1
+                self.end((place[0], n), "")
+
+    @rule(place=in_hand, span=st.integers(2, 4))
+    def lose_neighbours(self, place, span):
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        gone = Outcome(Verdict.UNREGISTERED, "NotRegistered")
+        self.state.settle(generation, [Result("gcm", *place, attempt, gone, span)], self.now)
+        for n in range(place[1], place[1] + span):
+            if self.held.get((place[0], n)) == (generation, attempt):
+                del self.held[place[0], n]
+                self.counters["attempts"] += attempt == 1
+                self.counters["failures"] += 1
+                self.end((place[0], n), "failed")
+                self.counters["notregistered"] += 1
+                self.lists["notregistered"].append((f"{place[0]}-{n}",))
+
+    @rule(place=consumes(in_hand))
+    def new_generation(self, place):
+        self.generation += 1
+        self.state.begin(self.generation)
+        released = self.state.release(self.generation - 1)
+        gone = [held for held, (generation, _) in self.held.items() if generation == self.generation - 1]
+        assert released == len(gone)
+        for held in gone:
+            self.waiting[held] = self.held.pop(held)[1] - 1
+
+    @rule()
+    def replay(self):
+        assert self.state.replay(Which(0, "", "", self.now + 1), self.now) == len(self.dead)
+        self.waiting.update(dict.fromkeys(self.dead, 0))
+        self.counters["replayed"] += len(self.dead)
+        for job, _ in self.dead:
+            self.finished.pop(job, None)
+            self.whole.discard(job)
+        self.dead.clear()
+
+    @rule()
+    def discard(self):
+        assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.dead)
+        self.over.update(dict.fromkeys(self.dead, "failed"))
+        self.whole |= {job for job, _ in self.dead} & self.finished.keys()
+        self.dead.clear()
+
+    @rule(age=st.sampled_from([0.0, 10.0]), most=st.sampled_from([0, 3, 1000]))
+    def forget(self, age, most):
+        with self.state._transaction():
+            self.state.history.forget(self.now - age, most)
+        for finished, job in sorted((self.finished[job], job) for job in self.whole):
+            if finished > self.now - age and self.kept() <= most:
+                break
+            self.whole.remove(job)
+            for place in [place for place in self.over if place[0] == job]:
+                del self.over[place]
+
+    def kept(self):
+        """With how many tokens the finished jobs came; those of jobs that are open are no reason to forget these."""
+        return sum(self.sizes[job] for job in self.whole)
+
+    @rule(seconds=st.sampled_from([0.5, 60.0]))
+    def pass_time(self, seconds):
+        self.now += seconds
+
+    @rule(which=st.sampled_from(["canonical", "notregistered"]), limit=st.integers(1, 3), twice=st.booleans())
+    def read_list(self, which, limit, twice):
+        page = self.state.page(which, 0, limit)
+        assert [entry[1:] for entry in page] == self.lists[which][:limit]
+        if page:
+            for _ in range(1 + twice):
+                self.state.forget(which, page[-1][0])
+            del self.lists[which][:limit]
+
+    @invariant()
+    def nothing_is_lost_and_counts_are_exact(self):
+        rows = self.state.db.execute("SELECT job, n, attempts, generation FROM token WHERE generation >= 0").fetchall()
+        assert {(job, n): attempts for job, n, attempts, generation in rows if not generation} == self.waiting
+        assert {(job, n): generation for job, n, _, generation in rows if generation} == {
+            place: generation for place, (generation, _) in self.held.items()
+        }
+        assert self.state.spool.open.total() == len(rows) == self.state.spool.open["gcm"]
+        ended = self.state.db.execute(
+            "SELECT job, n, generation, failure <> '' FROM token WHERE generation < 0"
+        ).fetchall()
+        assert {(job, n) for job, n, generation, _ in ended if generation == DEAD} == self.dead
+        assert {(job, n): failed for job, n, generation, failed in ended if generation == OVER} == {
+            place: bool(failure) for place, failure in self.over.items()
+        }
+        counted = {"tokens": len(rows), "dead": len(self.dead), "over": len(self.over), "finished": self.kept()}
+        snapshot = self.state.snapshot()
+        assert self.state.spool.tally == counted | {"jobs": snapshot.pending}
+        assert snapshot.counters == self.counters
+        assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
+        open_jobs = {job for job, _ in (*self.waiting, *self.held)}
+        jobs = open_jobs | {job for job, _ in (*self.dead, *self.over)}
+        assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
+        assert (self.state.spool.oldest() is None) == (not open_jobs)
+        for job, size in self.sizes.items():
+            status = self.state.status(job, "", -1, 10)
+            assert isinstance(status, Past) == (job not in jobs)
+            if job in jobs:
+                assert status.size == size and (status.finished == 0) == (job in open_jobs)
+                assert status.states == {state: sum(fate.state == state for fate in status.fates) for state in STATES}
+        for generation in (self.generation - 1, self.generation):
+            assert self.state.spool.in_hand[generation, "gcm"] == sum(
+                held[0] == generation for held in self.held.values()
+            )
+
+
+Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase
+
+
+def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    assert claim(state)[1, 0].attempt == 1
+    state.settle(1, [Result("gcm", 1, 0, 1, Outcome(Verdict.DEFERRED, "x", retry_after=30.0))], 1000.0)
+    assert claim(state, now=1029.0) == {}
+    assert claim(state, now=1040.0)[1, 0].attempt == 2
+
+
+def test_what_grew_too_old_is_buried_not_sent():
+    state = new_state()
+    state.accept([new_job(1, ["a", "b"], life=50.0)])
+    assert claim(state, now=1050.0) == {}
+    assert state.snapshot().pending == 0
+    assert state.snapshot().dead == 2
+    assert state.snapshot().counters["failures"] == 2 and state.snapshot().counters["attempts"] == 0
+
+
+def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b", "c"])])
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    assert claim(state, now=1001.0) == {}
+    [probe] = claim(state, now=1002.2)
+    assert claim(state, now=1003.0) == {}, "one probe at a time"
+    state.settle(1, [Result("gcm", *probe, 1, refused)], 1003.0)
+    assert claim(state, now=1006.0) == {}, "the pause has doubled"
+    [probe] = claim(state, now=1007.2)
+    state.settle(1, [Result("gcm", *probe, 1, DELIVERED)], 1007.2)
+    assert len(claim(state, now=1009.0)) == 2
+    assert told(state.snapshot()) == {
+        "attempts": 1,
+        "failures": 1,  # the one before
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
+
+
+def test_a_pause_of_one_upstream_does_not_hold_up_another():
+    state = new_state(upstreams=("gcm", "other"))
+    state.accept([new_job(1, ["a"])])
+    refused = Outcome(Verdict.UNREACHABLE, "refused")
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["b"], upstream="other")])
+    assert list(claim(state, now=1000.0)) == [(2, 0)]
+
+
+def test_a_retry_takes_its_turn_when_it_is_due():
+    state = new_state()
+    state.accept([new_job(1, [f"old{n}" for n in range(4)])])
+    for (job, n), token in claim(state).items():
+        state.settle(
+            1, [Result("gcm", job, n, token.attempt, Outcome(Verdict.DEFERRED, "x", retry_after=50.0))], 1000.0
+        )
+    state.traffic.pauses.clear()
+    early, late = int(1010e6), int(2000e6)
+    state.accept([new_job(early, ["a", "b"], now=1010.0), new_job(late, ["c", "d"], now=2000.0)])
+    order = [job for room in range(1, 9) for job, _ in claim(state, now=3000.0, room=room)]
+    assert order == [early] * 2 + [1] * 4 + [late] * 2
+
+
+def test_a_small_job_does_not_wait_for_a_large_one():
+    state = new_state()
+    state.accept([new_job(job, [f"{job}-{n}" for n in range(1000)]) for job in range(1, 11)])
+    assert {job for job, _ in claim(state, room=2000)} == {1, 2}, "in the order of their arrival"
+    state.accept([new_job(20, ["small"]), new_job(21, [f"u{n}" for n in range(50)])])
+    taken = claim(state, room=2200)
+    assert (20, 0) in taken and sum(job == 21 for job, _ in taken) == 50, "with the next claim"
+    assert {job for job, _ in taken} == {3, 20, 21}, "and the rest is the oldest's"
+
+
+def test_a_flood_of_small_jobs_leaves_half_to_the_large_ones():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(5000)])])
+    ids, served = itertools.count(2), 0
+    for turn in range(1, 11):
+        state.accept([new_job(next(ids), ["x"]) for _ in range(1000)])
+        served += sum(job == 1 for job, _ in claim(state, room=1000 * turn))
+    assert served == 5000
+
+
+@pytest.mark.parametrize("waits", [0, 500])
+def test_what_was_in_hand_before_a_restart_is_not_behind_what_comes_after(waits):
+    state = new_state()
+    for job in range(1, 41):
+        state.accept([new_job(job, [f"{job}-{n}" for n in range(100)])])
+        held = claim(state, room=100)
+        state.settle(1, [Result("gcm", *place, 1, DELIVERED) for place in held], 1000.0)
+    state.accept([new_job(50, ["a", "b"])])
+    assert len(claim(state, room=2)) == 2
+    if waits:
+        state.accept([new_job(51, [f"w{n}" for n in range(waits)])])
+    state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+    state.start(1000.0, first=True)
+    state.accept([new_job(job, ["c"]) for job in range(60, 70)])
+    large = {(51, 0), (51, 1)} if waits else set()
+    assert set(claim(state, 2, room=2 + len(large))) == {(50, 0), (50, 1)} | large, "and large ones keep half"
+
+
+def test_an_upstream_has_room_of_its_own():
+    state = new_state(upstreams=("gcm", "other"))
+    state.accept([new_job(1, [f"t{n}" for n in range(50)]), new_job(2, ["b"], upstream="other")])
+    assert len(claim(state, room=10)) == 11
+
+
+def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(100)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    held = claim(state, room=4)
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
+    assert state.snapshot().counters["failures"] == 2, "two may be chance"
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in [*list(held)[2:], *claim(state, room=3)]], 1000.0)
+    assert told(state.snapshot()) == {
+        "attempts": 5,
+        "failures": 100,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
+    state.accept([new_job(2, ["u"])])
+    assert set(claim(state)) == {(2, 0)}
+
+
+def test_a_settle_repeated_is_no_second_answer():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    results = [Result("gcm", *place, 1, bad) for place in claim(state, room=2)]
+    for _ in range(3):
+        state.settle(1, results, 1000.0)
+    assert state.snapshot().counters["failures"] == 2 and len(claim(state)) == 48
+
+
+def test_a_message_that_was_found_sound_is_never_stopped():
+    """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    [first] = claim(state, room=1)
+    state.settle(1, [Result("gcm", *first, 1, DELIVERED)], 1000.0)
+    state.settle(1, [Result("gcm", *place, 1, bad) for place in claim(state, room=10)], 1000.0)
+    assert state.snapshot().counters["failures"] == 10 and len(claim(state)) == 39
+
+
+def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(20)])])
+    bad, back = Outcome(Verdict.REJECTED, "bad", condemns=True), Outcome(Verdict.RETURNED)
+    places = list(claim(state))
+    for place in places[:3]:  # one at a time, as at a low rate
+        state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    state.settle(1, [Result("gcm", *place, 1, back) for place in places[3:]], 1000.0)
+    assert told(state.snapshot()) == {
+        "attempts": 3,
+        "failures": 20,
+        "canonicals": 0,
+        "notregistered": 0,
+        "dropped": 0,
+    }
+    assert state.snapshot().pending == 0
+
+
+def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["poison"])])
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["good"], now=1001.0)])
+    assert list(claim(state, now=1002.05)) == [(2, 0)], "the probe is the other token"
+
+
+def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
+    """The first message is odd, all of it: the second must not wait until each of its tokens was tried again."""
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
+    state = after_trouble(refused)
+    state.accept([new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    now, probes = 1000.0, []
+    while (2, 0) not in probes:
+        now += 400.0
+        [probe] = claim(state, now=now)
+        probes.append(probe)
+        state.settle(1, [Result("gcm", *probe, 1, DELIVERED if probe == (2, 0) else refused)], now)
+    assert probes == [(2, 0)] and not state.snapshot().pause_reasons
+    assert list(claim(state, now=now)) == [(1, n) for n in range(50)], "at once: nothing has to wait for a pause"
+
+
+@pytest.mark.parametrize("wanted", [1, 250, 500, 750, 999])
+def test_the_probe_is_found_among_hundreds_that_had_trouble_later(wanted):
+    spool, holder = new_state().spool, (1, "gcm")
+    spool.accept([new_job(n, [f"t{n}"]) for n in range(1, 1000)])
+    probes: list[int] = []
+    while wanted not in probes:
+        slices, _ = spool.claim(holder, len(probes), 1, 1000.0, lambda job: 1.0 if job == wanted else 2.0)
+        [(job, n)] = tokens_of(slices)
+        spool.give_back(holder, job, n, 0)
+        probes.append(job)
+        assert len(probes) <= 30
+
+
+def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(5)])])
+    away = Outcome(Verdict.UNREACHABLE, "refused")
+    now, probe = 1000.0, list(claim(state))
+    for _ in range(8):
+        state.settle(1, [Result("gcm", *place, 1, away) for place in probe], now)
+        now += 31.0
+        probe = list(claim(state, now=now))
+        assert len(probe) == 1
+    state.settle(1, [Result("gcm", *probe[0], 1, DELIVERED)], now)
+    assert len(claim(state, now=now)) == 4 and state.snapshot().counters["attempts"] == 1
+
+
+def test_a_newer_credential_ends_a_pause_for_the_old_one():
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a"])])
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    state.accept([new_job(2, ["b"])])
+    assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
+    assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
+
+
+def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_itself():
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b"])])
+
+    def probe(now, since):
+        slices, pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
+        state.settle(1, [Result("gcm", *place, 1, refused) for place in tokens_of(slices)], now)
+        return len(tokens_of(slices)), state.traffic.pauses["gcm"].until - now
+
+    assert probe(1000.0, 0.0) == (2, 2.0)
+    assert probe(1001.0, 1000.5) == (1, 2.0), "at once, and then the same pause again"
+    assert probe(1002.0, 1000.5) == (0, 1.0)
+    assert probe(1003.0, 1000.5) == (1, 4.0)
+
+
+def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    [place] = claim(state)
+    deferred = [Result("gcm", *place, 1, Outcome(Verdict.DEFERRED, "x"))]
+    state.settle(1, deferred, 1000.0)
+    assert claim(state, now=2000.0)[place].attempt == 2
+    state.settle(1, deferred, 2000.0)
+    state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 2000.0)
+    assert claim(state, now=9000.0) == {} and state.snapshot().counters["attempts"] == 1
+    state.settle(1, [Result("gcm", *place, 2, DELIVERED)], 2000.0)
+    assert state.snapshot().pending == 0
+
+
+def test_a_connection_without_an_answer_does_not_end_a_pause():
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    state = after_trouble(refused)
+    state.accept([new_job(1, ["a", "b"])])
+    state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
+    [probe] = claim(state, now=1002.2)
+    silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
+    state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.2)
+    assert claim(state, now=1004.0) == {} and len(claim(state, now=1004.5)) == 1
+
+
+def test_a_claim_that_comes_late_takes_nothing():
+    """A call that was given up may still be carried out, after the feeder has gone on: its answer reaches nobody."""
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    assert claim(state, batch=1001) and claim(state, batch=1002) == {}
+    state.accept([new_job(2, ["b"]), new_job(3, ["c"])])
+    assert claim(state, room=2, batch=1002)
+    assert set(claim(state, batch=1001)) == {(1, 0)}
+    assert set(claim(state, batch=1003)) == {(3, 0)}
+
+
+def test_what_cannot_be_tidied_keeps_nobody_from_sending(tmp_path):
+    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(dead_age=1.0))
+    state.db.execute("PRAGMA busy_timeout = 0")
+    state.accept([new_job(1, ["a"], life=1.0)])
+    assert claim(state, now=1002.0) == {} and state.spool.tally["dead"] == 1
+    other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert claim(state, now=1010.0) == {}
+    other.execute("ROLLBACK")
+    claim(state, now=1020.0)
+    assert state.spool.tally["dead"] == 0
+
+
+def test_a_release_ends_the_claims_of_its_generation():
+    """One may still come: of a feeder that gave up waiting for this process while it stood still."""
+    state = new_state()
+    state.accept([new_job(1, ["a"])])
+    claim(state)
+    assert state.release(1) == 1
+    assert claim(state, 1) == {} and list(claim(state, 2)) == [(1, 0)]
+
+
+def test_a_failed_commit_is_no_answer():
+    """It is settled again, and what was heard once counts once."""
+    state = new_state()
+    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    [place] = claim(state, room=1)
+    state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
+    for _ in range(FIRST_ANSWERS - 1):
+        with pytest.raises(sqlite3.IntegrityError):
+            state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    state.db.execute("DROP TRIGGER full")
+    state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
+    assert state.snapshot().counters["failures"] == 1 and state.spool.tally["tokens"] == 49
+
+
+def test_a_clock_that_was_set_back_is_told_once():
+    state = new_state()
+    state.accept([new_job(1, ["a"], now=10 * DAY, life=1e9)])
+    state.start(9 * DAY, first=True)
+    later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
+    state.settle(1, [Result("gcm", *place, 1, later) for place in claim(state, now=9 * DAY)], 9 * DAY)
+    due = state.spool.next_due("gcm")
+    assert due >= 9 * DAY + 30
+    for _ in range(3):
+        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"))
+        state.start(9 * DAY + 1, first=True)
+        assert state.spool.next_due("gcm") == due, "at the next starts it is due as it was told"
+
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("since", [0.0, DAY / 2], ids=["just now", "half a day after the last message"])
+def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
+    state = new_state()
+    minted = int(1e6 * 10 * DAY)
+    state.accept([new_job(minted + n, ["a"], now=10 * DAY, life=1e9) for n in range(4)])
+    now = 10 * DAY + since
+    later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
+    for place in list(claim(state, now=now))[:2]:
+        state.settle(1, [Result("gcm", *place, 1, later)], now)
+    state.traffic.pauses.clear()
+    state.release(1)
+    if restarted:
+        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+        state.start(now - DAY, first=True)
+    state.begin(2)
+    at_once = {job - minted for job, _ in claim(state, 2, now=now - DAY)}
+    assert at_once >= {2, 3}, "fresh ones are due at once"
+    soon = {job - minted for job, _ in claim(state, 2, now=now - DAY + 40)}
+    assert at_once | soon == {0, 1, 2, 3}, "and the others soon"
+
+
+def test_a_clock_set_forward_sends_what_has_not_expired():
+    state = new_state()
+    state.accept([new_job(1, ["a"], life=2 * DAY), new_job(2, ["b"], life=DAY)])
+    assert list(claim(state, now=1000.0 + DAY)) == [(1, 0)]
+    assert state.snapshot().counters["failures"] == 1
+
+
+def test_all_is_there_after_a_crash(tmp_path):
+    state = new_state(tmp_path / "s.db")
+    state.accept([new_job(1, ["a", "gone"]), new_job(2, ["c"])])
+    claim(state)
+    state.settle(1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+    # No close: a second connection sees what a restart after SIGKILL would.
+    db = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+    again = State(db, Room(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
+    assert again.release(None) == 2
+    assert set(claim(again)) == {(1, 0), (2, 0)}
+    assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")
+def test_a_spool_that_others_own_or_may_read_is_refused(tmp_path):
+    path = tmp_path / "s.db"
+    code = "import sys; from gocm_lib.state.sqlite import database; database.open_spool(sys.argv[1])"
+
+    def opened():
+        found = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+        return found.stderr.strip().splitlines()[-1:]
+
+    assert opened() == []
+    assert {stat.S_IMODE(os.stat(each).st_mode) for each in tmp_path.iterdir()} == {0o600}
+    os.chmod(path, 0o604)
+    assert "chmod o=" in opened()[0]
+    os.chmod(path, 0o600)
+    for suffix in ("-wal", "-shm", ".lock", ".reserve"):
+        beside = Path(f"{path}{suffix}")
+        beside.unlink(missing_ok=True)
+        beside.touch(0o600)
+        os.chmod(beside, 0o644)
+        assert f"{suffix}, and tokens are in it: chmod o=" in opened()[0]
+        beside.unlink()
+        beside.symlink_to("elsewhere")
+        assert "no regular file" in opened()[0]
+        beside.unlink()
+    assert opened() == []
+    os.chown(path, 12345, -1)
+    assert "belongs to user 12345" in opened()[0]
+
+
+SWAP = """\
+import os, sys
+from gocm_lib.state.sqlite import database
+
+def swap(event, arguments):
+    # As whoever may rename there can do, just before SQLite opens it.
+    path = sys.argv[1] + sys.argv[2]
+    if event == "sqlite3.connect" and os.fspath(arguments[0]) == path:
+        os.rename(path, path + ".away")
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o666))
+        os.chown(path, 12345, -1)
+
+sys.addaudithook(swap)
+database.open_spool(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")
+def test_a_file_that_somebody_puts_in_its_place_is_refused(tmp_path):
+    words = [sys.executable, "-c", SWAP, str(tmp_path / "s.db"), ".new"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert "user 12345 puts other files in the place of" in found.stderr
+
+
+def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
+    """In a directory where others may write, else, he would have us write wherever we may."""
+    for suffix in (".lock", ".new", ".reserve"):
+        place = tmp_path / suffix
+        place.mkdir()
+        (place / f"s.db{suffix}").symlink_to(place / "elsewhere")
+        try:
+            _, held = database.open_spool(str(place / "s.db"))
+            database.Room(str(place / "s.db")).keep_reserve(0)
+            os.close(held)
+        except database.SpoolError:
+            pass
+        assert not (place / "elsewhere").exists(), suffix
+
+
+def test_what_is_forgotten_is_overwritten(tmp_path):
+    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(keep_jobs=0.0))
+    state.accept([new_job(1, ["very-secret-token"] * 50)])
+    for place in claim(state):
+        state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
+    state._tidy(2000.0)
+    state.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    found = subprocess.run(["grep", "-c", "very-secret", str(tmp_path / "s.db")], capture_output=True, text=True)
+    assert found.stdout == "0\n"

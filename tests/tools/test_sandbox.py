@@ -1,0 +1,66 @@
+"""The sandbox's own doors: who may tell it what to do, and what it takes."""
+
+import http.client
+import json
+
+import pytest
+from kit import Http, Program, Sandbox
+
+from gocm_lib.config.settings import Exit
+
+
+def told(sandbox, **headers):
+    return Http(sandbox.port).ask("POST", "/sandbox/mode", b'{"latency": 0}', headers)[0]
+
+
+def test_no_page_that_somebody_looks_at_may_set_or_read_it(sandbox):
+    for headers, expected in (
+        ({}, 200),
+        ({"Host": "127.0.0.1:5602"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost:5602", "Host": "localhost:5602"}, 200),
+    ):
+        assert told(sandbox, **headers) == expected, headers
+        for path in ("/sandbox/received", "/sandbox/counts"):
+            assert Http(sandbox.port).ask("GET", path, None, headers)[0] == expected
+        assert Http(sandbox.port).ask("POST", "/sandbox/reset", b"", headers)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        b'{"latency": NaN}',
+        b'{"latency": Infinity}',
+        b'{"latency": -1}',
+        b'{"latency": 1e300}',
+        b'{"retry_after": "1\\r\\nX-Evil: 1"}',
+        b'{"retry_after": "\\u2028"}',
+        b'{"status": 99}',
+        b'{"status": 100}',
+        b'{"token_life": 1%s}' % (b"0" * 400),
+        b'{"capacity": NaN}',
+        b'{"device_quota": -Infinity}',
+        b'{"capacity": 9%s}' % (b"9" * 400),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_changes_nothing(sandbox, mode):
+    status, _, answer = Http(sandbox.port).ask("POST", "/sandbox/mode", mode)
+    assert status == 400 and json.loads(answer)["field"] == next(iter(json.loads(mode)))
+    sandbox.mode(status=503, retry_after=7)
+    connection = http.client.HTTPConnection("127.0.0.1", sandbox.port)
+    connection.request("POST", "/gcm/send", b"{}", {"Content-Type": "application/json", "Authorization": "key=k"})
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Retry-After"], answer.headers["X-Evil"]) == (503, "7", None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0"])
+def test_it_is_for_this_machine_unless_one_says_otherwise(host):
+    program = Program("sandbox", "--port", "0", "--host", host)
+    assert program.wait() == Exit.CONFIG and "--no-auth" in program.log()
+    open_to_all = Sandbox("--host", host, "--no-auth")
+    try:
+        assert told(open_to_all, Host=f"127.0.0.1:{open_to_all.port}") == 200
+    finally:
+        open_to_all.kill_group()
