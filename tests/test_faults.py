@@ -288,6 +288,7 @@ def test_too_few_files_is_one_line():
     assert program.log().splitlines()[-1].startswith("gocm: 64 open files are too few for 4 senders")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_million_pending_tokens(start, sandbox):
     """They are on the disk, not in memory, and a kill and a restart with them take seconds."""

@@ -319,6 +319,7 @@ def test_a_hung_upstream_does_not_hold_up_a_stop(start, sandbox):
     check_ledger(start(), sandbox, ["a"], twice=["a"])
 
 
+@pytest.mark.alone
 def test_the_state_process_stands_still(start, sandbox):
     """SIGSTOP: reports and sends are refused within the limit, and go on when it continues."""
     server = start()

@@ -1,6 +1,9 @@
 """The short form of the soak: twenty minutes of two seconds."""
 
+import pytest
 from soak import Plan, problems, soak
+
+pytestmark = pytest.mark.alone
 
 
 def test_bad_days_lose_nothing():

@@ -198,6 +198,7 @@ def test_large_bodies_that_never_end_keep_nobody_elses_out(server):
     eventually(lambda: len(refused.poll(0)) >= 8)  # of 32 MiB half is for four
 
 
+@pytest.mark.alone
 def test_strangers_who_go_on_asking_keep_nobody_from_being_answered(start, tmp_path):
     """A hundred threads that all want the interpreter: a newcomer got no answer in 8 seconds."""
     server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
@@ -227,6 +228,7 @@ def test_strangers_who_go_on_asking_keep_nobody_from_being_answered(start, tmp_p
     assert used < 2.0, "seconds of CPU; 200 requests a second"
 
 
+@pytest.mark.alone
 def test_small_bodies_that_cost_much_keep_nobody_from_being_answered(server):
     body = b'{"tokens":["a"],"message":{"x":[' + b"{}," * 19_000 + b"{}]}}"
     ended = threading.Event()
@@ -254,6 +256,7 @@ FAT = b'{"tokens":["a"],"message":{"x":[' + b"{}," * 1_300_000 + b"{}]}}"
 LINES = b'{"tokens":["a"],"message":{"x":[' + b"1," * 190 + b"1]}}\n"
 
 
+@pytest.mark.alone
 def test_large_bodies_that_become_much_larger_cost_neither_memory_nor_time(server):
     """24 of them took 1.2 GB and half a minute."""
     server.send(["warm"])
@@ -282,6 +285,7 @@ def cpu(pid):
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.alone
 def test_slow_readers_of_large_pages_hold_little_and_nobody_up(start):
     server = start("--max-attempts", "1")
     for part in range(5):

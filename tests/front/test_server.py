@@ -237,6 +237,7 @@ BAD = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("body, status, field", BAD, ids=range(len(BAD)))
 def test_bad_bodies_are_refused_at_once_and_counted_nowhere(shared, body, status, field):
     before = shared.report()

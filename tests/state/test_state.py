@@ -100,6 +100,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
     assert len({token for _, token in client.page("notregistered", 0, -1)}) == 200
 
 
+@pytest.mark.alone
 def test_a_call_to_a_process_that_stands_still_ends_within_the_limit(process):
     address, child = process
     greeted, strange = Client(address, KEY, 0.5), Client(address, KEY, 0.5)

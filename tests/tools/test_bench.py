@@ -10,6 +10,8 @@ from kit import ROOT, eventually
 
 from gocm_lib.tools.bench import SCENARIOS
 
+pytestmark = pytest.mark.alone
+
 
 def bench(*words):
     return subprocess.run([sys.executable, str(ROOT / "gocm.py"), "bench", *words], capture_output=True, text=True)
