@@ -36,7 +36,7 @@ gocm_lib/
     config/      every option once, where its value comes from, and what must not be seen of it
         settings values proxy hide_key
     tools/       the commands beside the server
-        sandbox pretend strain bench bundle api_client send watch
+        sandbox pretend strain bench bundle api_client send watch failed
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process > config | message.
 

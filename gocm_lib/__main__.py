@@ -15,6 +15,7 @@ def main() -> int:
     from gocm_lib.process import early
 
     early.listen()
+    early.fill_standard_files()
     from gocm_lib import cli
 
     return cli.main()

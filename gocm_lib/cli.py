@@ -1,13 +1,10 @@
 """From the command line to a running GoCM and its exit code: the commands."""
 
-import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import urlencode
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 from gocm_lib.config import hide_key, values
 from gocm_lib.config.settings import (
@@ -15,28 +12,21 @@ from gocm_lib.config.settings import (
     BenchSettings,
     BundleSettings,
     Exit,
-    FailedSettings,
+    Fatal,
     SandboxSettings,
     SendSettings,
     Settings,
-    SettingsError,
     WatchSettings,
 )
-from gocm_lib.front import auth, listener, webhook
-from gocm_lib.front.listener import ListenError
-from gocm_lib.process import child, init, log
-from gocm_lib.process.systemd import Systemd
-from gocm_lib.senders import credentials, upstream
-from gocm_lib.supervisor import Stop, Supervisor
-from gocm_lib.tools import bench, bundle, sandbox, send, watch
-from gocm_lib.tools.api_client import Remote, RemoteError, show
+from gocm_lib.process import log
+
+# What a command needs is imported where it begins: `gocm ping` would else take four times as long to load as to ask.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of COMMANDS, `serve` if none is named; the exit code is one of settings.Exit. Problems are one line
     on stderr.
     """
-    child.fill_standard_files()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "serve"
     try:
@@ -45,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and name in ("serve", "ping", "check-config"):
             hide_key.restart(words, os.environ)
         return COMMANDS[name].run(words)
-    except (SettingsError, Stop) as problem:
+    except Fatal as problem:
         if problem.code != Exit.OK:
             print(f"gocm: {log.one_line(str(problem))}", file=sys.stderr)
         return problem.code
@@ -53,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_all(run: Callable[[], int]) -> int:
     """What a command returns that prints what it finds. Nobody need read it to the end."""
+    from gocm_lib.tools.api_client import RemoteError
+
     try:
         code = run()
         sys.stdout.flush()
@@ -70,6 +62,11 @@ def _print_all(run: Callable[[], int]) -> int:
 def _serve(words: Sequence[str]) -> int:
     home = _home()
     given = values.load(words, os.environ, "gocm", _overview(), home).settings
+    # Only now: --version and mistakes are told at once.
+    from gocm_lib.process import init
+    from gocm_lib.process.systemd import Systemd
+    from gocm_lib.supervisor import Supervisor
+
     if (code := init.step_aside()) is not None:
         return code
     _start_log("front", given)
@@ -90,16 +87,22 @@ def _home() -> str:
 
 
 def _sandbox(words: Sequence[str]) -> NoReturn:
+    from gocm_lib.tools import sandbox
+
     given = values.parse(SandboxSettings, words, os.environ, "gocm sandbox").settings
     _start_log("sandbox", Settings())
     sandbox.command(given)
 
 
 def _bench(words: Sequence[str]) -> int:
+    from gocm_lib.tools import bench
+
     return bench.command(values.parse(BenchSettings, words, {}, "gocm bench").settings)
 
 
 def _bundle(words: Sequence[str]) -> int:
+    from gocm_lib.tools import bundle
+
     return bundle.command(values.parse(BundleSettings, words, {}, "gocm bundle").settings, os.environ)
 
 
@@ -107,19 +110,21 @@ def _start_log(process: str, given: Settings) -> None:
     try:
         log.start(process, given.log_level, given.logto, given.log_format)
     except OSError as error:
-        raise SettingsError(
-            f"--logto {given.logto} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE
-        ) from None
+        raise Fatal(f"--logto {given.logto} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
 
 
 def _check_log(path: str) -> None:
     place = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
     if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        raise SettingsError(f"--logto {path} cannot be written", Exit.SPOOL_UNWRITABLE)
+        raise Fatal(f"--logto {path} cannot be written", Exit.SPOOL_UNWRITABLE)
 
 
 def _check_config(words: Sequence[str]) -> int:
     """All that a start would look at, but for ports and the spool, which a running server has in use."""
+    from gocm_lib.front import auth, listener, webhook
+    from gocm_lib.process import child
+    from gocm_lib.senders import credentials, upstream
+
     child.forbid_core_dumps()
     settings = values.load(words, os.environ, "gocm check-config").settings
     auth.read_policy(settings)
@@ -129,8 +134,8 @@ def _check_config(words: Sequence[str]) -> int:
     try:
         if settings.tls_cert:
             listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    except ListenError as problem:
-        raise SettingsError(str(problem)) from None
+    except listener.ListenError as problem:
+        raise Fatal(str(problem)) from None
     if settings.sandbox:
         print("the configuration is good; upstream: the sandbox")
         return Exit.OK
@@ -141,6 +146,8 @@ def _check_config(words: Sequence[str]) -> int:
 
 
 def _print_config(words: Sequence[str]) -> int:
+    from gocm_lib.process import child
+
     child.forbid_core_dumps()
     for line in values.describe(values.load(words, os.environ, "gocm print-config")):
         print(line)
@@ -149,6 +156,8 @@ def _print_config(words: Sequence[str]) -> int:
 
 def _ping(words: Sequence[str]) -> int:
     """Ask the server that these settings make whether it is ready."""
+    from gocm_lib.tools.api_client import Remote, RemoteError, show
+
     settings = values.parse(Settings, words, os.environ, "gocm ping").settings
     status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
@@ -162,7 +171,7 @@ def _place(settings: Settings) -> str:
     """Where the server with these settings is found."""
     if settings.host == NO_HOST:
         if not settings.socket:
-            raise SettingsError("--host none leaves nobody to ask: give --socket")
+            raise Fatal("--host none leaves nobody to ask: give --socket")
         return os.path.abspath(settings.socket)
     [first, *_] = settings.host
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
@@ -170,50 +179,21 @@ def _place(settings: Settings) -> str:
 
 
 def _failed(words: Sequence[str]) -> int:
-    """`gocm failed list|replay|discard`."""
-    action = words[0] if words else ""
-    if action not in ("list", "replay", "discard"):
-        raise SettingsError("say what to do: gocm failed list, replay or discard", Exit.USAGE)
-    given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
-    token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""
-    remote = Remote(given.to, token, given.ca)
-    fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
-    if action == "list":
-        return _print_all(lambda: _list_failed(remote, fields, given.json))
-    form = urlencode(fields | ({"all": 1} if given.all else {}))
-    done = remote.take("POST", f"/gcm/failed/{action}", f"{action}ed", form)
-    show(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done.get("left") else ""))
-    return Exit.OK
+    from gocm_lib.tools import failed
 
-
-def _list_failed(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
-    after: dict[str, Any] = {"limit": 1000}
-    try:
-        while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
-            for entry in page:
-                _show_failed(entry, as_json)
-            if answer["next"] is None:
-                break
-            after["after"] = answer["next"]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise RemoteError("what answers there is no GoCM") from None
-    return Exit.OK
-
-
-def _show_failed(entry: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(entry))
-        return
-    failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["failed_at"]))
-    show(failed_at, *(entry[column] for column in ("job", "n", "upstream", "reason", "token", "detail")))
+    return _print_all(lambda: failed.command(words))
 
 
 def _send(words: Sequence[str]) -> int:
+    from gocm_lib.tools import send
+
     given = values.parse(SendSettings, words, {}, "gocm send", words="TOKEN")
     return _print_all(lambda: send.command(given.settings, given.words))
 
 
 def _watch(words: Sequence[str]) -> int:
+    from gocm_lib.tools import watch
+
     given = values.parse(WatchSettings, words, {}, "gocm watch").settings
     return _print_all(lambda: watch.command(given))
 

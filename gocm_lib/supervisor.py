@@ -28,7 +28,7 @@ from typing import Any
 from gocm_lib import __version__
 from gocm_lib.config import values
 from gocm_lib.config.proxy import DIRECTLY, ways
-from gocm_lib.config.settings import NO_HOST, Exit, Settings, SettingsError
+from gocm_lib.config.settings import NO_HOST, Exit, Fatal, Settings
 from gocm_lib.front import auth, listener, server
 from gocm_lib.front.gate import Gate
 from gocm_lib.front.handlers import Service
@@ -64,14 +64,6 @@ OF_UPSTREAMS = {"apikey", "apikey_file", "credentials", "token_command"}  # opti
 FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 56, 12, 32  # open files but connections: here, for each sender, in one
 
 
-class Stop(Exception):
-    """GoCM cannot go on, or cannot start; str() is the line for the operator."""
-
-    def __init__(self, code: Exit, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 def restart_delay(deaths: list[float], now: float) -> float:
     """Seconds to wait before replacing a child, after its like died at these times."""
     return RESTART_REST if sum(now - death < RESTART_WINDOW for death in deaths) > RESTARTS else 0.0
@@ -79,12 +71,12 @@ def restart_delay(deaths: list[float], now: float) -> float:
 
 def fit_files(settings: Settings, files: int) -> Settings:
     """The settings with no more connections than a process that may have so many open files can serve. Without that,
-    who comes late would take the place of what we need ourselves. Raises Stop when that leaves none.
+    who comes late would take the place of what we need ourselves. Raises Fatal when that leaves none.
     """
     clients = files - FRONT_FILES - FILES_PER_SENDER * settings.senders
     upstream = (files - SENDER_FILES) // len(DIALECTS)
     if min(clients, upstream) < 1:
-        raise Stop(Exit.CONFIG, f"{files} open files are too few for {settings.senders} senders: raise ulimit -n")
+        raise Fatal(f"{files} open files are too few for {settings.senders} senders: raise ulimit -n", Exit.CONFIG)
     return replace(
         settings,
         max_connections=min(settings.max_connections, clients),
@@ -184,7 +176,7 @@ class Generation:
     """A queue and the senders that serve it. `deadline` is set once it is finishing."""
 
     number: int
-    queue: Queue
+    queue: "Queue[Any]"
     senders: list[Child] = field(default_factory=list)
     boxes: dict[str, Sequence[int]] = field(default_factory=dict)  # the black box of each sender
     deadline: float | None = None
@@ -213,7 +205,7 @@ class Supervisor:
             self.directory = RunDirectory()
         except OSError as error:
             reason = f"{error.strerror or error}: give another $TMPDIR"
-            raise Stop(Exit.CONFIG, f"no directory for our sockets can be made: {reason}") from None
+            raise Fatal(f"no directory for our sockets can be made: {reason}", Exit.CONFIG) from None
         self.address = os.path.join(self.directory.path, "state")
         self.authkey = os.urandom(32)
         self.client = Client(self.address, self.authkey)
@@ -240,7 +232,7 @@ class Supervisor:
     # -------------------------------------------------------------------------------------------------- the course
 
     def run(self) -> Exit:
-        """Serve until SIGTERM or SIGINT. Raises Stop when that is not possible (any more)."""
+        """Serve until SIGTERM or SIGINT. Raises Fatal when that is not possible (any more)."""
         self._catch_signals()
         try:
             self._start()
@@ -278,7 +270,7 @@ class Supervisor:
             changed = {name: getattr(fresh, name) for name in names if name in live}
             settings = replace(self.settings, **changed)
             self._follow(settings, {} if settings.sandbox else self._sources(fresh))
-        except (SettingsError, ListenError) as problem:
+        except (Fatal, ListenError) as problem:
             log.logger.error("SIGHUP: nothing is changed: %s", problem)
             return
         self.settings, self.given = settings, replace(self.given, **changed)
@@ -292,18 +284,18 @@ class Supervisor:
             log.logger.warning("SIGHUP: these need a restart: %s", ", ".join(fixed))
 
     def _sources(self, fresh: Settings) -> dict[str, Source]:
-        """The sources of credentials by these settings. Raises SettingsError when they are for others than we serve."""
+        """The sources of credentials by these settings. Raises Fatal when they are for others than we serve."""
         found, project = credentials.sources(fresh, self.home)
         if set(found) != set(self.servers[0].service.upstreams) or project != self.settings.fcm_project:
-            raise SettingsError("an upstream or its project that is given, changed or taken away needs a restart")
+            raise Fatal("an upstream or its project that is given, changed or taken away needs a restart")
         return found
 
     def _follow(self, settings: Settings, found: dict[str, Source]) -> None:
-        """Go by these settings and sources of credentials. Raises SettingsError or ListenError, and goes by the old
+        """Go by these settings and sources of credentials. Raises Fatal or ListenError, and goes by the old
         ones, if they are no good.
         """
         if bool(settings.tls_cert) != bool(self.settings.tls_cert):
-            raise SettingsError("--tls-cert given or taken away needs a restart")
+            raise Fatal("--tls-cert given or taken away needs a restart")
         self._check_open(settings)
         tls = _tls(settings) if settings.tls_cert else None
         self.servers[0].service.follow(settings)
@@ -346,7 +338,7 @@ class Supervisor:
         try:
             self._start_generation()
         except OSError as error:
-            raise Stop(Exit.CONFIG, f"cannot start the senders: {error.strerror or error}") from None
+            raise Fatal(f"cannot start the senders: {error.strerror or error}", Exit.CONFIG) from None
         self._await_ready()
         child.watch_threads()
         child.collect_seldom()
@@ -386,7 +378,7 @@ class Supervisor:
         self.systemd.notify(f"READY=1\nSTATUS=listening on {places}")
 
     def _listen(self) -> None:
-        """Make the sockets, unless systemd has opened them. Raises Stop."""
+        """Make the sockets, unless systemd has opened them. Raises Fatal."""
         settings = self.settings
         self.listeners = [listener.inherited(sock) for sock in self.systemd.sockets]
         if self.listeners:
@@ -399,7 +391,7 @@ class Supervisor:
             self.listeners.append(self._or_stop(Exit.ADDRESS, listener.unix, settings.socket, mode, group))
 
     def _check_open(self, settings: Settings) -> None:
-        """Raise SettingsError when everybody could send by a socket that systemd has opened."""
+        """Raise Fatal when everybody could send by a socket that systemd has opened."""
         for each in self.listeners:
             if not each.is_local:
                 values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
@@ -409,7 +401,7 @@ class Supervisor:
         try:
             return make(*arguments)
         except ListenError as problem:
-            raise Stop(code, str(problem)) from None
+            raise Fatal(str(problem), code) from None
 
     @staticmethod
     def _ensure_forkserver() -> None:
@@ -429,9 +421,9 @@ class Supervisor:
         deadline = time.monotonic() + START_LIMIT
         while not all(each.ready for each in self.children):
             if self._told_to_stop():
-                raise Stop(Exit.OK, "stopped while starting")
+                raise Fatal("stopped while starting", Exit.OK)
             if time.monotonic() > deadline:
-                raise Stop(Exit.FAILED, f"not every process was ready within {START_LIMIT:.0f} s")
+                raise Fatal(f"not every process was ready within {START_LIMIT:.0f} s", Exit.FAILED)
             self._turn(1.0)
 
     def _turn(self, patience: float) -> None:
@@ -547,7 +539,7 @@ class Supervisor:
             return sandbox.listen("127.0.0.1", port)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise Stop(Exit.ADDRESS, f"cannot listen on port {port}: {reason}; give another --sandbox-port") from None
+            raise Fatal(f"cannot listen on port {port}: {reason}; give another --sandbox-port", Exit.ADDRESS) from None
 
     def _start_state(self) -> None:
         # Until there is a feeder this run has claimed nothing: what is claimed is the last run's, to be released.
@@ -585,13 +577,16 @@ class Supervisor:
         self.children.remove(dead)
         self.vitals.child_ended(dead.kind, dead.name, died=bool(dead.process.exitcode))
         if dead.process.exitcode == Exit.SPOOL_FAILED:
-            raise Stop(Exit.SPOOL_FAILED, f"the spool {self.settings.spool} cannot be written any more; see the log")
+            raise Fatal(f"the spool {self.settings.spool} cannot be written any more; see the log", Exit.SPOOL_FAILED)
         if dead.refusal and (not self.feeder or dead.refusal[0] in (Exit.SENDER, Exit.SPOOL_DAMAGED)):
-            raise Stop(*dead.refusal)
+            code, reason = dead.refusal
+            raise Fatal(reason, code)
         if not dead.ready:
             self.failed_starts += 1
             if self.failed_starts >= NEVER_READY:
-                raise Stop(Exit.CRASHING, f"{dead.name} cannot get ready: {dead.refusal[1] if dead.refusal else ended}")
+                raise Fatal(
+                    f"{dead.name} cannot get ready: {dead.refusal[1] if dead.refusal else ended}", Exit.CRASHING
+                )
         deaths = self.deaths[dead.kind]
         deaths[:] = [*deaths[-RESTARTS:], time.monotonic()]
         if dead.kind == "sender":

@@ -137,10 +137,12 @@ class Program:
         self.process.wait(LIMIT)
 
 
-def dial(place, source="127.0.0.1"):
-    """A connection to a port on this machine, from an address of it, or to a UNIX socket."""
+def dial(place, source=""):
+    """A connection to a port on this machine, from an address of it if one is given, or to a UNIX socket."""
     if isinstance(place, int):
-        return socket.create_connection(("127.0.0.1", place), LIMIT, (source, 0))
+        # Without one the kernel chooses our port when it knows theirs: else, once nobody listens there any more, it may
+        # choose the very same, and the connection leads to itself.
+        return socket.create_connection(("127.0.0.1", place), LIMIT, (source, 0) if source else None)
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(LIMIT)
     sock.connect(place)
@@ -382,7 +384,7 @@ def https(server, tmp_path):
 class Raw:
     """A client that writes and reads bytes."""
 
-    def __init__(self, place, source="127.0.0.1"):
+    def __init__(self, place, source=""):
         self.sock = dial(place, source)
 
     def send(self, data):

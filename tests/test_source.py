@@ -82,6 +82,7 @@ def test_imports_go_down_only(path):
             assert name in ("state.contract", "state.client"), f"{name}: other rooms know the state by these two"
         if name.startswith("state.sqlite"):
             assert room == "state"
+    assert "sqlite3" not in others or path.parts[:2] == ("state", "sqlite"), "errors of SQLite stay there"
     if path.stem in PURE.get(room, ()):
         assert not others & EDGE
     if path.stem in ("pretend", "sandbox"):

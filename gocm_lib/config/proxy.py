@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from gocm_lib.config.settings import Settings, SettingsError, is_loopback
+from gocm_lib.config.settings import Fatal, Settings, is_loopback
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 EXCEPTIONS = ("no_proxy", "NO_PROXY")
@@ -67,7 +67,7 @@ DIRECTLY = Ways(None, "", "")
 
 
 def ways(settings: Settings, environ: Mapping[str, str]) -> Ways:
-    """The ways out by these settings and variables. Raises SettingsError."""
+    """The ways out by these settings and variables. Raises Fatal."""
     if settings.proxy == NONE:
         return DIRECTLY
     named_by, url = "--proxy", settings.proxy
@@ -80,7 +80,7 @@ def ways(settings: Settings, environ: Mapping[str, str]) -> Ways:
 
 
 def parse(url: str, named_by: str, auth_file: str) -> Proxy:
-    """The proxy of a URL, its user and password from there or a file. Raises SettingsError, which shows neither."""
+    """The proxy of a URL, its user and password from there or a file. Raises Fatal, which shows neither."""
     parts = urlsplit(url if "://" in url else f"http://{url}")  # as curl takes it
     try:
         host, port = parts.hostname, parts.port or 80
@@ -88,12 +88,12 @@ def parse(url: str, named_by: str, auth_file: str) -> Proxy:
         host, port = None, 0
     if parts.scheme != "http":
         how = "TLS" if parts.scheme == "https" else parts.scheme
-        raise SettingsError(f"{named_by}: a proxy that is spoken to by {how} is not supported: give one by http://")
+        raise Fatal(f"{named_by}: a proxy that is spoken to by {how} is not supported: give one by http://")
     if not host or not re.fullmatch(r"[\x21-\x7e]+", url) or parts.path not in ("", "/") or parts.query:
-        raise SettingsError(f"{named_by} must be a URL like http://proxy.example.org:3128")
+        raise Fatal(f"{named_by} must be a URL like http://proxy.example.org:3128")
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}" if "@" in parts.netloc else ""
     if named_by == "--proxy" and user:
-        raise SettingsError("--proxy has a password in it, which ps and others would show: give --proxy-auth-file")
+        raise Fatal("--proxy has a password in it, which ps and others would show: give --proxy-auth-file")
     if auth_file:
         user = _read(auth_file)
     encoded = base64.b64encode(user.encode()).decode()
@@ -105,9 +105,9 @@ def _read(path: str) -> str:
         with open(path) as file:
             user = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--proxy-auth-file {path} cannot be read: {type(error).__name__}") from None
+        raise Fatal(f"--proxy-auth-file {path} cannot be read: {type(error).__name__}") from None
     if ":" not in user or not user.isprintable():
-        raise SettingsError(f"--proxy-auth-file {path} must hold one line: user:password")
+        raise Fatal(f"--proxy-auth-file {path} must hold one line: user:password")
     return user
 
 

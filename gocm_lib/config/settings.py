@@ -42,11 +42,11 @@ class Exit(enum.IntEnum):
         return member
 
 
-class SettingsError(Exception):
-    """The operator's mistake: str() is the one line to print, `code` the exit code."""
+class Fatal(Exception):
+    """A command or a process cannot start, or cannot go on: str() is the one line to print, `code` the exit code."""
 
-    def __init__(self, message: str, code: Exit = Exit.CONFIG) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, code: Exit = Exit.CONFIG) -> None:
+        super().__init__(reason)
         self.code = code
 
 
@@ -564,15 +564,15 @@ class WatchSettings(ClientSettings):
     once: bool = option(False, flag, "print one line and end")
 
 
-def option_flag(row: Field) -> str:
+def option_flag(row: Field[Any]) -> str:
     return "--" + row.name.replace("_", "-")
 
 
-def option_variable(row: Field) -> str:
+def option_variable(row: Field[Any]) -> str:
     return "GOCM_" + row.name.upper()
 
 
-def show(row: Field, value: Any) -> str:
+def show(row: Field[Any], value: Any) -> str:
     """An option's value as its reader would take it: for help, README and print-config."""
     if row.metadata["read"] is file_mode:
         return f"{value:04o}"

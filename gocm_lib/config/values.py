@@ -1,11 +1,12 @@
 """From command line, GOCM_ variables and configuration file to Settings.
 
-The command line is above the environment, that above the file, that above the defaults. Promises one SettingsError
+The command line is above the environment, that above the file, that above the defaults. Promises one Fatal
 that names the option and where its value came from, and tells what to do.
 """
 
 import argparse
 import difflib
+import importlib.metadata
 import os
 import platform
 import re
@@ -16,17 +17,15 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-import urllib3
-
 from gocm_lib import __version__
 from gocm_lib.config.proxy import ways
 from gocm_lib.config.settings import (
     NO_HOST,
     PATHS,
     Exit,
+    Fatal,
     SandboxSettings,
     Settings,
-    SettingsError,
     file_mode,
     flag,
     is_loopback,
@@ -77,7 +76,16 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[1].partition("=")[0]
             message = f"unknown option or argument {word[:64]}" + _nearest(word, self._option_string_actions)
-        raise SettingsError(f"{message} (see {self.prog} --help)", Exit.USAGE)
+        raise Fatal(f"{message} (see {self.prog} --help)", Exit.USAGE)
+
+
+class _Version(argparse.Action):
+    """What runs here; urllib3 takes half of a start to load, so only who asks for its version waits for that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        python, urllib3 = platform.python_version(), importlib.metadata.version("urllib3")
+        print(f"gocm {__version__} (python {python}, urllib3 {urllib3})")
+        parser.exit()
 
 
 def _parser(kind: type, program: str, description: str, words: str) -> argparse.ArgumentParser:
@@ -88,8 +96,7 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = f"gocm {__version__} (python {platform.python_version()}, urllib3 {urllib3.__version__})"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     for row in fields(kind):
         # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
         names = (option_flag(row), *row.metadata["also"])
@@ -107,29 +114,29 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
 
 
 def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]:
-    """The options in a TOML file, as texts. Raises SettingsError."""
+    """The options in a TOML file, as texts. Raises Fatal."""
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
     except OSError as error:
-        raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from None
+        raise Fatal(f"--config {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path} is not TOML: {error}") from None
+        raise Fatal(f"--config {path} is not TOML: {error}") from None
     known = {row.name: row for row in fields(kind) if row.name != "config"}
     texts: dict[str, tuple[Sequence[str], Source]] = {}
     for key, value in found.items():
         name, where = key.replace("-", "_"), f"{key} in {path}"
         if name not in known:
-            raise SettingsError(f"{where[:200]!r} is no option{_nearest(name, known)}")
+            raise Fatal(f"{where[:200]!r} is no option{_nearest(name, known)}")
         if name in texts:
-            raise SettingsError(f"{where} is given twice")
+            raise Fatal(f"{where} is given twice")
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             value = ",".join(value)
         if not isinstance(value, (str, int, float)):
-            raise SettingsError(f"{where} must be a text, a number, true or false")
+            raise Fatal(f"{where} must be a text, a number, true or false")
         texts[name] = [str(value).lower() if isinstance(value, bool) else str(value)], Source(FILE, where)
         if known[name].metadata["hidden"] and os.stat(path).st_mode & 0o007:
-            raise SettingsError(f"{where} is a secret, and everybody here may read that file: chmod o= {path}")
+            raise Fatal(f"{where} is a secret, and everybody here may read that file: chmod o= {path}")
     return texts
 
 
@@ -146,7 +153,7 @@ def parse(
     defaults. `words`: what may be on the command line beside them, as --help names it; "": nothing. `home`: from where
     paths are given; "": from where we are.
 
-    Raises SettingsError (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
+    Raises Fatal (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
     raise SystemExit(0), as argparse does.
     """
     parser = _parser(kind, program, description, words)
@@ -155,7 +162,8 @@ def parse(
     argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
     found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
     texts: dict[str, tuple[Sequence[str], Source]] = {}  # one, or several of an option that may be repeated
-    for row in fields(kind):
+    rows = {row.name: row for row in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    for row in rows.values():
         if row.name in found:
             given = found[row.name] if row.metadata["many"] else [found[row.name]]
             texts[row.name] = given, Source(COMMAND_LINE, option_flag(row))
@@ -163,7 +171,6 @@ def parse(
             texts[row.name] = [environ[option_variable(row)]], Source(ENVIRONMENT, option_variable(row))
     if "config" in texts and (file := texts["config"][0][0]):
         texts = _from_file(os.path.join(home, file), kind) | texts
-    rows = {row.name: row for row in fields(kind)}
     values: dict[str, Any] = {}
     for name, (given, source) in texts.items():
         found_values = [_read(rows[name], text, source, home) for text in given]
@@ -172,10 +179,10 @@ def parse(
     return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
 
 
-def _read(row: Field, text: str, source: Source, home: str) -> Any:
-    """The value of an option's text. Raises SettingsError."""
+def _read(row: Field[Any], text: str, source: Source, home: str) -> Any:
+    """The value of an option's text. Raises Fatal."""
     if "\0" in text:
-        raise SettingsError(f"{source.name} has a NUL character in it")
+        raise Fatal(f"{source.name} has a NUL character in it")
     read = row.metadata["read"]
     if read in PATHS and text not in ("", ":memory:"):
         # Without `..`: the folder before it may be gone tomorrow.
@@ -183,10 +190,10 @@ def _read(row: Field, text: str, source: Source, home: str) -> Any:
     try:
         return read(text)
     except ValueError as error:
-        raise SettingsError(f"{source.name} {error}") from None
+        raise Fatal(f"{source.name} {error}") from None
 
 
-def _together(values: Iterable[Any]) -> tuple:
+def _together(values: Iterable[Any]) -> tuple[Any, ...]:
     """What an option is worth that was given several times, each time with one value or with several."""
     return tuple(part for value in values for part in (value if isinstance(value, tuple) else (value,)))
 
@@ -197,11 +204,11 @@ def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
 
 
 def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
-    """Raise SettingsError for a GOCM_ variable that is no option's: a misspelt one would silently not work."""
+    """Raise Fatal for a GOCM_ variable that is no option's: a misspelt one would silently not work."""
     known = {option_variable(row) for kind in kinds for row in fields(kind)}
     for name in environ:
         if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
-            raise SettingsError(f"{name[:64]} is no option's variable{_nearest(name, known)}")
+            raise Fatal(f"{name[:64]} is no option's variable{_nearest(name, known)}")
 
 
 # -------------------------------------------------------------------------------------------- what follows from others
@@ -226,7 +233,7 @@ def _credential(environ: Mapping[str, str], name: str) -> str:
 
 
 def read_key(path: str, source: str) -> str:
-    """The API key in a file that `source` names. Raises SettingsError."""
+    """The API key in a file that `source` names. Raises Fatal."""
     return _read_secret(path, source, secret, "the API key")
 
 
@@ -234,9 +241,9 @@ def _read_secret(path: str, source: str, read: Callable[[str], str], what: str) 
     try:
         found = read(Path(path).read_text().strip())
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+        raise Fatal(f"{source} {path} cannot be used: {getattr(error, 'strerror', None) or error}") from None
     if not found:
-        raise SettingsError(f"{source} {path} is empty: put {what} into it")
+        raise Fatal(f"{source} {path} is empty: put {what} into it")
     return found
 
 
@@ -248,7 +255,7 @@ def _secret_of(given: Given[Settings], environ: Mapping[str, str], name: str, wh
     value, path = getattr(given.settings, name), getattr(given.settings, f"{name}_file")
     direct, by_file = given.rank(name), given.rank(f"{name}_file")
     if value and path and direct == by_file:
-        raise SettingsError(f"{given.name(name)} and {given.name(f'{name}_file')} both give {what}: choose one")
+        raise Fatal(f"{given.name(name)} and {given.name(f'{name}_file')} both give {what}: choose one")
     if path and by_file >= direct:
         return _read_secret(path, given.name(f"{name}_file"), read, what), given.name(f"{name}_file")
     if value:
@@ -303,15 +310,15 @@ def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     settings = given.settings
     for first, second in (("feedback_url", "feedback_secret_file"), ("feedback_secret_file", "feedback_url")):
         if getattr(settings, first) and not getattr(settings, second):
-            raise SettingsError(f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed")
+            raise Fatal(f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed")
     url = urlsplit(settings.feedback_url)
     if url.scheme == "http" and not (is_loopback(url.hostname or "") or settings.feedback_plain):
-        raise SettingsError(
+        raise Fatal(
             f"{given.name('feedback_url')} must be https: device tokens would cross the network in clear; or say "
             "--feedback-plain"
         )
     if settings.retry_base > settings.retry_cap:
-        raise SettingsError(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
+        raise Fatal(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
 
 
 def _check_upstreams(given: Given[Settings]) -> None:
@@ -319,45 +326,43 @@ def _check_upstreams(given: Given[Settings]) -> None:
     kinds = ("credentials", "token_command", "fcm_metadata")
     named = [given.name(kind) for kind in kinds if getattr(settings, kind)]
     if len(named) > 1:
-        raise SettingsError(f"{named[0]} and {named[1]} both give access tokens for FCM: choose one")
+        raise Fatal(f"{named[0]} and {named[1]} both give access tokens for FCM: choose one")
     if not settings.apikey and not settings.sandbox and not named:
-        raise SettingsError(
+        raise Fatal(
             "--apikey-file is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
             "or --sandbox to try GoCM without Google"
         )
     if settings.token_command and not settings.fcm_project:
-        raise SettingsError(
-            f"--fcm-project is missing: the command of {given.name('token_command')} does not name the project"
-        )
+        raise Fatal(f"--fcm-project is missing: the command of {given.name('token_command')} does not name the project")
     if settings.sandbox and settings.port == settings.sandbox_port != 0:
-        raise SettingsError(f"{given.name('sandbox_port')} is also --port: choose another")
+        raise Fatal(f"{given.name('sandbox_port')} is also --port: choose another")
 
 
 def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None:
     settings = given.settings
     for first, second in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(settings, first) and not getattr(settings, second):
-            raise SettingsError(f"{given.name(first)} needs {given.name(second)}: https takes both")
+            raise Fatal(f"{given.name(first)} needs {given.name(second)}: https takes both")
     if settings.tls_client_ca and not settings.tls_cert:
-        raise SettingsError(f"{given.name('tls_client_ca')} needs --tls-cert: certificates are shown by TLS")
+        raise Fatal(f"{given.name('tls_client_ca')} needs --tls-cert: certificates are shown by TLS")
     for name in ("socket_mode", "socket_group"):
         if getattr(settings, name) != getattr(Settings, name) and not settings.socket:
-            raise SettingsError(f"{given.name(name)} needs --socket: it says who may connect to that")
+            raise Fatal(f"{given.name(name)} needs --socket: it says who may connect to that")
     if settings.no_auth and settings.auth_token_file:
-        raise SettingsError(f"{given.name('no_auth')} and {given.name('auth_token_file')} contradict: choose one")
+        raise Fatal(f"{given.name('no_auth')} and {given.name('auth_token_file')} contradict: choose one")
     if "none" in settings.host and len(settings.host) > 1:
-        raise SettingsError(f"{given.name('host')} none contradicts the others: give one or the other")
+        raise Fatal(f"{given.name('host')} none contradicts the others: give one or the other")
     if settings.host == NO_HOST and not settings.socket and not environ.get("LISTEN_FDS"):
-        raise SettingsError(f"{given.name('host')} none leaves nothing to listen on: give --socket")
+        raise Fatal(f"{given.name('host')} none leaves nothing to listen on: give --socket")
     for host in settings.host if settings.host != NO_HOST else ():
         check_open(settings, host, f"{given.name('host')} {host}")
 
 
 def check_open(settings: Settings, host: str, what: str) -> None:
-    """Raise SettingsError when anybody could use the address `host` to send."""
+    """Raise Fatal when anybody could use the address `host` to send."""
     asks = settings.auth_token_file or settings.tls_client_ca
     if not (is_loopback(host) or settings.no_auth or asks):
-        raise SettingsError(
+        raise Fatal(
             f"{what} can be reached by other machines: give --auth-token-file or --tls-client-ca, listen on 127.0.0.1, "
             "or say --no-auth if a firewall guards it"
         )
@@ -366,7 +371,7 @@ def check_open(settings: Settings, host: str, what: str) -> None:
 def load(
     argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = "", home: str = ""
 ) -> Given[Settings]:
-    """The server's settings, complete and checked; paths are given from `home`. Raises SettingsError."""
+    """The server's settings, complete and checked; paths are given from `home`. Raises Fatal."""
     given = parse(Settings, argv, environ, program, description, home=home)
     check_variables(environ, (Settings, SandboxSettings))
     given = _complete(given, environ, home)
@@ -377,7 +382,7 @@ def load(
 # ------------------------------------------------------------------------------------------------------------ showing
 
 
-def _toml(row: Field, value: Any) -> str:
+def _toml(row: Field[Any], value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)) and row.metadata["read"] is not file_mode:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.message.job import BadRequest
 
 SHORTEST = 16  # characters of a token: shorter ones can be guessed
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
 
 
 def read_policy(settings: Settings) -> Policy:
-    """The policy that the settings make. Raises SettingsError when the file of tokens is no good."""
+    """The policy that the settings make. Raises Fatal when the file of tokens is no good."""
     digests = _read_tokens(settings.auth_token_file) if settings.auth_token_file else ()
     if digests and not settings.allowed_hosts:
         return Policy(digests)
@@ -44,7 +44,7 @@ def read_policy(settings: Settings) -> Policy:
 
 
 def first_token(path: str) -> str:
-    """The first token of a file, to be given to a server. Raises SettingsError."""
+    """The first token of a file, to be given to a server. Raises Fatal."""
     return _tokens(path)[0]
 
 
@@ -57,22 +57,22 @@ def _tokens(path: str) -> list[str]:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file.read(LARGEST).splitlines()]
             if file.read(1):
-                raise SettingsError(f"--auth-token-file {path} is longer than {LARGEST} characters")
+                raise Fatal(f"--auth-token-file {path} is longer than {LARGEST} characters")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise SettingsError(f"--auth-token-file {path} cannot be read: {reason}") from None
+        raise Fatal(f"--auth-token-file {path} cannot be read: {reason}") from None
     tokens = []
     for number, token in enumerate(lines, 1):
         if not token or token.startswith("#"):
             continue
         if not re.fullmatch(r"[\x21-\x7e]+", token) or not SHORTEST <= len(token) <= LONGEST:
-            raise SettingsError(
+            raise Fatal(
                 f"--auth-token-file {path}, line {number}: a token is {SHORTEST} or more printable ASCII characters "
                 "without spaces, like those of: openssl rand -hex 32"
             )
         tokens.append(token)
     if not tokens:
-        raise SettingsError(f"--auth-token-file {path} has no token: put one on each line")
+        raise Fatal(f"--auth-token-file {path} has no token: put one on each line")
     return tokens
 
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from gocm_lib.config.settings import Settings
@@ -27,7 +27,7 @@ from gocm_lib.monitoring.collector import Expiry, Figures, Vitals
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import STATES, Conflict, Known, Past, Refused, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, STATES, Conflict, Entry, Known, Past, Place, Refused, Status, Which
 
 LARGEST_PAGE = 10_000  # entries that may be asked for
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
@@ -86,7 +86,7 @@ class Service:
         trend: Trend,
     ) -> None:
         """`client` for those who ask, `probing` for those who only look, so that neither waits for the other. Raises
-        SettingsError when the file of auth tokens is no good.
+        Fatal when the file of auth tokens is no good.
         """
         self.upstreams = tuple(upstreams)  # the first is the default
         self.intake = intake
@@ -103,7 +103,7 @@ class Service:
         self.follow(settings)
 
     def follow(self, settings: Settings) -> None:
-        """Go by these settings from now on. Raises SettingsError, and goes on as before, when they are no good."""
+        """Go by these settings from now on. Raises Fatal, and goes on as before, when they are no good."""
         self.policy = auth.read_policy(settings)
         self.settings = settings
 
@@ -206,7 +206,7 @@ class Service:
         """GET /gcm/report/notregistered: tokens to delete."""
         return self._list("notregistered", response.notregistered, request)
 
-    def _list(self, which: str, page: Callable[[list], bytes], request: Request) -> Response:
+    def _list(self, which: str, page: Callable[[Any], bytes], request: Request) -> Response:
         query = _query(request.query, {"peek", "ack", "limit"})
         limit = _number(query, "limit", 1, LARGEST_PAGE)
         if query.get("peek", "1") != "1":
@@ -256,7 +256,7 @@ class Service:
         audit = self._acknowledge(which, ack)
         return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
 
-    def _hand_out(self, which: str, page: Callable[[list], bytes], limit: int) -> Response:
+    def _hand_out(self, which: str, page: Callable[[Any], bytes], limit: int) -> Response:
         """A list as the original gives it: read and cleared at once. We clear what was in the answer, after it was
         written; until then the next reader waits, so that no entry is given to two.
         """
@@ -308,7 +308,7 @@ class Service:
         after = re.fullmatch(r"([0-3][0-9a-f]{15})\.([0-9]{1,9})", query.get("after", "0" * 16 + ".0"))
         if not after:  # ids are below 1 << 62: SQLite's integers end at 1 << 63
             raise BadRequest("after must be the `next` of the page before", "after")
-        place = (int(after[1], 16), int(after[2])) if "after" in query else (0, -1)
+        place = Place(int(after[1], 16), int(after[2])) if "after" in query else BEFORE_ALL
         limit = _number(query, "limit", 1, LARGEST_PAGE) or SMALL_PAGE
         which = _which(query)
         with self._one_page():
@@ -335,7 +335,7 @@ class Service:
         try:
             while done := some(which):
                 count += done
-            left = bool(self.client.failed(which, (0, -1), 1))
+            left = bool(self.client.failed(which, BEFORE_ALL, 1))
         except StateUnavailable:
             reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
             return unavailable(reason)._replace(audit=f"{what} {count} failed tokens or more ({asked})")
@@ -527,7 +527,7 @@ def _form(request: Request, known: set[str], example: str) -> dict[str, str]:
     return _query(request.body.decode("latin-1"), known)
 
 
-def _cursor(entries: Sequence[tuple], before: int) -> dict[str, str | Sequence[str]]:
+def _cursor(entries: Sequence[Entry], before: int) -> dict[str, str | Sequence[str]]:
     """Up to where a page of a list goes: its last entry's number."""
     return {"GoCM-Cursor": str(entries[-1][0] if entries else before)}
 
@@ -545,7 +545,7 @@ def _query(text: str, known: set[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _which(fields: Mapping[str, str]) -> Which:
+def _which(fields: dict[str, str]) -> Which:
     """The failed tokens that are asked for; `older` is in seconds. Raises BadRequest."""
     reason, upstream = fields.get("reason", ""), fields.get("upstream", "")
     if "reason" in fields and reason not in KEPT_FAILURES:

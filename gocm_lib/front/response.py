@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from gocm_lib.message.job import BadRequest, Job, format_id
-from gocm_lib.state.contract import Failed, Fate, Refused, Snapshot, Status
+from gocm_lib.state.contract import Failed, Fate, Refused, Replaced, Snapshot, Status, Unregistered
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -51,13 +51,13 @@ def report(snapshot: Snapshot) -> bytes:
     )
 
 
-def canonical(entries: Sequence[tuple]) -> bytes:
+def canonical(entries: Sequence[Replaced]) -> bytes:
     """The list of replaced tokens; `null` when empty, as Go writes a nil slice."""
     pairs = [{"original": original, "canonical": replacement} for _, original, replacement in entries]
     return go_json({"canonical_replacements": pairs or None})
 
 
-def notregistered(entries: Sequence[tuple]) -> bytes:
+def notregistered(entries: Sequence[Unregistered]) -> bytes:
     """The list of dead tokens; `null` when empty."""
     return go_json({"tokens": [token for _, token in entries] or None})
 

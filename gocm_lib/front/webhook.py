@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from gocm_lib import __version__
 from gocm_lib.config.proxy import Proxy, ways
-from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.message.outcome import parse_retry_after
 from gocm_lib.monitoring.collector import Vitals
 from gocm_lib.process import deadline, log
@@ -35,7 +35,7 @@ CONNECT, PATIENCE = 5.0, 20.0  # seconds to be connected, and for the answer fro
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a request is made again: doubled each time
 SHORTEST = 16  # characters of a secret
 
-Entries = Sequence[tuple]
+Entries = Sequence[tuple[Any, ...]]
 
 
 class Batch(NamedTuple):
@@ -49,20 +49,20 @@ class Batch(NamedTuple):
 
 
 def read_secret(path: str) -> bytes:
-    """The secret in a file: any text, or `whsec_` and base64, as the standard has it. Raises SettingsError."""
+    """The secret in a file: any text, or `whsec_` and base64, as the standard has it. Raises Fatal."""
     where = f"--feedback-secret-file {path}"
     try:
         found = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise Fatal(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     if len(found) < SHORTEST:
-        raise SettingsError(f"{where} holds no secret of {SHORTEST} characters or more, like: openssl rand -hex 32")
+        raise Fatal(f"{where} holds no secret of {SHORTEST} characters or more, like: openssl rand -hex 32")
     if not found.startswith("whsec_"):
         return found.encode()
     try:
         return base64.b64decode(found.removeprefix("whsec_"), validate=True)
     except binascii.Error:
-        raise SettingsError(f"{where} begins with whsec_, but goes on with what is not base64") from None
+        raise Fatal(f"{where} begins with whsec_, but goes on with what is not base64") from None
 
 
 def compose(canonical: Entries, notregistered: Entries, now: float) -> Batch:
@@ -127,7 +127,7 @@ def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | N
 
 class Feedback:
     def __init__(self, settings: Settings, client: Client, vitals: Vitals) -> None:
-        """Raises SettingsError when the file of the secret is no good."""
+        """Raises Fatal when the file of the secret is no good."""
         self._url = settings.feedback_url
         self._proxy = ways(settings, os.environ).to(settings.feedback_url)
         self._secret = read_secret(settings.feedback_secret_file)

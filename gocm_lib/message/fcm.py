@@ -216,7 +216,7 @@ def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
             violations = detail.get("fieldViolations")
             for violation in violations if isinstance(violations, list) else []:
                 field = violation.get("field") if isinstance(violation, dict) else None
-                fields.append(field if _is_word(field) else "?")
+                fields.append(field if isinstance(field, str) and _is_word(field) else "?")
         elif kind.endswith("/google.rpc.RetryInfo"):
             delay = _seconds(detail.get("retryDelay"))
     return codes, fields, delay, text if isinstance(text, str) else ""

@@ -394,8 +394,9 @@ def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
     left = max_tokens
     for line in lines:
         try:
-            drafts.append(_draft(_json_fields(line, left), left))
-            left -= len(drafts[-1].tokens)
+            draft = _draft(_json_fields(line, left), left)
+            drafts.append(draft)
+            left -= len(draft.tokens)
         except BadRequest as problem:
             # As it is, its traceback holds this very list: memory that only the garbage collector frees.
             drafts.append(BadRequest(problem.error, problem.field, problem.status))

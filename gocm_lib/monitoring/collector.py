@@ -65,7 +65,7 @@ class Figures(NamedTuple):
     started_at: float
     snapshot: Snapshot | None
     upstreams: dict[str, counters.Answers]
-    token_expiry: dict[str, float | None]  # of each configured upstream; inf: never, None: there is no token
+    token_expiry: Mapping[str, float | None]  # of each configured upstream; inf: never, None: there is no token
     queue_wait: Histogram
     requests: dict[tuple[str, int], int]
     durations: dict[str, Histogram]

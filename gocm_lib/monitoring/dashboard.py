@@ -96,7 +96,6 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
         return dict.fromkeys(("pending", "totals", "failed", "failures", "lists"))
     counters = snapshot.counters
     oldest = None if snapshot.oldest is None else round(max(0.0, now - snapshot.oldest), 1)
-    latest = snapshot.latest
     return {
         "pending": {
             "messages": snapshot.pending,
@@ -120,12 +119,13 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
         "lists": {
             "notregistered": {
                 "waiting": snapshot.listed["notregistered"],
-                "latest": [log.token(token) for (token,) in latest["notregistered"]],
+                "latest": [log.token(token) for _, token in snapshot.latest_unregistered],
             },
             "canonical": {
                 "waiting": snapshot.listed["canonical"],
                 "latest": [
-                    {"original": log.token(old), "canonical": log.token(new)} for old, new in latest["canonical"]
+                    {"original": log.token(old), "canonical": log.token(new)}
+                    for _, old, new in snapshot.latest_replaced
                 ],
             },
         },

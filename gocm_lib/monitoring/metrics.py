@@ -81,7 +81,7 @@ def _build(figures: Figures) -> Samples:
 
     import urllib3
 
-    yield (__version__, platform.python_version(), urllib3.__version__), 1
+    yield (__version__, platform.python_version(), urllib3.__version__), 1  # type: ignore[attr-defined]
 
 
 def _responses(figures: Figures) -> Samples:

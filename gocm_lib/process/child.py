@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gocm_lib
 from gocm_lib.config.settings import Exit, Settings
@@ -62,20 +62,9 @@ def forget_lost_forkserver() -> None:
     """Where its socket is gone, children are started by a new forkserver; the old one goes on watching those that it
     has started.
     """
-    ours = forkserver._forkserver  # type: ignore[attr-defined]
+    ours: Any = forkserver._forkserver
     if ours._forkserver_address and not os.path.exists(ours._forkserver_address):
         ours._forkserver_pid = None
-
-
-def fill_standard_files() -> None:
-    """Whoever started us may have closed stdin, stdout or stderr: else the next file that is opened, a client's
-    connection or the spool, would take its number, and what is printed or logged would be written there.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
 
 
 def forbid_core_dumps() -> None:
@@ -107,8 +96,7 @@ def watch_threads() -> None:
 
     def failed(problem: threading.ExceptHookArgs) -> None:
         name = problem.thread.name if problem.thread else "?"
-        trace = (problem.exc_type, problem.exc_value, problem.exc_traceback)
-        log.logger.critical("thread %s failed", name, exc_info=trace)
+        log.logger.critical("thread %s failed", name, exc_info=problem.exc_value)
         leave(Exit.FAILED)
 
     threading.excepthook = failed

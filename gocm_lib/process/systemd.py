@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Mapping, MutableMapping
 
-from gocm_lib.config.settings import SettingsError
+from gocm_lib.config.settings import Fatal
 from gocm_lib.process import log
 
 NOTIFY_WITHIN = 1.0  # seconds: if it does not listen we go on
@@ -19,7 +19,7 @@ class Systemd:
     """`watchdog`: the seconds within which it must hear from us, or None. `sockets`: those it has opened for us."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Take what is for us out of the environment: our children must not take it for theirs. Raises SettingsError
+        """Take what is for us out of the environment: our children must not take it for theirs. Raises Fatal
         when what is said to be a socket is none.
         """
         found = {name: environ.pop(name, "") for name in OURS}
@@ -44,7 +44,7 @@ def _socket(descriptor: int) -> socket.socket:
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise SettingsError(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
+        raise Fatal(f"LISTEN_FDS: descriptor {descriptor} is no socket: {error.strerror}") from None
     sock.set_inheritable(False)
     return sock
 

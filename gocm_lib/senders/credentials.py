@@ -26,7 +26,7 @@ import urllib3
 from gocm_lib.config import settings as options
 from gocm_lib.config import values
 from gocm_lib.config.proxy import DIRECTLY, Proxy, Ways, ways
-from gocm_lib.config.settings import Exit, Settings, SettingsError
+from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message import fcm, gcm
 from gocm_lib.process import log
 from gocm_lib.state.contract import Pause
@@ -241,13 +241,13 @@ def from_file(path: str, ca: str = "", project: str = "", out: Ways = DIRECTLY) 
     """The fetcher for a credentials file, by google-auth, and the project id: the given one, else what the file names
     or Google knows of it ("" when nobody does). `ca`: as --upstream-ca; `out`: how token servers are reached.
 
-    Raises SettingsError, with exit code 3, when the file cannot be used or the extra is not installed.
+    Raises Fatal, with exit code 3, when the file cannot be used or the extra is not installed.
     """
     try:
         import google.auth
         import google.auth.transport.urllib3
     except ImportError:
-        raise SettingsError(
+        raise Fatal(
             "--credentials needs google-auth: pip install 'gocm[fcm]', or use --token-command or --fcm-metadata",
             Exit.SENDER,
         ) from None
@@ -274,7 +274,7 @@ class _CredentialsFile:
                 warnings.simplefilter("ignore")  # that a file from elsewhere should be validated; it is the operator's
                 self._credentials, self._project = _by_google_auth(info, self._path, self._request)
         except Exception as error:  # google-auth meets an odd file with any exception; its text may quote the file
-            raise SettingsError(
+            raise Fatal(
                 f"--credentials {self._path} cannot be used: google-auth says {type(error).__name__}; is it whole?",
                 Exit.SENDER,
             ) from None
@@ -292,7 +292,7 @@ class _CredentialsFile:
         if self._doubtful or _version(self._path) != self._seen:
             try:
                 self._load()
-            except SettingsError as error:  # it is being replaced, or is no better
+            except Fatal as error:  # it is being replaced, or is no better
                 log.logger.warning("%s; going on with what it held before", error)
         self._doubtful = True
         try:
@@ -338,25 +338,25 @@ def _by_google_auth(info: dict[str, Any], path: str, request: Any) -> tuple[Any,
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    """A credentials file's content. Raises SettingsError when it is none."""
+    """A credentials file's content. Raises Fatal when it is none."""
     try:
         with open(path, "rb") as file:
             found = json.load(file)
     except OSError as error:
-        raise SettingsError(f"--credentials {path} cannot be read: {error.strerror}", Exit.SENDER) from None
+        raise Fatal(f"--credentials {path} cannot be read: {error.strerror}", Exit.SENDER) from None
     except (ValueError, RecursionError):
-        raise SettingsError(f"--credentials {path} is not JSON: give the file as Google made it", Exit.SENDER) from None
+        raise Fatal(f"--credentials {path} is not JSON: give the file as Google made it", Exit.SENDER) from None
     kind = found.get("type") if isinstance(found, dict) else None
     if not isinstance(kind, str):
-        raise SettingsError(f"--credentials {path} is no Google credentials file: it has no type", Exit.SENDER)
+        raise Fatal(f"--credentials {path} is no Google credentials file: it has no type", Exit.SENDER)
     if kind == "service_account":
         for name in ("client_email", "private_key", "token_uri"):
             if not isinstance(found.get(name), str) or not found[name]:
-                raise SettingsError(f"--credentials {path} has no {name}: download the key again", Exit.SENDER)
+                raise Fatal(f"--credentials {path} has no {name}: download the key again", Exit.SENDER)
         try:
             options.upstream_url(found["token_uri"])
         except ValueError as error:
-            raise SettingsError(f"--credentials {path}: token_uri {error}", Exit.SENDER) from None
+            raise Fatal(f"--credentials {path}: token_uri {error}", Exit.SENDER) from None
     return found
 
 
@@ -478,7 +478,7 @@ class Credentials:
     def _read_again(self, name: str) -> None:
         try:
             header = self._again[name]()
-        except SettingsError as error:
+        except Fatal as error:
             log.logger.warning("upstream %s: %s", name, error)
             return
         if header != self._fixed[name].text:
@@ -488,7 +488,7 @@ class Credentials:
 
 def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]:
     """The source of each upstream that the settings name, and FCM's project id; a command is run in that directory.
-    Raises SettingsError.
+    Raises Fatal.
     """
     found: dict[str, Source] = {}
     if settings.apikey:
@@ -506,10 +506,10 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
         project = project or _metadata_project(settings.metadata_host)
     if fcm.NAME in found:
         if not project:
-            raise SettingsError("--fcm-project is missing: the credentials do not name the project", Exit.CONFIG)
+            raise Fatal("--fcm-project is missing: the credentials do not name the project", Exit.CONFIG)
         with contextlib.suppress(ValueError):
             return found, options.project(project)
-        raise SettingsError(f"the project id {project[:64]!r} is malformed: give --fcm-project")
+        raise Fatal(f"the project id {project[:64]!r} is malformed: give --fcm-project")
     return found, project
 
 
@@ -519,25 +519,25 @@ def _key_again(settings: Settings) -> Callable[[], str] | None:
     def read() -> str:
         return f"key={values.read_key(settings.apikey_file, '--apikey-file')}"
 
-    with contextlib.suppress(SettingsError):
+    with contextlib.suppress(Fatal):
         if settings.apikey_file and read() == f"key={settings.apikey}":
             return read
     return None
 
 
 def _check_command(command: str, directory: str) -> None:
-    """Raise SettingsError when there is no such program."""
+    """Raise Fatal when there is no such program."""
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise SettingsError(f"--token-command cannot be split into words: {error}") from None
+        raise Fatal(f"--token-command cannot be split into words: {error}") from None
     program = words[0] if words else ""
     if not shutil.which(os.path.join(directory, program) if "/" in program else program):
-        raise SettingsError(f"--token-command: there is no program {program or 'in it'} that we may run")
+        raise Fatal(f"--token-command: there is no program {program or 'in it'} that we may run")
 
 
 def _metadata_project(host: str) -> str:
     try:
         return bounded(lambda: ask_metadata(host, "project/project-id")).decode("latin-1").strip()
     except CredentialError as error:
-        raise SettingsError(f"--fcm-metadata: {error}; give --fcm-project to start without", Exit.SENDER) from None
+        raise Fatal(f"--fcm-metadata: {error}; give --fcm-project to start without", Exit.SENDER) from None

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.queues import Queue
+from typing import Any
 
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import SMALL, Run, Slice, cut
@@ -66,7 +67,7 @@ class Feeder:
         self._vitals = vitals
         self._credentials = credentials
         self._rooms = rooms
-        self._current: tuple[int, Queue] | None = None
+        self._current: tuple[int, Queue[Any]] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()

@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from queue import Empty, SimpleQueue
+from typing import Any
 
-from gocm_lib.config.settings import Exit, Settings, SettingsError
+from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message import fcm, gcm
+from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Slice
 from gocm_lib.message.outcome import FIRST_ANSWERS, NO_ANSWER, Outcome, Result, Verdict, address, join
 from gocm_lib.monitoring.counters import Meter
@@ -100,7 +102,7 @@ class Loop:
         lanes: dict[str, Upstream],
         connections: int,
         timeout: float,
-        settled: SimpleQueue,
+        settled: SimpleQueue[Any],
         box: BlackBox,
         meter: Meter,
     ) -> None:
@@ -498,10 +500,10 @@ def main(
     child.enter(name, settings)
     try:
         lanes = upstreams.from_settings(settings)
-    except SettingsError as error:
+    except Fatal as error:
         child.refuse(control, Exit.SENDER, str(error))
     settled: SimpleQueue = SimpleQueue()
-    meter = Meter(cells, list(upstreams.DIALECTS))
+    meter = Meter(cells, list(DIALECTS))
     loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box), meter)
     settler = _Settler(settled, Client(address, authkey), generation)
     settling = threading.Thread(target=settler.run, name="settler")

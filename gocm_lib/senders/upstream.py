@@ -17,7 +17,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 
 from gocm_lib.config.proxy import Proxy, ways
-from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.message import fcm, gcm
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Slice
@@ -139,13 +139,13 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}") from None
+        raise Fatal(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
 def from_settings(settings: Settings) -> dict[str, Upstream]:
-    """Every upstream, by its name. Raises SettingsError where one cannot be made."""
+    """Every upstream, by its name. Raises Fatal where one cannot be made."""
     urls = {
         gcm.NAME: settings.gcm_url,
         fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",

@@ -6,11 +6,11 @@ at the rate at which messages go out, and goes on sending what it holds.
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gocm_lib.state.contract import Refused
 
-Row = TypeVar("Row", bound=tuple)
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 HALF_LIFE = 10.0  # seconds after which what went out counts half in the rate
 SOONEST, LATEST = 1, 600  # seconds that we ask a client to wait, however empty or stuck the spool is

@@ -144,7 +144,7 @@ class Row:
         self._doubtful.clear()
 
     def _fading(self, now: float) -> float:
-        return 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)
+        return math.pow(0.5, max(0.0, now - self._at) / HALF_LIFE)
 
     def is_everybodys(self, now: float) -> bool:
         """Whether the trouble in this row is the upstream's."""

@@ -11,21 +11,34 @@ import multiprocessing.managers
 import os
 import pickle
 import socket
-import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
+
+from gocm_lib.message.job import Job
+from gocm_lib.message.outcome import Result
+from gocm_lib.message.suspect import Aloft
+from gocm_lib.state.contract import (
+    Claimed,
+    Entry,
+    Failed,
+    Full,
+    NotKept,
+    Passing,
+    Past,
+    Place,
+    Shared,
+    Snapshot,
+    Status,
+    Which,
+)
 
 LIMIT = 1.5  # seconds for a call, and
 TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
 
-VERBS = (
-    *("accept", "begin", "claim", "settle", "accuse", "release"),
-    *("snapshot", "status", "page", "forget", "failed", "replay", "discard"),
-)
 COUNTING = ("replay", "discard")  # they tell how many there were: of a second call, none
 
 
@@ -33,7 +46,7 @@ class StateUnavailable(Exception):
     """The state process did not answer within the limit. Whether it did what was asked is not known."""
 
 
-class Client:
+class Client(Shared):
     """Calls State's verbs in the state process, each within a time limit. Threads may share one; they take turns.
 
     It speaks to multiprocessing's Manager, but over a socket with kernel time limits: the Manager's own proxies wait
@@ -48,12 +61,59 @@ class Client:
         self._connection: Connection | None = None
         self._ident = ""
 
-    def __getattr__(self, verb: str) -> Callable[..., Any]:
-        if verb not in VERBS:
-            raise AttributeError(verb)
-        return lambda *arguments: self._call(verb, arguments)
+    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
+        kept: dict[int, NotKept] = self._call("accept", jobs)
+        return kept
 
-    def _call(self, verb: str, arguments: tuple) -> Any:
+    def begin(self, generation: int) -> None:
+        self._call("begin", generation)
+
+    def claim(
+        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
+    ) -> Claimed:
+        claimed: Claimed = self._call("claim", generation, batch, rooms, ready, now, wait)
+        return claimed
+
+    def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
+        self._call("settle", generation, results, now)
+
+    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
+        buried: int = self._call("accuse", generation, sender, flights, now)
+        return buried
+
+    def release(self, generation: int | None) -> int:
+        released: int = self._call("release", generation)
+        return released
+
+    def snapshot(self) -> Snapshot:
+        snapshot: Snapshot = self._call("snapshot")
+        return snapshot
+
+    def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
+        status: Status | Past | None = self._call("status", job, state, after, limit)
+        return status
+
+    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
+        entries: Sequence[Entry] = self._call("page", which, after, limit)
+        return entries
+
+    def forget(self, which: str, upto: int) -> bool:
+        known: bool = self._call("forget", which, upto)
+        return known
+
+    def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
+        failed: list[Failed] = self._call("failed", which, after, limit)
+        return failed
+
+    def replay(self, which: Which, now: float) -> int:
+        replayed: int = self._call("replay", which, now)
+        return replayed
+
+    def discard(self, which: Which) -> int:
+        discarded: int = self._call("discard", which)
+        return discarded
+
+    def _call(self, verb: str, *arguments: object) -> Any:
         deadline = time.monotonic() + self.limit
         if not self._turn.acquire(timeout=TURN):
             raise StateUnavailable("another call is waiting for the state process")
@@ -61,12 +121,11 @@ class Client:
         try:
             while True:
                 try:
-                    if self._connection is None:
-                        self._dial()
+                    connection = self._connection or self._dial()
                     asked = True
                     # Connection.send does the same with a pickler for what only processes have, made each time.
-                    self._connection.send_bytes(pickle.dumps((self._ident, verb, arguments, {})))
-                    kind, answer = self._connection.recv()
+                    connection.send_bytes(pickle.dumps((self._ident, verb, arguments, {})))
+                    kind, answer = connection.recv()
                     break
                 except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
                     self.close()
@@ -77,18 +136,20 @@ class Client:
                     time.sleep(0.02)
         finally:
             self._turn.release()
-        if isinstance(answer, sqlite3.OperationalError):
+        if isinstance(answer, (Full, Passing)):
             raise StateUnavailable(str(answer))
         if kind != "#RETURN":
             raise RuntimeError(f"state process failed in {verb}: {answer}")
         return answer
 
-    def _dial(self) -> None:
-        self._ident, _verbs = self._greet("create", "State", keep=False)
-        self._greet("accept_connection", threading.current_thread().name, keep=True)
+    def _dial(self) -> Connection:
+        asking, (self._ident, _verbs) = self._greet("create", "State")
+        asking.close()
+        self._connection, _ = self._greet("accept_connection", threading.current_thread().name)
+        return self._connection
 
-    def _greet(self, function: str, argument: str, *, keep: bool) -> Any:
-        """Call one of the Manager's own functions; keep the connection for verbs if it is to serve them."""
+    def _greet(self, function: str, argument: str) -> tuple[Connection, Any]:
+        """Call one of the Manager's own functions; the connection, and what it answers."""
         sock = socket.socket(socket.AF_UNIX)
         limit = struct.pack("ll", int(self.limit), int(self.limit % 1 * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
@@ -106,15 +167,11 @@ class Client:
         try:
             multiprocessing.connection.answer_challenge(connection, self.authkey)
             multiprocessing.connection.deliver_challenge(connection, self.authkey)
-            answer = multiprocessing.managers.dispatch(connection, None, function, (argument,))
+            dispatch = multiprocessing.managers.dispatch  # type: ignore[attr-defined]
+            return connection, dispatch(connection, None, function, (argument,))
         except BaseException:
             connection.close()
             raise
-        if keep:
-            self._connection = connection
-        else:
-            connection.close()
-        return answer
 
     def close(self) -> None:
         if self._connection is not None:

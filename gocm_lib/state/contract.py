@@ -3,7 +3,12 @@
 Client calls them; how they are kept is the state's own matter.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from gocm_lib.message.job import Job, Slice
+from gocm_lib.message.outcome import Result
+from gocm_lib.message.suspect import Aloft
 
 COUNTERS = {
     "accepted_messages": "messages that were kept",
@@ -21,6 +26,18 @@ COUNTERS = {
 
 # What a token of a job can be.
 STATES = ("ready", "deferred", "sending", "delivered", "failed")
+
+
+class Full(Exception):
+    """The disk is full: nothing was kept. It may be tried again."""
+
+
+class Passing(Exception):
+    """It could not be done just now, because another program has the spool locked. It may be tried again."""
+
+
+class Broken(Exception):
+    """The spool failed, and nobody knows what it would keep from now on."""
 
 
 class Refused(NamedTuple):
@@ -53,6 +70,16 @@ class Which(NamedTuple):
     failure: str
     upstream: str
     before: float
+
+
+class Place(NamedTuple):
+    """Where a failed token stands among all: its job, and which of that job's tokens it is."""
+
+    job: int
+    n: int
+
+
+BEFORE_ALL = Place(0, -1)
 
 
 class Failed(NamedTuple):
@@ -105,6 +132,24 @@ class Past(NamedTuple):
     """Nothing is known of a job any more."""
 
 
+class Replaced(NamedTuple):
+    """An entry of the list `canonical`: a token, and the one to use instead. `number`: 0 where it is not told."""
+
+    number: int
+    original: str
+    canonical: str
+
+
+class Unregistered(NamedTuple):
+    """An entry of the list `notregistered`: a token to delete. `number`: 0 where it is not told."""
+
+    number: int
+    token: str
+
+
+Entry = Replaced | Unregistered
+
+
 class Count(NamedTuple):
     """Which counter: one of COUNTERS, of which upstream, for which reason ("" where that does not matter)."""
 
@@ -124,7 +169,9 @@ class Snapshot(NamedTuple):
     keys: int  # Idempotency-Keys that are remembered
     over: int  # that came to another end, and are kept for those who ask
     listed: dict[str, int]  # entries in each list
-    latest: dict[str, list[tuple]]  # what came to each list last in this run, the newest first, read or not
+    # What came to each list last in this run, the newest first, read or not.
+    latest_replaced: list[Replaced]
+    latest_unregistered: list[Unregistered]
     oldest: float | None  # when the oldest pending message was accepted
     bytes: int  # in the spool
     paused_until: dict[str, float]  # by upstream
@@ -155,3 +202,71 @@ class Pause(NamedTuple):
     since: float
     probe: int = 0
     manner: str = ""
+
+
+class Claimed(NamedTuple):
+    """What a claim gives: tokens to send now, and who is paused, or refuses our credential."""
+
+    slices: list[Slice]
+    pauses: dict[str, Pause]
+
+
+class Shared(Protocol):
+    """The verbs of the shared state. Each is one transaction: when it returns, what it changed is on disk.
+
+    Raises, from State, Full, Passing and Broken; from Client, StateUnavailable.
+    """
+
+    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
+        """Keep jobs, all but those it returns, by their ids."""
+
+    def begin(self, generation: int) -> None:
+        """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
+
+    def claim(
+        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
+    ) -> Claimed:
+        """Due tokens of the `ready` upstreams for a generation that may have so many of each in hand (`rooms`).
+        `ready` says since when each has had its credential.
+
+        Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
+        the next number when it has received one. So a batch whose answer was lost, because this process was killed or
+        stood still, is given again, not forgotten in the generation's hands.
+        """
+
+    def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
+        """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
+
+    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
+        """Hold the death of a sender of this generation against what it had in the air (module suspect); how many
+        tokens were buried for it. A sender dies once, however often this is told.
+        """
+
+    def release(self, generation: int | None) -> int:
+        """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
+
+    def snapshot(self) -> Snapshot:
+        """What there is to report."""
+
+    def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
+        """What became of a job, with up to `limit` of its tokens after number `after`, of one of STATES ("": of any).
+        None: there is no such job. Past: jobs as late as this one were forgotten, so it may have been one of them.
+        """
+
+    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
+        """Entries of the list `canonical` or `notregistered` numbered above `after`."""
+
+    def forget(self, which: str, upto: int) -> bool:
+        """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
+
+    def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
+        """Tokens that were set aside as failed, after this place."""
+
+    def replay(self, which: Which, now: float) -> int:
+        """Send some of the failed tokens again, as many as there is room for; how many. 0: there are no more."""
+
+    def discard(self, which: Which) -> int:
+        """Forget some of the failed tokens; how many. 0: there are no more."""
+
+
+VERBS = tuple(name for name in vars(Shared) if not name.startswith("_"))

@@ -14,7 +14,6 @@ import multiprocessing.connection
 import multiprocessing.managers
 import os
 import random
-import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict, deque
@@ -24,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from gocm_lib.config.settings import Exit, Settings
+from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.job import Job, Slice, disk_size
 from gocm_lib.message.outcome import (
     BLAMES_UPSTREAM,
@@ -44,20 +43,36 @@ from gocm_lib.message.outcome import (
 from gocm_lib.message.suspect import FATAL, Aloft, unrest
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import DISK_WAIT, Drain, Limits, Usage, drain_rate, drained, refuse
-from gocm_lib.state.client import VERBS
-from gocm_lib.state.contract import Count, Failed, Known, NotKept, Past, Pause, Refused, Snapshot, Status, Which
+from gocm_lib.state.contract import (
+    VERBS,
+    Broken,
+    Claimed,
+    Count,
+    Entry,
+    Failed,
+    Full,
+    Known,
+    NotKept,
+    Passing,
+    Past,
+    Place,
+    Refused,
+    Shared,
+    Snapshot,
+    Status,
+    Which,
+)
 from gocm_lib.state.pace import Pace, start_pace
 from gocm_lib.state.pacing import Traffic
 from gocm_lib.state.sqlite import keys
 from gocm_lib.state.sqlite.database import (
+    Database,
     Room,
-    SpoolError,
     checkpoint,
     cut_log,
-    is_full,
-    is_passing,
     open_spool,
     shrink,
+    told,
     usage,
 )
 from gocm_lib.state.sqlite.history import FORGOTTEN, History
@@ -94,12 +109,12 @@ class Keeping(NamedTuple):
     max_keys: int
 
 
-class State:
+class State(Shared):
     """The shared state. One lock, held for one transaction at a time; `claim` alone waits, without the lock."""
 
     def __init__(
         self,
-        db: sqlite3.Connection,
+        db: Database,
         room: Room,
         policy: Policy,
         keeping: Keeping,
@@ -133,10 +148,11 @@ class State:
         spool, report, keys = self.spool, self.report, self.keys
         before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.condemned.copy()
         open_tokens, count = spool.open.copy(), keys.count
-        self.db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self.db.execute("COMMIT")
+            with told():
+                self.db.execute("BEGIN IMMEDIATE")
+                yield
+                self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
@@ -150,9 +166,7 @@ class State:
             try:
                 with self._transaction():
                     answers = self._accept(jobs)
-            except sqlite3.OperationalError as error:
-                if not is_full(error):
-                    raise
+            except Full:
                 checkpoint(self.db)  # it may be the log that fills it
                 answers = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
             if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
@@ -247,14 +261,7 @@ class State:
 
     def claim(
         self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
-    ) -> tuple[list[Slice], dict[str, Pause]]:
-        """Due tokens of the `ready` upstreams for a generation that may have so many of each in hand (`rooms`), and who
-        is paused, or refuses our credential. `ready` says since when each has had its credential.
-
-        Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
-        the next number when it has received one. So a batch whose answer was lost, because this process was killed or
-        stood still, is given again, not forgotten in the generation's hands.
-        """
+    ) -> Claimed:
         started = time.monotonic()
         with self.changed:
             if self._keep_house(now):
@@ -263,9 +270,9 @@ class State:
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
-                    return [], {}
+                    return Claimed([], {})
                 if batch <= self._last_batch(generation):
-                    return self.spool.claimed(generation, batch), {}
+                    return Claimed(self.spool.claimed(generation, batch), {})
                 slices: list[Slice] = []
                 idle = wait - waited
                 for upstream, since in ready.items():
@@ -274,7 +281,7 @@ class State:
                     slices += found
                     idle = min(idle, rest)
                 if slices or waited >= wait or self.traffic.news() != known:
-                    return slices, self.traffic.news()
+                    return Claimed(slices, self.traffic.news())
                 self.changed.wait(max(0.001, idle))
 
     def _keep_house(self, now: float) -> bool:
@@ -289,13 +296,13 @@ class State:
             return False
         self.tidied = now
         try:
-            if more := self._tidy(now):
+            with told():
+                more = self._tidy(now)
+            if more:
                 self.tidied = now + SOON - HOUSEKEEPING
             return more
-        except sqlite3.OperationalError as error:
-            if not is_passing(error):
-                raise  # else: what cannot be tidied now can be later, and must not keep anybody from sending
-            if is_full(error) and (self.spool.tally["over"] or not self.spool.tally["tokens"]):
+        except (Full, Passing) as error:  # what cannot be tidied now can be later, and must not keep anybody waiting
+            if isinstance(error, Full) and (self.spool.tally["over"] or not self.spool.tally["tokens"]):
                 self.use_reserve()  # to forget and to shrink takes room before it makes some: for the reserve, again
             return False
 
@@ -541,7 +548,8 @@ class State:
                 claimed=self.spool.claimed_tokens(),
                 dead=tally["dead"],
                 listed=dict(self.report.lengths),
-                latest={which: list(entries) for which, entries in self.report.latest.items()},
+                latest_replaced=list(self.report.latest_replaced),
+                latest_unregistered=list(self.report.latest_unregistered),
                 oldest=self.spool.oldest(),
                 keys=self.keys.count,
                 over=tally["over"],
@@ -551,7 +559,7 @@ class State:
                 refusing=refused.reason if refused else "",
             )
 
-    def page(self, which: str, after: int, limit: int) -> list[tuple]:
+    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
         """Entries of the list `canonical` or `notregistered` numbered above `after`."""
         with self.changed:
             return self.report.page(which, after, limit)
@@ -569,7 +577,7 @@ class State:
                 return found
             return found._replace(paused=self.traffic.pauses[found.upstream].reason)
 
-    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
+    def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""
         with self.changed:
             return self.history.failed(which, after, limit)
@@ -658,14 +666,16 @@ class _Edge:
             remedies = [state.checkpoint, state.use_reserve]
             while True:
                 try:
-                    return verb(*arguments)
-                except Exception as error:
-                    if isinstance(error, sqlite3.Error) and is_full(error) and remedies:
-                        remedies.pop(0)()
-                    elif isinstance(error, sqlite3.Error) and is_passing(error):
+                    with told():
+                        return verb(*arguments)
+                except Full:
+                    if not remedies:
                         raise
-                    else:
-                        _give_up(verb.__name__, error)
+                    remedies.pop(0)()
+                except Passing:
+                    raise
+                except Exception as error:
+                    _give_up(verb.__name__, error)
 
         return call
 
@@ -674,10 +684,10 @@ def _give_up(verb: str, error: Exception) -> NoReturn:
     log.logger.error("state failed in %s", verb, exc_info=error)
     # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
     # that all is well. A whole new start reads what is really there.
-    child.leave(Exit.SPOOL_FAILED if isinstance(error, sqlite3.DatabaseError) else Exit.FAILED)
+    child.leave(Exit.SPOOL_FAILED if isinstance(error, Broken) else Exit.FAILED)
 
 
-def _make(db: sqlite3.Connection, settings: Settings, now: float) -> State:
+def _make(db: Database, settings: Settings, now: float) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
     fcm = settings.credentials or settings.token_command or settings.fcm_metadata
     upstreams = bool(settings.apikey) + bool(fcm)
@@ -720,11 +730,12 @@ def main(settings: Settings, address: str, authkey: bytes, first: bool, control:
     child.enter("state", settings)
     try:
         db, _held = open_spool(settings.spool)
-        state = _make(db, settings, time.time())
-        state.start(time.time(), first)
-    except SpoolError as error:
+        with told():
+            state = _make(db, settings, time.time())
+            state.start(time.time(), first)
+    except Fatal as error:
         child.refuse(control, error.code, str(error))
-    except sqlite3.Error as error:
+    except (Full, Passing, Broken) as error:
         child.refuse(control, Exit.SPOOL_UNWRITABLE, f"cannot write the spool {settings.spool}: {error}")
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     edge = _Edge(state)

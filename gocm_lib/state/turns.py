@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from heapq import merge
 from itertools import islice
+from typing import Any
 
 from gocm_lib.message.job import SMALL
 
@@ -56,7 +57,7 @@ def save(credit: float, limit: int) -> float:
     return min(credit + share, max(1.0, share))
 
 
-def pick(lanes: Sequence[Sequence[tuple]], limit: int, credit: float) -> tuple[list[tuple], float]:
+def pick(lanes: Sequence[Sequence[tuple[Any, ...]]], limit: int, credit: float) -> tuple[list[tuple[Any, ...]], float]:
     """Up to `limit` of the tokens that wait: rows that end with their ranks, by lane, in each in the order of the ranks
     and as many as there are up to the limit. `credit` is what the large jobs may take (see `save`); what is left of it
     comes back.

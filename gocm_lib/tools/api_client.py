@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gocm_lib.config.settings import Exit, SettingsError
+from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.process import deadline, log
 
 PATIENCE = 60.0  # seconds for an answer: a replay of many tokens takes its time
@@ -23,7 +23,7 @@ def show(*columns: object) -> None:
     print(*(log.one_line(str(column)[:WIDEST]) for column in columns), sep="\t", flush=True)
 
 
-class RemoteError(SettingsError):
+class RemoteError(Fatal):
     """The server does not answer, or refuses; str() is the line for the operator. The exit code is 1."""
 
     def __init__(self, message: str) -> None:
@@ -125,7 +125,7 @@ def _connection(to: str, ca: str | None) -> http.client.HTTPConnection:
     try:
         context = ssl.create_default_context(cafile=ca or None)
     except (OSError, ssl.SSLError):
-        raise SettingsError(f"--ca {ca} holds no PEM certificates") from None
+        raise Fatal(f"--ca {ca} holds no PEM certificates") from None
     if ca is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import gocm_lib
-from gocm_lib.config.settings import BenchSettings, Exit, SettingsError
+from gocm_lib.config.settings import BenchSettings, Exit, Fatal
 from gocm_lib.tools.pretend import PROJECT
 
 START_LIMIT, RUN_LIMIT = 60.0, 900.0  # seconds
@@ -103,7 +103,7 @@ class Server:
             if found:
                 return found[1]
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise SettingsError(f"a part of the bench did not start: {self.log.read_text()[-500:]}", Exit.FAILED)
+                raise Fatal(f"a part of the bench did not start: {self.log.read_text()[-500:]}", Exit.FAILED)
             time.sleep(0.02)
 
     def processes(self) -> dict[str, list[int]]:
@@ -261,8 +261,9 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
     """The requests that a sender would write, one after the other on so many connections; as little else as can be."""
     import urllib3  # noqa: F401  (what Upstream needs is loaded before the clock runs)
 
+    from gocm_lib.message.dialects import DIALECTS
     from gocm_lib.message.job import Run, Slice
-    from gocm_lib.senders.upstream import DIALECTS, Upstream
+    from gocm_lib.senders.upstream import Upstream
 
     scheme = "https" if ca else "http"
     upstream = Upstream(DIALECTS["gcm"], f"{scheme}://127.0.0.1:{port}/gcm/send", ca_file=ca, connections=1)
@@ -351,7 +352,7 @@ class Bench:
                 yield None
             yield ours.recv()
         except EOFError:
-            raise SettingsError("the bench's own load failed; see above", Exit.FAILED) from None
+            raise Fatal("the bench's own load failed; see above", Exit.FAILED) from None
         finally:
             process.join(5)
             process.kill()
@@ -436,7 +437,7 @@ class Bench:
             show(f"posting for {time.monotonic() - began:.0f} s")
             if time.monotonic() - began > RUN_LIMIT:
                 break
-        raise SettingsError(f"the load did not end within {RUN_LIMIT:.0f} s", Exit.FAILED)
+        raise Fatal(f"the load did not end within {RUN_LIMIT:.0f} s", Exit.FAILED)
 
     def drain(self, server: Server, show: Callable[[str], None]) -> None:
         """Wait until nothing is pending."""
@@ -450,7 +451,7 @@ class Bench:
             show(f"{report.get('pending', '?')} messages pending")
             server.note_memory()
             time.sleep(0.05)
-        raise SettingsError(f"messages were still pending after {RUN_LIMIT:.0f} s", Exit.FAILED)
+        raise Fatal(f"messages were still pending after {RUN_LIMIT:.0f} s", Exit.FAILED)
 
 
 def bytes_written(looks: Mapping[str, Sequence[tuple[float, int]]]) -> int:
@@ -473,7 +474,7 @@ def make_certificate(directory: Path) -> Path:
     try:
         subprocess.run(words, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        raise SettingsError("a certificate needs the command openssl; without it say --plain", Exit.FAILED) from None
+        raise Fatal("a certificate needs the command openssl; without it say --plain", Exit.FAILED) from None
     return directory / "ca.pem"
 
 
@@ -511,17 +512,17 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def command(settings: BenchSettings) -> int:
-    """`gocm bench`: run the scenarios asked for and print the table, or with --json the same. Raises SettingsError."""
+    """`gocm bench`: run the scenarios asked for and print the table, or with --json the same. Raises Fatal."""
     names = settings.scenarios.split(",") if settings.scenarios else list(SCENARIOS)
     for name in names:
         if name not in SCENARIOS:
-            raise SettingsError(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}")
+            raise Fatal(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}")
     results: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # so that what we started is stopped then, too
     try:
         directory = Path(tempfile.mkdtemp(prefix="gocm-bench-", dir=settings.directory or None))
     except OSError as error:
-        raise SettingsError(f"--directory {settings.directory}: {error.strerror}") from None
+        raise Fatal(f"--directory {settings.directory}: {error.strerror}") from None
     sandbox = None
     try:
         bench = Bench(settings, directory)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gocm_lib.config import values
-from gocm_lib.config.settings import BundleSettings, Exit, SettingsError
+from gocm_lib.config.settings import BundleSettings, Exit, Fatal
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 # What pip notes of one installation, and so differs from another's.
@@ -47,18 +47,18 @@ def _walk(directory: Any, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _check(place: Any, about: Any) -> None:
-    """Raise SettingsError unless each file of an installed package is the one that was installed, by the RECORD in its
+    """Raise Fatal unless each file of an installed package is the one that was installed, by the RECORD in its
     metadata (packaging.python.org/specifications/recording-installed-packages).
     """
     if not (about / "RECORD").is_file():
         if isinstance(place, Path):
-            raise SettingsError("urllib3's RECORD is missing: install it anew by pip, and bundle then")
+            raise Fatal("urllib3's RECORD is missing: install it anew by pip, and bundle then")
         return  # it is in a bundle, which was checked when it was made
     noted = {path: digest for path, digest, _ in csv.reader((about / "RECORD").read_text().splitlines())}
     for path, content in (*_walk(place / "urllib3", "urllib3"), *_walk(about, about.name)):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         if noted.get(path) != f"sha256={digest}":
-            raise SettingsError(f"{path} is not what pip installed: install urllib3 anew, and bundle then")
+            raise Fatal(f"{path} is not what pip installed: install urllib3 anew, and bundle then")
 
 
 def _about(place: Any, package: str) -> Any:
@@ -68,7 +68,7 @@ def _about(place: Any, package: str) -> Any:
 
 
 def contents() -> dict[str, bytes]:
-    """What goes into the bundle, by path. Raises SettingsError when a licence is missing."""
+    """What goes into the bundle, by path. Raises Fatal when a licence is missing."""
     ours: Any = files("gocm_lib")
     theirs: Any = files("urllib3")
     found = {"__main__.py": MAIN, **dict(_walk(ours, "gocm_lib")), **dict(_walk(theirs, "urllib3"))}
@@ -77,12 +77,12 @@ def contents() -> dict[str, bytes]:
         _check(theirs.parent, about)
         found |= dict(_walk(about, about.name))
     if not any(path.startswith("urllib3-") and "LICENSE" in path for path in found):
-        raise SettingsError("urllib3 has no licence beside it: bundle from a virtual environment made by pip")
+        raise Fatal("urllib3 has no licence beside it: bundle from a virtual environment made by pip")
     own = _about(ours.parent, "gocm")
     places = [ours.parent / "LICENSE", *([own / "licenses" / "LICENSE", own / "LICENSE"] if own else [])]
     licence = next((place for place in places if place.is_file()), None)
     if licence is None:
-        raise SettingsError("GoCM's LICENSE is missing: bundle from a whole checkout or installation")
+        raise Fatal("GoCM's LICENSE is missing: bundle from a whole checkout or installation")
     return found | {"LICENSE": licence.read_bytes()}
 
 
@@ -101,10 +101,10 @@ def build(found: Mapping[str, bytes], epoch: int) -> bytes:
 
 
 def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
-    """`gocm bundle`. Raises SettingsError."""
+    """`gocm bundle`. Raises Fatal."""
     given = environ.get("SOURCE_DATE_EPOCH", "0")
     if not re.fullmatch("[0-9]{1,10}", given) or int(given) >= 1 << 32:
-        raise SettingsError("SOURCE_DATE_EPOCH must be a number of seconds")
+        raise Fatal("SOURCE_DATE_EPOCH must be a number of seconds")
     found = contents()
     made = build(found, int(given))
     digest = hashlib.sha256(made).hexdigest()
@@ -117,7 +117,7 @@ def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
 
 
 def _put(path: str, content: bytes, mode: int) -> None:
-    """Put a file into its place, whole. Raises SettingsError."""
+    """Put a file into its place, whole. Raises Fatal."""
     fresh = f"{path}.{os.getpid()}"
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:
@@ -125,13 +125,13 @@ def _put(path: str, content: bytes, mode: int) -> None:
             os.fchmod(file.fileno(), mode)  # by its name it might be another file by now
         os.rename(fresh, path)  # a server that runs from the old one keeps its file
     except OSError as error:
-        raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
 
 
 if __name__ == "__main__":
     try:
         given = values.parse(BundleSettings, sys.argv[1:], {}, "gocm bundle").settings
         raise SystemExit(command(given, os.environ))
-    except SettingsError as problem:
+    except Fatal as problem:
         print(f"gocm: {problem}", file=sys.stderr)
         raise SystemExit(problem.code) from None

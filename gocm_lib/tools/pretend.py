@@ -35,8 +35,8 @@ class Fate(NamedTuple):
     (the name of one of ANSWERS, "" for sent), and in words.
     """
 
-    pattern: re.Pattern
-    legacy: Callable[[re.Match, int], dict]
+    pattern: re.Pattern[str]
+    legacy: Callable[[re.Match[str], int], dict[str, Any]]
     v1: str
     meaning: str
 
@@ -79,7 +79,7 @@ _ANY_FATE = re.compile("|".join(fate.pattern.pattern for fate in FATES))  # most
 SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later than the others
 
 
-def find_fate(token: str) -> tuple[Fate, re.Match] | tuple[None, None]:
+def find_fate(token: str) -> tuple[Fate, re.Match[str]] | tuple[None, None]:
     """The fate that a token asks for, and the match that says so."""
     for fate in FATES if _ANY_FATE.match(token) else ():
         found = fate.pattern.match(token)
@@ -88,18 +88,18 @@ def find_fate(token: str) -> tuple[Fate, re.Match] | tuple[None, None]:
     return None, None
 
 
-def _error(status: int, word: str, text: str, *details: dict) -> bytes:
+def _error(status: int, word: str, text: str, *details: dict[str, Any]) -> bytes:
     error: dict[str, Any] = {"code": status, "message": text, "status": word}
     if details:
         error["details"] = list(details)
     return json.dumps({"error": error}, indent=2).encode() + b"\n"
 
 
-def _fcm(code: str) -> dict:
+def _fcm(code: str) -> dict[str, Any]:
     return {"@type": FCM_ERROR, "errorCode": code}
 
 
-def _field(field: str, text: str) -> dict:
+def _field(field: str, text: str) -> dict[str, Any]:
     return {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": text}]}
 
 
@@ -365,7 +365,7 @@ class Pretender:
         quota = self.mode.topic_quota if kind == "topic" else self.mode.device_quota
         return bool(quota) and self._strain.exhausts(kind, target, quota, time.monotonic())
 
-    def _fate(self, kind: str, token: str) -> dict:
+    def _fate(self, kind: str, token: str) -> dict[str, Any]:
         self.ledger.arrived[token] += 1
         if self._exhausts(kind, token):
             return {"error": "TopicsMessageRateExceeded" if kind == "topic" else "DeviceMessageRateExceeded"}

@@ -24,7 +24,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from gocm_lib.config.settings import Exit, SandboxSettings, Settings, SettingsError, is_loopback
+from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
 from gocm_lib.front import auth, response
 from gocm_lib.front.request import Reader, Request
 from gocm_lib.message.job import BadRequest
@@ -229,12 +229,12 @@ def point_at(settings: Settings, port: int) -> Settings:
 
 
 def write_credentials(path: str, port: int) -> None:
-    """Make a service account's file, as Google makes them, for the sandbox at a port. Raises SettingsError."""
+    """Make a service account's file, as Google makes them, for the sandbox at a port. Raises Fatal."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import rsa
     except ImportError:
-        raise SettingsError(f"making {path} needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
+        raise Fatal(f"making {path} needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     account = {
@@ -251,7 +251,7 @@ def write_credentials(path: str, port: int) -> None:
         with open(descriptor, "w") as file:
             json.dump(account, file, indent=2)
     except OSError as error:
-        raise SettingsError(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
+        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
 
 
 def public_key(path: str) -> Any:
@@ -280,7 +280,7 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
 
 
 def command(settings: SandboxSettings) -> NoReturn:
-    """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises SettingsError when it cannot be."""
+    """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises Fatal when it cannot be."""
     child.raise_file_limit()
     child.collect_seldom()
     tls = None
@@ -289,9 +289,9 @@ def command(settings: SandboxSettings) -> NoReturn:
         try:
             tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
+            raise Fatal(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
     if not (is_loopback(settings.host) or settings.no_auth):
-        raise SettingsError(
+        raise Fatal(
             f"--host {settings.host} can be reached by other machines, and they may change what the sandbox does: "
             "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
         )
@@ -299,7 +299,7 @@ def command(settings: SandboxSettings) -> NoReturn:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         reason = error.strerror or error
-        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {reason}", Exit.ADDRESS) from None
+        raise Fatal(f"cannot listen on {settings.host} port {settings.port}: {reason}", Exit.ADDRESS) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if settings.write_credentials and not os.path.exists(settings.write_credentials):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
-from gocm_lib.config.settings import Exit, SendSettings, SettingsError
+from gocm_lib.config.settings import Exit, Fatal, SendSettings
 from gocm_lib.front import auth
 from gocm_lib.message import job
 from gocm_lib.message.job import BadRequest
@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 def read_tokens(words: Sequence[str], path: str, column: str, stdin: TextIO) -> list[Found]:
     """The tokens that are given: as words, and in a file (`-`: stdin), one a line, or in a column of CSV. One that
-    comes twice is taken once. Raises SettingsError.
+    comes twice is taken once. Raises Fatal.
     """
     found = [Found(word, f"token {place} of the command line") for place, word in enumerate(words, 1)]
     try:
@@ -66,9 +66,9 @@ def read_tokens(words: Sequence[str], path: str, column: str, stdin: TextIO) -> 
     except (OSError, UnicodeDecodeError) as error:
         name = "stdin" if path == "-" else f"--file {path}"
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise SettingsError(f"{name} cannot be read: {reason}") from None
+        raise Fatal(f"{name} cannot be read: {reason}") from None
     if not found:
-        raise SettingsError("no tokens: give some as words, or a --file that has some", Exit.USAGE)
+        raise Fatal("no tokens: give some as words, or a --file that has some", Exit.USAGE)
     first: dict[str, Found] = {}
     for each in found:
         first.setdefault(each.token, each)
@@ -85,26 +85,24 @@ def _from_lines(file: Iterable[str], name: str, column: str) -> Iterator[Found]:
     try:
         if column not in (rows.fieldnames or ()):
             there = ", ".join(rows.fieldnames or ()) or "nothing"
-            raise SettingsError(f"{name} has no column {column!r}: its first line has {there[:200]}; see --column")
+            raise Fatal(f"{name} has no column {column!r}: its first line has {there[:200]}; see --column")
         for row in rows:
             if token := (row[column] or "").strip():
                 yield Found(token, f"line {rows.line_num} of {name}")
     except csv.Error as error:
-        raise SettingsError(f"{name} is no CSV after line {rows.line_num}: {error}") from None
+        raise Fatal(f"{name} is no CSV after line {rows.line_num}: {error}") from None
 
 
 def read_message(settings: SendSettings) -> dict[str, Any]:
-    """What the tokens are sent, as a JSON post has it. Raises SettingsError."""
+    """What the tokens are sent, as a JSON post has it. Raises Fatal."""
     message = dict(_pair(text, "--field") for text in settings.field)
     for name, text in message.items():
         if name in ("tokens", "payload"):
-            raise SettingsError(
-                f"--field {name}: give tokens as words or by --file, the payload by --data or --payload"
-            )
+            raise Fatal(f"--field {name}: give tokens as words or by --file, the payload by --data or --payload")
         if name in job.FIELDS and name not in job.PLAIN:
             message[name] = _json(text, f"--field {name}")
     if not (settings.payload or settings.data or "message" in message):
-        raise SettingsError("nothing to send: give --data, --payload, or --field message={...}", Exit.USAGE)
+        raise Fatal("nothing to send: give --data, --payload, or --field message={...}", Exit.USAGE)
     if settings.payload or settings.data:
         message["payload"] = _payload(settings.payload) | dict(_pair(text, "--data") for text in settings.data)
     return message
@@ -118,9 +116,9 @@ def _payload(path: str) -> dict[str, Any]:
             payload = _json(file.read(), f"--payload {path}")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise SettingsError(f"--payload {path} cannot be read: {reason}") from None
+        raise Fatal(f"--payload {path} cannot be read: {reason}") from None
     if not isinstance(payload, dict):
-        raise SettingsError(f"--payload {path} must hold a JSON object")
+        raise Fatal(f"--payload {path} must hold a JSON object")
     return payload
 
 
@@ -128,25 +126,25 @@ def _json(text: str, what: str) -> Any:
     try:
         return job.read_json(text, what)
     except BadRequest as problem:
-        raise SettingsError(problem.error) from None
+        raise Fatal(problem.error) from None
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not name or not separator:
-        raise SettingsError(f"{what} {text[:64]} must be NAME=VALUE")
+        raise Fatal(f"{what} {text[:64]} must be NAME=VALUE")
     return name, value
 
 
 def make_batches(found: Sequence[Found], message: Mapping[str, Any], size: int) -> list[Batch]:
-    """The posts of a run, all of them looked at. Raises SettingsError for what no server would take."""
+    """The posts of a run, all of them looked at. Raises Fatal for what no server would take."""
     batches = []
     for start in range(0, len(found), size):
         batch = Batch(len(batches) + 1, found[start : start + size], message)
         try:
             job.parse("application/json", batch.body(), size)
         except BadRequest as problem:
-            raise SettingsError(_blame(batch, problem)) from None
+            raise Fatal(_blame(batch, problem)) from None
         batches.append(batch)
     return batches
 
@@ -248,14 +246,14 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
 
 
 def command(settings: SendSettings, words: Sequence[str]) -> int:
-    """`gocm send`. Raises SettingsError."""
+    """`gocm send`. Raises Fatal."""
     wanted = settings.file == "-" and sys.stdin is not None  # who starts us may have closed it
     stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="") if wanted else io.StringIO()
     found = read_tokens(words, settings.file, settings.column, stdin)
     batches = make_batches(found, read_message(settings), settings.batch)
     run = settings.run or secrets.token_hex(6)
     if not re.fullmatch("[A-Za-z0-9._-]{1,64}", run):
-        raise SettingsError("--run is a name of up to 64 letters, digits and . _ -")
+        raise Fatal("--run is a name of up to 64 letters, digits and . _ -")
     token = auth.first_token(settings.auth_token_file) if settings.auth_token_file else ""
     remote = Remote(settings.to, token, settings.ca)
     progress, before = Bar(len(found), sys.stderr), 0

@@ -63,7 +63,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def command(settings: WatchSettings) -> int:
-    """`gocm watch`. Raises SettingsError; ends at Ctrl-C."""
+    """`gocm watch`. Raises Fatal; ends at Ctrl-C."""
     token = auth.first_token(settings.auth_token_file) if settings.auth_token_file else ""
     remote = Remote(settings.to, token, settings.ca)
     told = remote.take("GET", "/api/status", "sentence")

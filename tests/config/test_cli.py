@@ -16,7 +16,7 @@ from kit import FORM, ROOT, Http, Program, ends, eventually, form, output, secre
 
 from gocm_lib import cli
 from gocm_lib.config import hide_key, settings, values
-from gocm_lib.config.settings import Exit, Settings, SettingsError
+from gocm_lib.config.settings import Exit, Fatal, Settings
 
 short = pytest.mark.short
 KEY = ("--apikey", "K")
@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, words, environ, text, code, nam
     }
     os.truncate(places["large"], 1 << 32)
     words = [word.format(**places) for word in words] + (["--config", places["file"]] if text else [])
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(Fatal) as caught:
         values.load(words, environ)
     assert caught.value.code == code
     assert named.format(**places) in str(caught.value) and "\n" not in str(caught.value)
@@ -411,16 +411,16 @@ def test_what_is_posted_to_another_machine_is_encrypted(tmp_path):
     signs, key = secret(tmp_path / "signs", "x" * 32), secret(tmp_path / "k", "k")
     words = ["--apikey-file", key, "--feedback-secret-file", signs]
     url = ["--feedback-url", "http://app.example/x"]
-    with pytest.raises(SettingsError, match="--feedback-url must be https"):
+    with pytest.raises(Fatal, match="--feedback-url must be https"):
         parse(*words, *url)
     assert parse(*words, *url, "--feedback-plain").feedback_plain
     assert parse(*words, "--feedback-url", "http://localhost:1/x").feedback_url
     path = secret(tmp_path / "url", "https://app.example/x")
     assert parse(*words, "--feedback-url-file", path).feedback_url == "https://app.example/x"
-    with pytest.raises(SettingsError, match="both give"):
+    with pytest.raises(Fatal, match="both give"):
         parse(*words, "--feedback-url-file", path, *url)
     os.chmod(path, 0o604)
-    with pytest.raises(SettingsError, match="everybody here may read"):
+    with pytest.raises(Fatal, match="everybody here may read"):
         parse(*words, "--feedback-url-file", path)
 
 
@@ -455,7 +455,7 @@ def test_every_option_is_told_in_one_table():
 def test_an_option_may_be_given_several_times():
     assert parse(*KEY, "--host", "127.0.0.1", "--host", "[::1],127.0.0.2").host == ("127.0.0.1", "::1", "127.0.0.2")
     assert parse(*KEY, GOCM_HOST="127.0.0.1, ::1").host == ("127.0.0.1", "::1")
-    with pytest.raises(SettingsError, match="--host none contradicts"):
+    with pytest.raises(Fatal, match="--host none contradicts"):
         parse(*KEY, "--host", "none", "--host", "127.0.0.1")
-    with pytest.raises(SettingsError, match="--host 0.0.0.0 can be reached"):
+    with pytest.raises(Fatal, match="--host 0.0.0.0 can be reached"):
         parse(*KEY, "--host", "127.0.0.1", "--host", "0.0.0.0")

@@ -15,7 +15,7 @@ import pytest
 import trustme
 from kit import README, ends, eventually, secret
 
-from gocm_lib.config.settings import SettingsError
+from gocm_lib.config.settings import Fatal
 from gocm_lib.front import webhook
 
 short = pytest.mark.short
@@ -218,7 +218,7 @@ def test_waiting_grows_to_its_limit_and_is_spread():
 def test_secrets_that_are_none(tmp_path, text, wrong):
     path = tmp_path / "fs"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(SettingsError, match=wrong) as caught:
+    with pytest.raises(Fatal, match=wrong) as caught:
         webhook.read_secret(str(path))
     assert not text or str(text) not in str(caught.value)
 

@@ -196,7 +196,7 @@ def refuses(port):
     """Whether nobody listens on the port."""
     try:
         dial(port).close()
-    except ConnectionRefusedError:
+    except ConnectionError:
         return True
     return False
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FORM, Program, Sandbox, eventually, form
 
-from gocm_lib.config.settings import Exit, SettingsError
+from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.senders import credentials
 from gocm_lib.senders.credentials import CredentialError, Token
 from gocm_lib.tools.sandbox import write_credentials
@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, what):
     path = tmp_path / "fcm.json"
     if BAD_FILES[what] is not None:
         path.write_text(BAD_FILES[what])
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(Fatal) as caught:
         credentials.from_file(str(path))
     assert caught.value.code == Exit.SENDER
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -265,7 +265,7 @@ def test_a_bad_file_ends_the_start_with_exit_3(tmp_path, temporary):
 def test_a_missing_extra_is_told(tmp_path, monkeypatch):
     (tmp_path / "fcm.json").write_text(json.dumps(ACCOUNT))
     monkeypatch.setitem(sys.modules, "google.auth", None)
-    with pytest.raises(SettingsError, match=r"pip install 'gocm\[fcm\]'"):
+    with pytest.raises(Fatal, match=r"pip install 'gocm\[fcm\]'"):
         credentials.from_file(str(tmp_path / "fcm.json"))
 
 

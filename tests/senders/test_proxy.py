@@ -19,7 +19,7 @@ from kit import Sandbox, Server, Upstream, dial, eventually
 
 from gocm_lib.config import proxy
 from gocm_lib.config.proxy import is_exception
-from gocm_lib.config.settings import Settings, SettingsError
+from gocm_lib.config.settings import Fatal, Settings
 
 short = pytest.mark.short
 FCM = "https://fcm.googleapis.com/v1"
@@ -97,7 +97,7 @@ def test_the_option_counts_then_the_variables():
     ],
 )
 def test_a_proxy_that_cannot_be_is_told_without_its_password(settings, environ, words):
-    with pytest.raises(SettingsError, match=words) as caught:
+    with pytest.raises(Fatal, match=words) as caught:
         proxy.ways(Settings(**settings), environ)
     assert "secret" not in str(caught.value)
 
@@ -115,7 +115,7 @@ def test_where_its_password_comes_from(tmp_path):
     assert "p@ss" not in str(proxy.ways(by_file, {}))
     for wrong in ("", "nothing", "a:b\nc:d"):
         (tmp_path / "auth").write_text(wrong)
-        with pytest.raises(SettingsError, match="must hold one line"):
+        with pytest.raises(Fatal, match="must hold one line"):
             proxy.ways(by_file, {})
 
 

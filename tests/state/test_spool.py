@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from kit import KEEPING, POLICY, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
 
+from gocm_lib.config.settings import Fatal
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
-from gocm_lib.state.contract import COUNTERS, STATES, Past, Which
+from gocm_lib.state.contract import COUNTERS, STATES, Broken, Past, Which
 from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import Room
 from gocm_lib.state.sqlite.spool import DEAD, OVER
@@ -566,7 +567,7 @@ def test_a_failed_commit_is_no_answer():
     [place] = claim(state, room=1)
     state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
     for _ in range(FIRST_ANSWERS - 1):
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(Broken):
             state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
     state.db.execute("DROP TRIGGER full")
     state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
@@ -695,7 +696,7 @@ def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
             _, held = database.open_spool(str(place / "s.db"))
             database.Room(str(place / "s.db")).keep_reserve(0)
             os.close(held)
-        except database.SpoolError:
+        except Fatal:
             pass
         assert not (place / "elsewhere").exists(), suffix
 

@@ -14,7 +14,7 @@ from queue import Empty
 import pytest
 from kit import ALL, POLICY, claim, eventually, new_job, new_state, stand_still, tokens_of, told
 
-from gocm_lib.config.settings import Exit, Settings
+from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.monitoring.collector import Vitals
 from gocm_lib.senders.credentials import Credentials, Source
@@ -220,7 +220,7 @@ def _open(path):
     """Why a spool cannot be opened, and the exit code for that; ("", 0) when it can."""
     try:
         db, held = database.open_spool(path)
-    except database.SpoolError as error:
+    except Fatal as error:
         return str(error), error.code
     db.close()
     os.close(held)
@@ -276,7 +276,7 @@ def test_a_damaged_spool_is_refused(tmp_path, damage):
 
 
 def test_a_spool_that_cannot_be_written_is_refused():
-    with pytest.raises(database.SpoolError) as caught:
+    with pytest.raises(Fatal) as caught:
         database.open_spool("/proc/nowhere/gocm.db")
     assert caught.value.code == Exit.SPOOL_UNWRITABLE
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kit import ROOT, Program, ends, eventually, output, secret
 
 from gocm_lib.config import values
-from gocm_lib.config.settings import SendSettings, SettingsError
+from gocm_lib.config.settings import Fatal, SendSettings
 from gocm_lib.tools import send as campaign
 from gocm_lib.tools import watch
 
@@ -172,12 +172,12 @@ def test_tokens_from_lines_and_from_csv(tmp_path):
     path.write_bytes(b"\xef\xbb\xbftoken,os\r\na,1\r\nb,2\r\n")
     assert [each.token for each in campaign.read_tokens([], str(path), "", io.StringIO())] == ["a", "b"]
     path.write_text("registration\na\n")
-    with pytest.raises(SettingsError, match="no column 'token': its first line has registration"):
+    with pytest.raises(Fatal, match="no column 'token': its first line has registration"):
         campaign.read_tokens([], str(path), "", io.StringIO())
     path.write_bytes(b"token\n\xff\xfe\n")
-    with pytest.raises(SettingsError, match="it is no UTF-8 text"):
+    with pytest.raises(Fatal, match="it is no UTF-8 text"):
         campaign.read_tokens([], str(path), "", io.StringIO())
-    with pytest.raises(SettingsError, match="no tokens"):
+    with pytest.raises(Fatal, match="no tokens"):
         read("\n\n")
 
 
@@ -253,10 +253,10 @@ def test_an_output_that_nobody_reads_or_that_is_full(server, tmp_path):
 @short
 def test_a_bad_token_is_named_by_its_line():
     found = campaign.read_tokens([], "-", "", io.StringIO("".join(f"t{n}\n" for n in range(2500)) + "bad token\n"))
-    with pytest.raises(SettingsError, match="line 2501 of stdin: the token has a space"):
+    with pytest.raises(Fatal, match="line 2501 of stdin: the token has a space"):
         campaign.make_batches(found, {"payload": {}}, 1000)
     found = campaign.read_tokens([], "-", "token", io.StringIO("token\n" + "x" * 5000 + "\n"))
-    with pytest.raises(SettingsError, match="line 2 of stdin: the token is longer than 4096 bytes"):
+    with pytest.raises(Fatal, match="line 2 of stdin: the token is longer than 4096 bytes"):
         campaign.make_batches(found, {"payload": {}}, 1000)
 
 
@@ -282,7 +282,7 @@ def test_a_message_from_data_payload_and_fields(tmp_path):
     whole = SendSettings(field=('message={"notification":{"title":"x"}}',))
     assert campaign.read_message(whole) == {"message": {"notification": {"title": "x"}}}
     (tmp_path / "p").write_text("[]")
-    with pytest.raises(SettingsError, match="must hold a JSON object"):
+    with pytest.raises(Fatal, match="must hold a JSON object"):
         campaign.read_message(given_)
 
 

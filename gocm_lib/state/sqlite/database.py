@@ -5,17 +5,22 @@ and left as it is: starting empty instead would lose what had been accepted. Kno
 keeps some in reserve: a disk that others fill up must not keep us from noting what was sent.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
 import stat
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from gocm_lib.config.settings import Exit
+from gocm_lib.config.settings import Exit, Fatal
+from gocm_lib.state.contract import Broken, Full, Passing
 from gocm_lib.state.sqlite import keys, report, spool
 
+Database = sqlite3.Connection
 SCHEMA_VERSION = 8
 UPGRADES = {7: keys.UPGRADE}  # what makes the next format of each that we know
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
@@ -28,26 +33,18 @@ RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two
 SHRUNK, WORTH_SHRINKING = 4 * 1024 * 1024, 8 * 1024 * 1024  # bytes
 
 
-class SpoolError(Exception):
-    """The spool cannot be opened; str() is the line for the operator, `code` the exit code. The file is untouched."""
-
-    def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def _lock(path: str) -> int:
     # A file of its own and flock, not the spool and fcntl: closing any descriptor of a file drops the fcntl locks that
     # SQLite holds on it, and with them SQLite's protection against other programs.
     try:
         descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise SpoolError(
+        raise Fatal(
             f"another GoCM runs on the spool {path}: stop it, or give this one its own --spool", Exit.SPOOL_IN_USE
         ) from None
     return descriptor
@@ -84,13 +81,13 @@ def _check_owner(path: str) -> None:
         except FileNotFoundError:
             continue
         if not stat.S_ISREG(found.st_mode):
-            raise SpoolError(f"{name} is no regular file: move it away", Exit.SPOOL_UNWRITABLE)
+            raise Fatal(f"{name} is no regular file: move it away", Exit.SPOOL_UNWRITABLE)
         if found.st_uid != os.geteuid():
             problem = f"{name} belongs to user {found.st_uid}, and tokens are in it: run as that user, or chown it"
-            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+            raise Fatal(problem, Exit.SPOOL_UNWRITABLE)
         if found.st_mode & 0o007:
             problem = f"everybody here may read or write {name}, and tokens are in it: chmod o= {path}*"
-            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+            raise Fatal(problem, Exit.SPOOL_UNWRITABLE)
 
 
 def _inspect(path: str) -> None:
@@ -98,14 +95,12 @@ def _inspect(path: str) -> None:
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise SpoolError(
-            f"the spool {path} is damaged (no SQLite header): move it away to start empty", Exit.SPOOL_DAMAGED
-        )
+        raise Fatal(f"the spool {path} is damaged (no SQLite header): move it away to start empty", Exit.SPOOL_DAMAGED)
     version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
     if application != APPLICATION_ID:
-        raise SpoolError(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
+        raise Fatal(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
     if version not in (SCHEMA_VERSION, *UPGRADES):
-        raise SpoolError(
+        raise Fatal(
             f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: run the version that wrote it",
             Exit.SPOOL_DAMAGED,
         )
@@ -136,10 +131,10 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
     except sqlite3.OperationalError as error:
         db.close()
-        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.DatabaseError as error:
         db.close()
-        raise SpoolError(
+        raise Fatal(
             f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
         ) from None
     return db
@@ -152,7 +147,7 @@ def _upgrade(db: sqlite3.Connection) -> None:
 
 
 def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
-    """The connection to the spool at `path` (made when missing) and its lock's descriptor. Raises SpoolError."""
+    """The connection to the spool at `path` (made when missing) and its lock's descriptor. Raises Fatal."""
     if path == ":memory:":
         return _connect(path), -1
     try:
@@ -166,14 +161,14 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         if not os.path.exists(path):
             _create(path)
     except OSError as error:
-        raise SpoolError(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.Error as error:
-        raise SpoolError(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     before = _open_files()
     db = _connect(path)
     try:
         _check_opened(path, before)
-    except SpoolError:
+    except Fatal:
         db.close()
         raise
     _guard(path)
@@ -195,7 +190,7 @@ def _check_opened(path: str, before: set[str]) -> None:
             continue  # it was for the listing
         if stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
             problem = f"user {found.st_uid} puts other files in the place of {path}: give it a directory of its own"
-            raise SpoolError(problem, Exit.SPOOL_UNWRITABLE)
+            raise Fatal(problem, Exit.SPOOL_UNWRITABLE)
 
 
 def _guard(path: str) -> None:
@@ -205,21 +200,27 @@ def _guard(path: str) -> None:
     """
     files = {os.path.abspath(path + suffix) for suffix in ("", "-wal", "-shm")}
 
-    def refuse(event: str, arguments: tuple) -> None:
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str) and os.path.abspath(arguments[0]) in files:
             raise RuntimeError(f"{arguments[0]} may be opened by SQLite only")
 
     sys.addaudithook(refuse)
 
 
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether a statement failed because the disk is full."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Raise what SQLite says in here as one of the contract's errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _KINDS.get(_code(error), Broken)(str(error)) from error
 
 
-def is_passing(error: sqlite3.Error) -> bool:
-    """Whether a statement failed because of what passes: a full disk, or another program's lock on the spool."""
-    return is_full(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+_KINDS: dict[int, type[Exception]] = {sqlite3.SQLITE_FULL: Full, sqlite3.SQLITE_BUSY: Passing}
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def usage(db: sqlite3.Connection) -> tuple[int, int]:
@@ -235,7 +236,7 @@ def checkpoint(db: sqlite3.Connection) -> None:
     try:
         db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.OperationalError as error:
-        if not is_full(error):
+        if _code(error) != sqlite3.SQLITE_FULL:
             raise
 
 

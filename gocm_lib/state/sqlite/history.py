@@ -7,9 +7,10 @@ than `most` of it, and before a message is refused for want of room. The caller 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from gocm_lib.state import admission
-from gocm_lib.state.contract import Failed, Fate, Past, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Status, Which
 from gocm_lib.state.sqlite.spool import DEAD, OVER, Spool
 from gocm_lib.state.turns import lane, rank
 
@@ -27,7 +28,7 @@ _STATE = "CASE " + " ".join(f"WHEN {is_so} THEN '{state}'" for state, is_so in _
 _COUNTS = ", ".join(f"count(*) FILTER (WHERE {is_so})" for is_so in _STATES.values())  # a third of GROUP BY's price
 
 
-def _conditions(which: Which) -> tuple[str, tuple]:
+def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
     """Which failed tokens, in SQL, and the values for it."""
     given = {"job = ?": which.job, "failure = ?": which.failure, "upstream = ?": which.upstream}
     wanted = {condition: value for condition, value in given.items() if value}
@@ -56,9 +57,10 @@ class History:
             f" WHERE job = ? AND n > ? AND {_STATES.get(state, '1')} ORDER BY n LIMIT ?",
             (job, after, limit),
         )
-        return Status(*row, dict(zip(_STATES, counts)), [Fate(*fate) for fate in admission.page(fates)])
+        page = [Fate(*fate) for fate in admission.page(fates)]
+        return Status._make([*row, dict(zip(_STATES, counts)), page, ""])
 
-    def failed(self, which: Which, after: tuple[int, int], limit: int) -> list[Failed]:
+    def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
         conditions, values = _conditions(which)
         rows = self.db.execute(
@@ -70,7 +72,7 @@ class History:
 
     def discard(self, which: Which, limit: int) -> int:
         """Give up to `limit` dead tokens up; how many there were."""
-        found = self.failed(which, (0, -1), limit)
+        found = self.failed(which, BEFORE_ALL, limit)
         self._give_up([(each.job, each.n) for each in found])
         return len(found)
 
@@ -87,7 +89,7 @@ class History:
 
     def replay(self, which: Which, limit: int, now: float) -> int:
         """Make up to `limit` dead tokens ready again, as if they had come now; how many."""
-        found = self.failed(which, (0, -1), limit)
+        found = self.failed(which, BEFORE_ALL, limit)
         jobs = _jobs((each.job, each.n) for each in found)
         reopened = [self._reopen(job) for (job,) in jobs]
         self.db.executemany(

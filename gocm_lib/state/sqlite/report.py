@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from gocm_lib.state import admission
-from gocm_lib.state.contract import COUNTERS, Count
+from gocm_lib.state.contract import COUNTERS, Count, Entry, Replaced, Unregistered
 
 SCHEMA = """
 CREATE TABLE counter (
@@ -34,6 +34,7 @@ PAGES = {
     "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
     "notregistered": "SELECT seq, token FROM notregistered WHERE seq > ? ORDER BY seq LIMIT ?",
 }
+KINDS: dict[str, type[Replaced] | type[Unregistered]] = {"canonical": Replaced, "notregistered": Unregistered}
 FORGET = {
     "canonical": "DELETE FROM canonical WHERE seq <= ?",
     "notregistered": "DELETE FROM notregistered WHERE seq <= ?",
@@ -46,7 +47,8 @@ class RunReport:
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
-        self.latest: dict[str, deque[tuple]] = {which: deque(maxlen=LATEST) for which in PAGES}
+        self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
+        self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
     def count(self, changes: Mapping[Count, int]) -> None:
         """Add to counters; names not in COUNTERS are a mistake of ours."""
@@ -68,14 +70,15 @@ class RunReport:
         """Report that a token was replaced; a newer replacement takes the place of an older one."""
         gone = self.db.execute("DELETE FROM canonical WHERE original = ? AND canonical <> ?", (original, canonical))
         self.lengths["canonical"] -= gone.rowcount
-        self._add("canonical", "(original, canonical) VALUES (?, ?)", (original, canonical))
+        self.latest_replaced.appendleft(Replaced(0, original, canonical))
+        self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
 
     def add_notregistered(self, token: str) -> None:
         """Report that a token is dead."""
-        self._add("notregistered", "(token) VALUES (?)", (token,))
+        self.latest_unregistered.appendleft(Unregistered(0, token))
+        self._add("notregistered", "(token) VALUES (?)", token)
 
-    def _add(self, which: str, entry: str, values: tuple[str, ...]) -> None:
-        self.latest[which].appendleft(values)
+    def _add(self, which: str, entry: str, *values: str) -> None:
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
         if added.rowcount and self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
@@ -83,9 +86,10 @@ class RunReport:
         else:
             self.lengths[which] += added.rowcount
 
-    def page(self, which: str, after: int, limit: int) -> list[tuple]:
-        """Up to `limit` entries of a list numbered above `after`: (number, token) or (number, original, canonical)."""
-        return admission.page(self.db.execute(PAGES[which], (after, limit)))
+    def page(self, which: str, after: int, limit: int) -> list[Entry]:
+        """Up to `limit` entries of a list numbered above `after`."""
+        kind = KINDS[which]
+        return admission.page(kind(*row) for row in self.db.execute(PAGES[which], (after, limit)))
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`, and nothing when no entry ever had that number: whoever says so

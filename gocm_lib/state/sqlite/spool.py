@@ -41,7 +41,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gocm_lib.message.job import Job, Run, Slice
 from gocm_lib.message.outcome import Held
@@ -164,13 +164,13 @@ class _JobRow(NamedTuple):
     expires_at: float
 
 
-def _slices(rows: Iterable[tuple], jobs: Mapping[int, _JobRow]) -> list[Slice]:
+def _slices(rows: Iterable[tuple[Any, ...]], jobs: Mapping[int, _JobRow]) -> list[Slice]:
     """Rows of the queries above, in the order of their jobs, as slices: a job's tokens together if they are equally
     suspect, in runs.
     """
     slices: list[Slice] = []
     tokens: list[str] = []
-    last: tuple = ()
+    last: tuple[Any, ...] = ()
     for job, n, token, attempts, deaths, _rank in rows:
         if last != (job, n, attempts, deaths):
             tokens = [token]
@@ -301,7 +301,7 @@ class Spool:
             self.end((0, upstream), job, n, attempts, End("expired", "too old", dead=True), now)
         return slices, [row[2] for row in expired]
 
-    def _for_spans(self, statement: str, spans: Sequence[tuple]) -> int:
+    def _for_spans(self, statement: str, spans: Sequence[tuple[Any, ...]]) -> int:
         """Execute a statement that has `{}` for a condition on n, for each span: what it takes, then the first and the
         last n; how many rows it changed.
         """
@@ -311,7 +311,7 @@ class Spool:
         changed = self.db.executemany(statement.format("n = ?"), single).rowcount
         return changed + self.db.executemany(statement.format("n BETWEEN ? AND ?"), several).rowcount
 
-    def _jobs(self, rows: Iterable[tuple]) -> dict[int, _JobRow]:
+    def _jobs(self, rows: Iterable[tuple[Any, ...]]) -> dict[int, _JobRow]:
         wanted = {row[0] for row in rows}
         found = {job: self.recent[job] for job in wanted if job in self.recent}
         if missing := wanted.difference(found):
@@ -328,25 +328,25 @@ class Spool:
                 [(rank(lane_of(before), due_at * 1e6), job, n) for job, n, before, due_at in due],
             )
 
-    def _next(self, upstream: str, limit: int) -> list[tuple]:
+    def _next(self, upstream: str, limit: int) -> list[tuple[Any, ...]]:
         """Rows of up to `limit` tokens whose turn it is."""
         lanes = [self._in_lane(upstream, which, limit) for which in range(LANES)]
         credit = save(self.large_credit[upstream], limit)
         chosen, self.large_credit[upstream] = pick(lanes, limit, credit)
         return chosen
 
-    def _in_lane(self, upstream: str, which: int, limit: int) -> list[tuple]:
+    def _in_lane(self, upstream: str, which: int, limit: int) -> list[tuple[Any, ...]]:
         low, high = bounds(which)
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
-    def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple]:
+    def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple[Any, ...]]:
         """The row of a ready token of a job that has had no trouble, or for which that is longest ago. Mostly it is one
         of those that came last, for who has not been tried yet is among them; but every third time one of the others:
         however many cannot be sent, who can is not passed over.
         """
         self.probes[upstream] += 1
         look = self._newest if self.probes[upstream] % 3 else self._others
-        best: tuple[float, tuple] = math.inf, ()
+        best: tuple[float, tuple[Any, ...]] = math.inf, ()
         for which in range(LANES):
             for row in islice(look(upstream, which), LOOKED_AT):
                 best = min(best, (last_trouble(row[0]), row), key=itemgetter(0))
@@ -354,7 +354,7 @@ class Spool:
                     return self._first_of(row)
         return self._first_of(best[1]) if best[1] else []
 
-    def _newest(self, upstream: str, which: int) -> Iterator[tuple]:
+    def _newest(self, upstream: str, which: int) -> Iterator[tuple[Any, ...]]:
         """A ready row of each job of a lane, those first that came last."""
         low, high = bounds(which)
         below: tuple[float, int] = high, 0
@@ -362,7 +362,7 @@ class Spool:
             yield row
             below = row[-1], row[0]  # past the whole job: its tokens have one rank, but for its retries
 
-    def _others(self, upstream: str, which: int) -> Iterator[tuple]:
+    def _others(self, upstream: str, which: int) -> Iterator[tuple[Any, ...]]:
         """The same, those first that came first; from where the last call stopped, round and round."""
         low, high = bounds(which)
         place, first = (upstream, which), (low, 0)
@@ -371,7 +371,7 @@ class Spool:
                 self.looked_at[place] = above = row[-1], row[0]
                 yield row
 
-    def _first_of(self, row: tuple) -> list[tuple]:
+    def _first_of(self, row: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """The row of the ready token of the same job, and upstream, that has waited longest: none is always asked."""
         return self.db.execute(_FIRST, (row[0],)).fetchall()
 
@@ -382,11 +382,12 @@ class Spool:
 
     def last_batch(self, generation: int) -> int:
         """The highest batch that has tokens in a generation's hands, 0 when it has none."""
-        return self.db.execute(
+        [[batch]] = self.db.execute(
             "SELECT coalesce(max(batch), 0) FROM token INDEXED BY token_claimed"
             " WHERE generation > 0 AND generation = ?",
             (generation,),
-        ).fetchone()[0]
+        )
+        return int(batch)
 
     def held(self, generation: int, job: int, n: int, attempt: int, span: int) -> list[Held]:
         """Of `span` tokens of a job from number `n` on those that this generation has in hand for this attempt. What is
@@ -511,10 +512,10 @@ class Spool:
                 f"SELECT 1 FROM token WHERE generation = {DEAD} AND job = ? AND reason = ?", (job, POISONED)
             ).fetchone():
                 known = {row[1] for row in doomed if row[0] == job}
-                rows = self.db.execute(
+                others = self.db.execute(
                     "SELECT n, token, attempts FROM token WHERE job = ? AND generation IN (0, ?)", (job, generation)
                 ).fetchall()
-                doomed += [(job, n, token, tries, False) for n, token, tries in rows if n not in known]
+                doomed += [(job, n, token, tries, False) for n, token, tries in others if n not in known]
         buried = []
         for job, n, token, tries, aloft in doomed:
             holder = self.db.execute(
@@ -584,8 +585,8 @@ class Spool:
         row = self.db.execute(
             "SELECT id, since FROM job WHERE id >= ? AND finished = 0 ORDER BY id LIMIT 1", (self.first_open,)
         ).fetchone()
-        self.first_open = row[0]
-        return row[1]
+        self.first_open, since = row
+        return float(since)
 
     def is_sound(self, job: int) -> bool:
         """Whether the upstream has said something of a token of this job, so that its message is good."""
@@ -614,4 +615,5 @@ class Spool:
 
     def last_job(self) -> int:
         """The highest job id there is or was, as far as we know; 0 when there is none."""
-        return self.db.execute("SELECT max((SELECT coalesce(max(id), 0) FROM job), job) FROM forgotten").fetchone()[0]
+        [[newest]] = self.db.execute("SELECT max((SELECT coalesce(max(id), 0) FROM job), job) FROM forgotten")
+        return int(newest)
