@@ -39,6 +39,7 @@ from gocm_lib.front.server import Server
 from gocm_lib.front.webhook import Feedback
 from gocm_lib.message import fcm, gcm
 from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.job import Slice
 from gocm_lib.message.suspect import Aloft
 from gocm_lib.monitoring import counters, health
 from gocm_lib.monitoring.collector import Vitals
@@ -176,7 +177,7 @@ class Generation:
     """A queue and the senders that serve it. `deadline` is set once it is finishing."""
 
     number: int
-    queue: "Queue[Any]"
+    queue: "Queue[list[Slice]]"
     senders: list[Child] = field(default_factory=list)
     boxes: dict[str, Sequence[int]] = field(default_factory=dict)  # the black box of each sender
     deadline: float | None = None
@@ -563,8 +564,8 @@ class Supervisor:
             self.vitals.counts_in(name, cells)
         # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
         # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
-        queue._reader.close()
-        queue._ignore_epipe = True
+        queue._reader.close()  # type: ignore[attr-defined]
+        queue._ignore_epipe = True  # type: ignore[attr-defined]
         queue.cancel_join_thread()
         self.generations.append(generation)
         if self.feeder:
@@ -677,6 +678,6 @@ class Supervisor:
             each.process.kill()
         for each in self.children:
             each.process.join(2.0)
-        for each in self.listeners:
-            each.remove()
+        for place in self.listeners:
+            place.remove()
         self.directory.remove()

@@ -100,4 +100,6 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")  # the tests' own clients are left to the end
     config.addinivalue_line("markers", "slow: takes over five seconds")
     config.addinivalue_line("markers", "short: the short suite, run on every Python")
-    config.addinivalue_line("markers", "alone: measures time, memory or CPU, so CI runs nothing beside it")
+    config.addinivalue_line(
+        "markers", "alone: measures time or CPU, or needs a port that nobody has: CI runs nothing beside"
+    )

@@ -122,7 +122,7 @@ def test_the_drawing_names_the_rooms_and_what_is_in_them():
         if found := re.match(r"    ([a-z]+)/ ", line):
             room = found[1]
             drawn[room] = set()
-        elif found := re.match(r"        (?:sqlite/ +)?([a-z_ ]+)$", line):
+        elif found := re.match(r"        (?:sqlite/ +)?([a-z_]+(?: [a-z_]+)*)$", line):
             drawn[room] |= set(found[1].split())
     there = {path.parts[0]: set() for path in ROOMS}
     for path in MODULES:

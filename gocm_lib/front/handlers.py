@@ -186,9 +186,13 @@ class Service:
         """
         jobs = [line for line in given if isinstance(line, Job)]
         refused = self.intake.submit(jobs) if jobs else {}
-        lines = [refused.get(line.id, line) if isinstance(line, Job) else line for line in given]
-        kept = any(isinstance(line, Job) for line in lines)
-        status = 200 if kept else lines[0].status
+        lines: list[Job | BadRequest | Refused] = []
+        for line in given:
+            # Known and Conflict are said of keys, which lines have none of.
+            why = refused.get(line.id) if isinstance(line, Job) else None
+            lines.append(why if isinstance(why, Refused) else line)
+        first = lines[0]
+        status = 200 if any(isinstance(line, Job) for line in lines) or isinstance(first, Job) else first.status
         waits = [line.retry_after for line in lines if isinstance(line, Refused)]
         headers: dict[str, str | Sequence[str]] = {"Retry-After": str(max(waits))} if waits else {}
         audit = _to_many([line for line in lines if isinstance(line, Job)])

@@ -19,10 +19,14 @@ Json = dict[str, Any]
 class Described(Protocol):
     """What is to be known of a route. `public`: it needs no token."""
 
-    method: str
-    path: str
-    meaning: str
-    public: bool
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def meaning(self) -> str: ...
+    @property
+    def public(self) -> bool: ...
 
 
 TEXT: Json = {"type": "string"}

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Any
 
 from gocm_lib.front.gate import SMALL, Asker, Gate, Place
 from gocm_lib.front.handlers import PROBES, Response, Route, Service, counted_as, is_ours, refusal, unavailable
@@ -370,7 +371,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, listener: Listener, service: Service, gate: Gate, tls: ssl.SSLContext | None) -> None:
         """`tls` may be replaced later, for the connections that come then."""
-        socketserver.BaseServer.__init__(self, listener.host, ClientConnection)
+        socketserver.BaseServer.__init__(self, listener.host, ClientConnection)  # type: ignore[arg-type]  # one more argument
         self.socket = listener.sock
         self.listener = listener
         self.part = f"accept on {listener}"
@@ -390,7 +391,7 @@ class Server(http.server.ThreadingHTTPServer):
         """The accepting thread has gone round once more."""
         self.service.vitals.move(self.part)
 
-    def process_request(self, request: socket.socket, client_address: object) -> None:
+    def process_request(self, request: Any, client_address: object) -> None:
         peer = client_address[0].removeprefix(MAPPED) if isinstance(client_address, tuple) else ""
         place = self.gate.take(peer, _Line(request), time.monotonic())
         if place is None:

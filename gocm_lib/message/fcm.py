@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gocm_lib.message.job import BadRequest, Draft, Run, Slice, compact, read_json
-from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
+from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, cause_of, parse_retry_after
 
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1
@@ -164,28 +164,30 @@ def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> 
         case 400:
             return _judge_bad_request(fields, text)
         case 401 if "THIRD_PARTY_AUTH_ERROR" in codes:  # the application's APNs or web push key, for this device only
-            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR")
+            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR", cause="rejected")
         case 403 if "SENDER_ID_MISMATCH" in codes:
-            return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH")
+            return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH", cause="wrong_sender")
         case 404 if "UNREGISTERED" in codes:
-            return Outcome(Verdict.UNREGISTERED, "UNREGISTERED")
+            return Outcome(Verdict.UNREGISTERED, "UNREGISTERED", cause="unregistered")
         case 429 if "QUOTA_EXCEEDED" in codes:  # the device's or the topic's; the project's comes without FCM's word
             return Outcome(Verdict.HELD, reason, retry_after=retry_after)
     if status >= 500 or status in (408, 429) or 200 <= status < 300:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=status < 300)
+        garbled = status < 300
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=garbled, cause=cause_of(status))
     if status == 413:
-        return Outcome(Verdict.REJECTED, reason, condemns=True)
+        return Outcome(Verdict.REJECTED, reason, condemns=True, cause=cause_of(status))
     # 401, 403, 404 without a word of FCM's about the token, and redirects: credentials, project, URL.
-    return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+    return Outcome(Verdict.UPSTREAM_CONFIG, reason, cause=cause_of(status))
 
 
 def _judge_bad_request(fields: list[str], text: str) -> Outcome:
     """A 400 is about the token only when it says so: an oversize payload carries the same INVALID_ARGUMENT."""
     if fields and all(field in ("message.token", "message.fid") for field in fields):
-        return Outcome(Verdict.REJECTED, "invalid token")
+        return Outcome(Verdict.REJECTED, "invalid token", cause="invalid_token")
     if not fields and "not a valid FCM registration token" in text:
-        return Outcome(Verdict.REJECTED, "invalid token")
-    return Outcome(Verdict.REJECTED, "bad payload" + (f": {fields[0]}" if fields else ""), condemns=True)
+        return Outcome(Verdict.REJECTED, "invalid token", cause="invalid_token")
+    reason = f"bad payload: {fields[0]}" if fields else "bad payload"
+    return Outcome(Verdict.REJECTED, reason, condemns=True, cause="bad_message")
 
 
 def _is_sent(body: bytes) -> bool:

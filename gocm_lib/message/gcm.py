@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from gocm_lib.message.job import BadRequest, Draft, Slice, compact, cut
-from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, parse_retry_after
+from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, cause_of, parse_retry_after
 
 NAME = "gcm"
 TOKENS_PER_REQUEST = 1000
@@ -19,16 +19,27 @@ TOKENS_PER_REQUEST = 1000
 # with that word as its reason: the reference calls unknown errors non-recoverable, but only NotRegistered may report
 # a token as dead, for a wrong payload or sender must not empty anybody's token table.
 ERRORS = {
-    "NotRegistered": Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+    "NotRegistered": Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"),
     "Unavailable": Outcome(Verdict.PUT_OFF, "Unavailable"),
     "InternalServerError": Outcome(Verdict.PUT_OFF, "InternalServerError"),
     # "Do not immediately retry": the same wait as a 429.
     "DeviceMessageRateExceeded": Outcome(Verdict.HELD, "DeviceMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
     "TopicsMessageRateExceeded": Outcome(Verdict.HELD, "TopicsMessageRateExceeded", retry_after=RATE_LIMIT_WAIT),
-    "QuotaExceeded": Outcome(Verdict.DEFERRED, "QuotaExceeded"),
+    "QuotaExceeded": Outcome(Verdict.DEFERRED, "QuotaExceeded", cause="quota"),
     "DeviceQuotaExceeded": Outcome(Verdict.HELD, "DeviceQuotaExceeded", retry_after=RATE_LIMIT_WAIT),
     # Google answers this for every token since it closed the API in 2024: it says nothing of the token.
     "DeprecatedApi": Outcome(Verdict.UPSTREAM_CONFIG, "DeprecatedApi"),
+}
+# Why others are refused, of outcome.FAILURES.
+_REFUSALS = {
+    "InvalidRegistration": "invalid_token",
+    "MissingRegistration": "invalid_token",
+    "MismatchSenderId": "wrong_sender",
+    "MessageTooBig": "bad_message",
+    "InvalidDataKey": "bad_message",
+    "InvalidTtl": "bad_message",
+    "InvalidPackageName": "bad_message",
+    "InvalidParameters": "bad_message",
 }
 
 
@@ -71,11 +82,12 @@ def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome
     reason = f"HTTP {status}"
     retry_after = parse_retry_after(headers.get("retry-after"), now)
     if status >= 500 or status in (408, 429) or 200 <= status < 300:
-        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=status < 300)
+        garbled = status < 300
+        return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=garbled, cause=cause_of(status))
     if status in (400, 413):
-        return Outcome(Verdict.REJECTED, reason)
+        return Outcome(Verdict.REJECTED, reason, cause=cause_of(status))
     # 401 and 403: the key. 404 and 3xx: the URL (today's Google answers 404 to everything). No token is to blame.
-    return Outcome(Verdict.UPSTREAM_CONFIG, reason)
+    return Outcome(Verdict.UPSTREAM_CONFIG, reason, cause=cause_of(status))
 
 
 def _from_topic(body: bytes) -> Outcome:
@@ -84,7 +96,9 @@ def _from_topic(body: bytes) -> Outcome:
         outcome = _from_result(json.loads(body))
     except (ValueError, RecursionError):
         return Outcome(Verdict.DEFERRED, "answer without result", garbled=True)
-    return outcome._replace(verdict=Verdict.REJECTED) if outcome.verdict is Verdict.UNREGISTERED else outcome
+    if outcome.verdict is Verdict.UNREGISTERED:
+        return outcome._replace(verdict=Verdict.REJECTED, cause="rejected")
+    return outcome
 
 
 def _from_results(body: bytes, count: int) -> list[Outcome]:
@@ -113,7 +127,7 @@ def _from_result(result: object) -> Outcome:
     if isinstance(error, str) and error:
         # Only what looks like one of the API's words: a text of the upstream's choice has no place in our log.
         word = error if re.fullmatch("[A-Za-z]{1,40}", error) else "unknown error"
-        return ERRORS.get(error) or Outcome(Verdict.REJECTED, word)
+        return ERRORS.get(error) or Outcome(Verdict.REJECTED, word, cause=_REFUSALS.get(word, "rejected"))
     if "message_id" not in result:
         return Outcome(Verdict.DEFERRED, "result without message_id", garbled=True)
     canonical = result.get("registration_id")

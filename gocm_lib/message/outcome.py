@@ -5,7 +5,6 @@ Every way an attempt can end is one of the verdicts below, crashes and silence i
 """
 
 import enum
-import re
 from collections.abc import Iterable, Sequence
 from email.utils import parsedate_to_datetime
 from itertools import groupby
@@ -40,7 +39,9 @@ BLAMES_UPSTREAM = frozenset({Verdict.UPSTREAM_CONFIG, Verdict.UNREACHABLE})
 
 
 class Outcome(NamedTuple):
-    """`reason` is a short word for logs and counts; `retry_after` is in seconds, None when the upstream did not say."""
+    """`reason` is for people; `cause` is a word for it, of FAILURES, RETRIES, or UNAUTHORIZED; `retry_after` is in
+    seconds, None when the upstream did not say.
+    """
 
     verdict: Verdict
     reason: str = ""
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     answered: bool = True  # there was an answer; False: the connection broke or was silent
     garbled: bool = False  # the answer does not say whether the message was taken
     condemns: bool = False  # it is about the message: every other token of the job would hear the same
+    cause: str = ""
 
     @property
     def may_be_taken(self) -> bool:
@@ -133,18 +135,7 @@ RETRIES = {
     "refused": "the upstream refused it, or could not be reached, while others got through",
     "shared": "a request that messages shared was refused; each is tried alone",
 }
-_REFUSALS = {
-    "InvalidRegistration": "invalid_token",
-    "MissingRegistration": "invalid_token",
-    "invalid token": "invalid_token",
-    "MismatchSenderId": "wrong_sender",
-    "SENDER_ID_MISMATCH": "wrong_sender",
-    "MessageTooBig": "bad_message",
-    "InvalidDataKey": "bad_message",
-    "InvalidTtl": "bad_message",
-    "InvalidPackageName": "bad_message",
-    "InvalidParameters": "bad_message",
-}
+UNAUTHORIZED = "unauthorized"  # the upstream refuses our credential, which may be renewed
 _RETRIED = {
     Verdict.PUT_OFF: "token",
     Verdict.HELD: "target",
@@ -157,24 +148,23 @@ _RETRIED = {
 
 def failure(outcome: Outcome) -> str:
     """The reason, of FAILURES, for which a token has failed that will not be tried again."""
-    if outcome.verdict is Verdict.UNREGISTERED:
-        return "unregistered"
-    if outcome.condemns or outcome.reason.startswith("HTTP 4"):
-        return "bad_message"
-    return _REFUSALS.get(outcome.reason, "rejected")
+    return outcome.cause if outcome.cause in FAILURES else "rejected"
 
 
 def retry_reason(outcome: Outcome) -> str:
     """The reason, of RETRIES, for which a token is tried again."""
-    if not outcome.answered:
-        return "timeout" if outcome.reason == NO_ANSWER else "connection"
-    if outcome.verdict in _RETRIED:
-        return _RETRIED[outcome.verdict]
-    if outcome.reason.startswith("HTTP 429") or outcome.reason == "QuotaExceeded":
+    return _RETRIED.get(outcome.verdict) or (outcome.cause if outcome.cause in RETRIES else "odd_answer")
+
+
+def cause_of(status: int) -> str:
+    """The cause that an HTTP status tells, where the upstream says nothing more."""
+    if status == 429:
         return "quota"
-    if re.match("HTTP (5|408)", outcome.reason):
+    if status >= 500 or status == 408:
         return "unavailable"
-    return "odd_answer"
+    if status in (400, 413):
+        return "bad_message"
+    return UNAUTHORIZED if status == 401 else ""
 
 
 class Action(enum.Enum):

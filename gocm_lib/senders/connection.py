@@ -29,11 +29,14 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\Z")
 
 
 class WireError(Exception):
-    """The exchange failed; str() is a short reason. `silent`: not one byte of an answer had come."""
+    """The exchange failed; str() is a short reason, `cause` a word for it of outcome.RETRIES. `silent`: not one byte of
+    an answer had come.
+    """
 
-    def __init__(self, reason: str, silent: bool = False) -> None:
+    def __init__(self, reason: str, silent: bool = False, cause: str = "connection") -> None:
         super().__init__(reason)
         self.silent = silent
+        self.cause = cause
 
 
 class Response(NamedTuple):

@@ -1,7 +1,6 @@
 """The black box of a sender: what it has in the air, for the supervisor to read when it has died. No I/O, no clock."""
 
-from collections.abc import Iterable, Sequence
-from ctypes import Array
+from collections.abc import Iterable, MutableSequence, Sequence
 
 from gocm_lib.message.job import Slice
 from gocm_lib.message.suspect import Aloft
@@ -12,7 +11,7 @@ class BlackBox:
     be. One process writes it; another may read it once the first is dead, at whatever moment that was.
     """
 
-    def __init__(self, cells: "Array[int]") -> None:
+    def __init__(self, cells: MutableSequence[int]) -> None:
         self._cells = cells
         self._used = 0  # cells that have ever been
         self._free: list[int] = []

@@ -17,9 +17,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import urllib3
 
@@ -28,6 +30,7 @@ from gocm_lib.config import values
 from gocm_lib.config.proxy import DIRECTLY, Proxy, Ways, ways
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message import fcm, gcm
+from gocm_lib.message.outcome import UNAUTHORIZED
 from gocm_lib.process import log
 from gocm_lib.state.contract import Pause
 
@@ -54,6 +57,9 @@ class Header(NamedTuple):
 
     text: str
     since: float
+
+
+Got = TypeVar("Got")
 
 
 class CredentialError(Exception):
@@ -151,43 +157,45 @@ def _run(words: list[str], directory: str) -> tuple[int, bytes]:
 
     late = threading.Timer(FETCH_TIMEOUT, end)
     late.start()
+    printing = process.stdout
+    assert printing
     try:
-        assert process.stdout
-        printed = process.stdout.read(LONGEST_ANSWER)
+        printed = printing.read(LONGEST_ANSWER)
         if len(printed) == LONGEST_ANSWER:
             raise CredentialError("--token-command prints too much")
         return process.wait(), printed.strip()
     finally:
         late.cancel()
         end()
-        process.stdout.close()
+        printing.close()
         process.wait()
 
 
-def bounded(ask: Callable[[], Any]) -> Any:
+def bounded(ask: Callable[[], Got]) -> Got:
     """What `ask` returns or raises; CredentialError when that takes too long.
 
     Time-outs of sockets bound each read, so a server that sends a byte every two seconds holds its caller for ever.
     The thread that is left behind then ends with its server.
     """
-    done: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+    done: SimpleQueue[Future[Got]] = SimpleQueue()
 
     def run() -> None:
+        future: Future[Got] = Future()
         try:
-            done.put((ask(), None))
+            future.set_result(ask())
         except Exception as error:
-            done.put((None, error))
+            future.set_exception(error)
+        done.put(future)
 
     threading.Thread(target=run, name="fetch", daemon=True).start()
     try:
-        result, error = done.get(timeout=2 * FETCH_TIMEOUT)
+        return done.get(timeout=2 * FETCH_TIMEOUT).result()
     except Empty:
         raise CredentialError("no answer in time") from None
-    if error and not isinstance(error, CredentialError):
-        raise CredentialError(f"fetching failed: {type(error).__name__}")  # its text may quote an answer
-    if error:
-        raise error
-    return result
+    except CredentialError:
+        raise
+    except Exception as error:  # its text may quote an answer
+        raise CredentialError(f"fetching failed: {type(error).__name__}") from None
 
 
 def from_metadata(host: str) -> Callable[[float], Token]:
@@ -251,7 +259,8 @@ def from_file(path: str, ca: str = "", project: str = "", out: Ways = DIRECTLY) 
             "--credentials needs google-auth: pip install 'gocm[fcm]', or use --token-command or --fcm-metadata",
             Exit.SENDER,
         ) from None
-    file = _CredentialsFile(path, google.auth.transport.urllib3.Request(_Outwards(ca, out)))
+    request = google.auth.transport.urllib3.Request(_Outwards(ca, out))  # type: ignore[no-untyped-call]
+    file = _CredentialsFile(path, request)
     return file.fetch, project or file.project()
 
 
@@ -324,12 +333,13 @@ def _by_google_auth(info: dict[str, Any], path: str, request: Any) -> tuple[Any,
     if info["type"] != "external_account":
         import google.auth
 
-        credentials, project = google.auth.load_credentials_from_file(path, scopes=[SCOPE], request=request)
+        load = google.auth.load_credentials_from_file
+        credentials, project = load(path, scopes=[SCOPE], request=request)  # type: ignore[no-untyped-call]
         return credentials, project or ""
     # Not by the same function: that would ask Google for the project at once, and fail where it cannot be reached.
     from google.auth import aws, identity_pool, pluggable
 
-    kind = identity_pool
+    kind: ModuleType = identity_pool
     if info.get("subject_token_type") == "urn:ietf:params:aws:token-type:aws4_request":
         kind = aws
     elif "executable" in info.get("credential_source", {}):
@@ -341,7 +351,7 @@ def _read_file(path: str) -> dict[str, Any]:
     """A credentials file's content. Raises Fatal when it is none."""
     try:
         with open(path, "rb") as file:
-            found = json.load(file)
+            found: dict[str, Any] = json.load(file)
     except OSError as error:
         raise Fatal(f"--credentials {path} cannot be read: {error.strerror}", Exit.SENDER) from None
     except (ValueError, RecursionError):
@@ -467,7 +477,7 @@ class Credentials:
     def note(self, pauses: dict[str, Pause]) -> None:
         """Renew the tokens of upstreams that are paused because they answered 401, and read their keys again."""
         for name, pause in pauses.items():
-            if not pause.reason.startswith("HTTP 401"):
+            if pause.cause != UNAUTHORIZED:
                 continue
             if name in self._keepers:
                 self._keepers[name].refused(pause)

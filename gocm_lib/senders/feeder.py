@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.queues import Queue
-from typing import Any
 
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import SMALL, Run, Slice, cut
@@ -67,14 +66,14 @@ class Feeder:
         self._vitals = vitals
         self._credentials = credentials
         self._rooms = rooms
-        self._current: tuple[int, Queue[Any]] | None = None
+        self._current: tuple[int, Queue[list[Slice]]] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()
         self._claiming = threading.Lock()
         threading.Thread(target=self._run, name="feeder", daemon=True).start()
 
-    def switch(self, generation: int, queue: Queue) -> None:
+    def switch(self, generation: int, queue: "Queue[list[Slice]]") -> None:
         """Feed this generation from now on."""
         self._current = generation, queue
         self._switched.set()
@@ -110,7 +109,7 @@ class Feeder:
             return
         self._vitals.move("state")
 
-    def _feed(self, generation: int, queue: Queue) -> None:
+    def _feed(self, generation: int, queue: "Queue[list[Slice]]") -> None:
         ready = self._credentials.ready()
         # With no credential nothing is claimed; ask again soon whether there is one.
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT

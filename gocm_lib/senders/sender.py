@@ -14,14 +14,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import Array
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message import fcm, gcm
@@ -102,7 +100,7 @@ class Loop:
         lanes: dict[str, Upstream],
         connections: int,
         timeout: float,
-        settled: SimpleQueue[Any],
+        settled: SimpleQueue[list[Result] | None],
         box: BlackBox,
         meter: Meter,
     ) -> None:
@@ -117,7 +115,7 @@ class Loop:
         self.flights: dict[Channel, tuple[Lane, Flight]] = {}  # in the order they took off, so of their deadlines
         self.wants = threading.Event()  # set while there is room for more from the queue
         self.wants.set()
-        self._inbox: deque = deque()
+        self._inbox: deque[list[Slice] | tuple[Lane, Channel | DialError]] = deque()
         self._finishing = False
         self._turns = 0
         self._bell_in, self._bell_out = socket.socketpair()
@@ -377,14 +375,14 @@ class Loop:
                 lane.repeats.append(flight)
             return
         self.meter.unanswered(flight.part.upstream)
-        self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error), answered=False))
+        self._land(lane, flight, Outcome(Verdict.DEFERRED, str(error), answered=False, cause=error.cause))
 
     def _expire(self, now: float) -> None:
         while self.flights:
             channel, (_, flight) = next(iter(self.flights.items()))
             if flight.deadline > now:
                 break
-            self._on_broken(channel, WireError(NO_ANSWER))
+            self._on_broken(channel, WireError(NO_ANSWER, cause="timeout"))
         for lane in self.lanes.values():
             while lane.idle:
                 channel, since = next(iter(lane.idle.items()))
@@ -417,7 +415,7 @@ class Loop:
             self.wants.set()
 
 
-def _take(queue: Queue, loop: Loop) -> None:
+def _take(queue: "Queue[list[Slice]]", loop: Loop) -> None:
     while True:
         # What we cannot send yet stays in the queue for a sender that can.
         loop.wants.wait()
@@ -429,7 +427,7 @@ def _take(queue: Queue, loop: Loop) -> None:
 class _Settler:
     """Has outcomes settled, in batches, until None arrives; a state process that is away is waited for."""
 
-    def __init__(self, outcomes: SimpleQueue, client: Client, generation: int) -> None:
+    def __init__(self, outcomes: SimpleQueue[list[Result] | None], client: Client, generation: int) -> None:
         self._outcomes = outcomes
         self._client = client
         self._generation = generation
@@ -487,9 +485,9 @@ def main(
     settings: Settings,
     name: str,
     generation: int,
-    queue: Queue,
-    box: "Array[int]",
-    cells: "Array[float]",
+    queue: "Queue[list[Slice]]",
+    box: MutableSequence[int],
+    cells: MutableSequence[float],
     address: str,
     authkey: bytes,
     control: Connection,
@@ -502,7 +500,7 @@ def main(
         lanes = upstreams.from_settings(settings)
     except Fatal as error:
         child.refuse(control, Exit.SENDER, str(error))
-    settled: SimpleQueue = SimpleQueue()
+    settled: SimpleQueue[list[Result] | None] = SimpleQueue()
     meter = Meter(cells, list(DIALECTS))
     loop = Loop(lanes, settings.connections, settings.upstream_timeout, settled, BlackBox(box), meter)
     settler = _Settler(settled, Client(address, authkey), generation)

@@ -29,30 +29,21 @@ REFUSED_BY_PROXY = ("401", "403", "407")  # it refuses us; what else it says is 
 CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
 
 
-class _DialMixin:
-    """What a pool adds for us: a connection made at once, by the calling thread, instead of at the first request."""
-
-    def dial(self) -> HTTPConnection:
-        connection = self._new_conn()
-        connection.timeout = CONNECT_TIMEOUT
-        try:
-            if self.proxy is None:
-                connection.connect()
-            else:
-                with deadline.limit(CONNECT_TIMEOUT, lambda: connection.sock):
-                    self._prepare_proxy(connection)  # CONNECT, and then TLS
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-
-class _HTTPPool(_DialMixin, urllib3.HTTPConnectionPool):
-    pass
-
-
-class _HTTPSPool(_DialMixin, urllib3.HTTPSConnectionPool):
-    pass
+def _connected(pool: urllib3.HTTPConnectionPool) -> HTTPConnection:
+    """A new connection of a pool's, connected at once, by the calling thread, and not at the first request."""
+    connection = pool._new_conn()
+    assert isinstance(connection, HTTPConnection)
+    connection.timeout = CONNECT_TIMEOUT
+    try:
+        if pool.proxy is None:
+            connection.connect()
+        else:
+            with deadline.limit(CONNECT_TIMEOUT, lambda: connection.sock):
+                pool._prepare_proxy(connection)  # CONNECT, and then TLS
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class DialError(Exception):
@@ -84,8 +75,6 @@ class Upstream:
         manager = urllib3.PoolManager(**how)
         if proxy:
             manager = urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how)
-        # urllib3's documented place for pools of one's own.
-        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
         self._pool = manager.connection_from_url(url)
 
     def requests(self, claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
@@ -95,12 +84,13 @@ class Upstream:
             yield part, b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def outcomes(self, part: Slice, response: Response, now: float) -> list[Outcome]:
-        return self.dialect.outcomes(part, response.status, response.headers, response.body, now)
+        outcomes: list[Outcome] = self.dialect.outcomes(part, response.status, response.headers, response.body, now)
+        return outcomes
 
     def dial(self) -> Channel:
         """A connected Channel. Blocks for up to CONNECT_TIMEOUT for each of the host's addresses. Raises DialError."""
         try:
-            return Channel(self._pool.dial())
+            return Channel(_connected(self._pool))
         except (ssl.SSLCertVerificationError, urllib3.exceptions.SSLError) as error:
             raise DialError(Outcome(Verdict.UPSTREAM_CONFIG, f"TLS: {_reason(error)}")) from None
         except ssl.SSLError as error:
@@ -151,5 +141,5 @@ def from_settings(settings: Settings) -> dict[str, Upstream]:
         fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",
     }
     out = ways(settings, os.environ)
-    shared = {"ca_file": settings.upstream_ca, "connections": settings.connections}
+    shared: dict[str, Any] = {"ca_file": settings.upstream_ca, "connections": settings.connections}
     return {name: Upstream(DIALECTS[name], url, proxy=out.to(url), **shared) for name, url in urls.items()}

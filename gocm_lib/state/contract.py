@@ -202,6 +202,7 @@ class Pause(NamedTuple):
     since: float
     probe: int = 0
     manner: str = ""
+    cause: str = ""  # as an Outcome has it
 
 
 class Claimed(NamedTuple):

@@ -189,7 +189,7 @@ def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
     if previous and previous.manner == how:
         delay = min(max(previous.delay * 2, first), longest)
     wait = max(delay, min(outcome.retry_after or 0.0, LONGEST_PAUSE))
-    return Pause(outcome.reason, now, delay, now + wait, since, manner=how)
+    return Pause(outcome.reason, now, delay, now + wait, since, manner=how, cause=outcome.cause)
 
 
 def prolong(paused: Pause, now: float) -> Pause:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.message.job import format_id
-from gocm_lib.message.outcome import BLAMES_UPSTREAM, Held, Outcome, Policy, Result, Ruling, Verdict
+from gocm_lib.message.outcome import BLAMES_UPSTREAM, UNAUTHORIZED, Held, Outcome, Policy, Result, Ruling, Verdict
 from gocm_lib.process import log
 from gocm_lib.state.blame import Answers, Row, Trouble, again, remember
 from gocm_lib.state.contract import Pause
@@ -94,7 +94,7 @@ class Traffic:
         paused = self.pauses.get(upstream)
         if not paused or paused.until <= now:
             return
-        if not paused.probe and paused.began < since and paused.reason.startswith("HTTP 401"):
+        if not paused.probe and paused.began < since and paused.cause == UNAUTHORIZED:
             # Half of it, so that it is what it was, not doubled, if this one is refused as well.
             self.pauses[upstream] = paused._replace(until=now, delay=paused.delay / 2)
         elif paused.until > now + PROBE_WAIT + SET_BACK:
@@ -146,7 +146,7 @@ class Traffic:
         """
         news = dict(self.pauses)
         for name, standing in self.standings.items():
-            if standing.unauthorized and (name not in news or news[name].reason.startswith("HTTP 401")):
+            if standing.unauthorized and (name not in news or news[name].cause == UNAUTHORIZED):
                 news[name] = standing.unauthorized
         return news
 
@@ -188,10 +188,12 @@ class Traffic:
         """What an answer that tells of trouble weighs; it lengthens the row, but hardly if its job is suspect."""
         suspect = result.job in standing.suspects
         refused = result.outcome.verdict is Verdict.UPSTREAM_CONFIG
-        if refused and result.outcome.reason.startswith("HTTP 401") and not suspect:
+        if refused and result.outcome.cause == UNAUTHORIZED and not suspect:
             known = standing.unauthorized
             if known is None or not known.began <= now < known.until:
-                standing.unauthorized = Pause(result.outcome.reason, now, RENEW_EVERY, now + RENEW_EVERY, now)
+                standing.unauthorized = Pause(
+                    result.outcome.reason, now, RENEW_EVERY, now + RENEW_EVERY, now, cause=UNAUTHORIZED
+                )
         if suspect:
             standing.row.doubt(result.job)
         if suspect and refused:

@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     """What a server answered."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage  # names in any case
     body: bytes
 
     def reason(self) -> str:
@@ -68,7 +68,7 @@ class Remote:
             self._connection.connect()
             sock = self._connection.sock
             with deadline.limit(PATIENCE, lambda: sock):
-                self._connection.request(method, self._below + path, body, self._headers | headers)
+                self._connection.request(method, self._below + path, body, {**self._headers, **headers})
                 answer = self._connection.getresponse()
                 content = answer.read(LARGEST)
                 if answer.read(1):
@@ -86,7 +86,7 @@ class Remote:
 
     def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
         """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
-        answer = self._request(method, path, body and body.encode(), FORM if body is not None else {})
+        answer = self._request(method, path, body.encode() if body else None, FORM if body is not None else {})
         try:
             return answer.status, json.loads(answer.body)
         except (ValueError, RecursionError) as error:

@@ -136,12 +136,17 @@ def cpu_used(pid: int) -> float:
 
 def memory(pid: int) -> float:
     """MB of memory that is a process's own, or its share of what it shares (PSS)."""
-    return float(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1]) / 1024
+    return _figure(r"^Pss:\s+(\d+)", f"/proc/{pid}/smaps_rollup") / 1024
 
 
 def written(pid: int) -> int:
     """Bytes that a process has caused to be written to disks."""
-    return int(re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(), re.M)[1])
+    return _figure(r"^write_bytes: (\d+)", f"/proc/{pid}/io")
+
+
+def _figure(pattern: str, path: str) -> int:
+    [figure] = re.findall(pattern, Path(path).read_text(), re.M)
+    return int(figure)
 
 
 # ------------------------------------------------------------------------------------------------------------ the load
@@ -197,6 +202,7 @@ class Load:
                 self._post(idle.pop(), now)
             patience = self._due(started) - now if idle and self.posted < self.scenario.posts else 1.0
             for key, _ in self.selector.select(max(0.0, patience)):
+                assert isinstance(key.fileobj, socket.socket)
                 idle += self._on_ready(key.fileobj)
         seconds = time.monotonic() - started
         return {"seconds": seconds, "latencies": sorted(self.latencies), "refused": dict(self.refused)}
@@ -288,6 +294,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
             idle.pop().send(requests.pop())
         for key, _ in selector.select():
             with contextlib.suppress(ssl.SSLWantReadError):  # a session ticket, say
+                assert isinstance(key.fileobj, socket.socket)
                 if key.fileobj.recv(65536).endswith(b"}"):
                     done += 1
                     idle.append(key.fileobj)
@@ -433,7 +440,7 @@ class Bench:
         for found in self.elsewhere(_load, server.port, scenario, rate):
             server.note_memory()
             if found is not None:
-                return found
+                return dict(found)
             show(f"posting for {time.monotonic() - began:.0f} s")
             if time.monotonic() - began > RUN_LIMIT:
                 break

@@ -79,13 +79,13 @@ _ANY_FATE = re.compile("|".join(fate.pattern.pattern for fate in FATES))  # most
 SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later than the others
 
 
-def find_fate(token: str) -> tuple[Fate, re.Match[str]] | tuple[None, None]:
-    """The fate that a token asks for, and the match that says so."""
+def find_fate(token: str) -> tuple[Fate, re.Match[str]] | None:
+    """The fate that a token asks for, and the match that says so; None when it asks for none."""
     for fate in FATES if _ANY_FATE.match(token) else ():
         found = fate.pattern.match(token)
         if found:
             return fate, found
-    return None, None
+    return None
 
 
 def _error(status: int, word: str, text: str, *details: dict[str, Any]) -> bytes:
@@ -370,9 +370,10 @@ class Pretender:
         if self._exhausts(kind, token):
             return {"error": "TopicsMessageRateExceeded" if kind == "topic" else "DeviceMessageRateExceeded"}
         sent = {"message_id": f"0:{self.ledger.requests}"}
-        fate, found = find_fate(token)
-        if fate is None:
+        asked = find_fate(token)
+        if asked is None:
             return sent
+        fate, found = asked
         told = fate.legacy(found, self.ledger.arrived[token])
         return told if "error" in told else {**sent, **told}
 
@@ -423,9 +424,10 @@ class Pretender:
         return "too_big" if size > 4096 else ""
 
     def _v1_fate(self, target: str) -> str:
-        fate, found = find_fate(target)
-        if fate is None:
+        asked = find_fate(target)
+        if asked is None:
             return ""
+        fate, found = asked
         if fate.v1 == "*":
             return found[1] if found[1] in ANSWERS else "internal"
         flaky = fate.v1 == "unavailable" and self.ledger.arrived[target] > int(found[1])
@@ -477,7 +479,7 @@ def _is_signed(assertion: str, key: Any) -> bool:
         key.verify(signature, assertion.rpartition(".")[0].encode(), padding.PKCS1v15(), hashes.SHA256())
         said = json.loads(claims)
         now = time.time()
-        return (
+        return bool(
             json.loads(head)["alg"] == "RS256"
             and said["aud"] == "https://oauth2.googleapis.com/token"
             and said["iat"] - 60 <= now <= said["exp"] <= said["iat"] + 3600

@@ -95,7 +95,7 @@ def _from_lines(file: Iterable[str], name: str, column: str) -> Iterator[Found]:
 
 def read_message(settings: SendSettings) -> dict[str, Any]:
     """What the tokens are sent, as a JSON post has it. Raises Fatal."""
-    message = dict(_pair(text, "--field") for text in settings.field)
+    message: dict[str, Any] = dict(_pair(text, "--field") for text in settings.field)
     for name, text in message.items():
         if name in ("tokens", "payload"):
             raise Fatal(f"--field {name}: give tokens as words or by --file, the payload by --data or --payload")
@@ -138,7 +138,7 @@ def _pair(text: str, what: str) -> tuple[str, str]:
 
 def make_batches(found: Sequence[Found], message: Mapping[str, Any], size: int) -> list[Batch]:
     """The posts of a run, all of them looked at. Raises Fatal for what no server would take."""
-    batches = []
+    batches: list[Batch] = []
     for start in range(0, len(found), size):
         batch = Batch(len(batches) + 1, found[start : start + size], message)
         try:

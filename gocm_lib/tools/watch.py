@@ -25,7 +25,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def line(told: dict[str, Any]) -> str:
     """What /api/status tells, in a line."""
     if told["pending"] is None:
-        return told["sentence"]
+        return str(told["sentence"])
     totals = told["totals"]
     counts = f"{totals['delivered']} delivered, {totals['failures']} failed, {totals['notregistered']} dead"
     return f"{told['pending']['tokens']} to be sent, {told['sent_per_second']}/s, {counts}: {told['sentence']}"

@@ -211,6 +211,7 @@ ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 FAMILIES = {"127.0.0.1": socket.AF_INET, "127.0.0.2": socket.AF_INET, "::1": socket.AF_INET6}
 
 
+@pytest.mark.alone
 @ipv6
 @pytest.mark.parametrize(
     "hosts, reached",
@@ -246,6 +247,7 @@ def test_a_server_on_two_addresses(start):
     server.logged("access .*client=::1 ")
 
 
+@pytest.mark.alone
 def test_an_address_taken_among_several_is_told():
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]

@@ -97,7 +97,9 @@ def test_results(result, verdict, reason):
     ],
 )
 def test_statuses(status, verdict, wait):
-    expected = Outcome(verdict, f"HTTP {status}", retry_after=wait, garbled=status == 201)
+    told = {400: "bad_message", 413: "bad_message", 401: "unauthorized", 408: "unavailable", 429: "quota"}
+    cause = told.get(status, "unavailable" if status >= 500 else "")
+    expected = Outcome(verdict, f"HTTP {status}", retry_after=wait, garbled=status == 201, cause=cause)
     assert judge(status, b"<html>", 2) == [expected] * 2
 
 

@@ -55,7 +55,7 @@ def test_every_outcome_has_one_next_step(outcome, ruling, expires_at, draw, poli
 
 def test_what_is_everybodys_trouble_counts_no_attempt_and_a_back_off_ends_no_message():
     policy = Policy(10.0, 600.0, 5)
-    busy = Outcome(Verdict.DEFERRED, "HTTP 503")
+    busy = Outcome(Verdict.DEFERRED, "HTTP 503", cause="unavailable")
     step = next_step(busy, Ruling(4, tries=40), NOW + 100, NOW, 1.0, policy)
     assert (step.action, step.due_at) == (Action.RETRY, NOW + 50)
     assert next_step(busy, Ruling(5), NOW + 100, NOW, 0.1, policy).action is Action.BURY
@@ -71,7 +71,9 @@ def test_what_was_refused_is_tried_again_soon_while_it_is_not_known_to_be_at_fau
 
 
 def test_a_429_that_does_not_say_is_waited_for_as_google_asks():
-    step = next_step(Outcome(Verdict.DEFERRED, "HTTP 429"), Ruling(), NOW + 1e5, NOW, 0.5, Policy(10.0, 600.0, 5))
+    step = next_step(
+        Outcome(Verdict.DEFERRED, "HTTP 429", cause="quota"), Ruling(), NOW + 1e5, NOW, 0.5, Policy(10.0, 600.0, 5)
+    )
     assert step.due_at >= NOW + RATE_LIMIT_WAIT
 
 

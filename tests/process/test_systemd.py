@@ -201,6 +201,7 @@ def refuses(port):
     return False
 
 
+@pytest.mark.alone
 def test_what_came_before_the_end_is_answered_and_nothing_after(start, sandbox):
     """Half a request, and a connection that has not spoken yet, are no reason to refuse anybody."""
     sandbox.mode(silent=True)
@@ -256,6 +257,7 @@ def test_a_socket_handed_to_another_process_is_not_ours(start):
     assert isinstance(server, Server) and server.report()["pending"] == 0
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not here")
 def test_systemd_s_own_tool_hands_us_its_socket(sandbox, key_file, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -264,6 +264,7 @@ def _drip(_upstream, sock, _number):
         time.sleep(1.0)
 
 
+@pytest.mark.alone
 def test_a_proxy_that_is_away_is_named(begin):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
@@ -295,6 +296,7 @@ def is_here(name):
     return subprocess.run([sys.executable, "-c", "import proxy"], capture_output=True).returncode == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("make", [tinyproxy, proxy_py])
 def test_by_a_real_proxy(begin, google, tmp_path, make):
     """To an address that this machine has, by a name that is not taken for its own."""

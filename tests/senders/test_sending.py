@@ -119,6 +119,7 @@ def test_a_wrong_key_or_url_pauses_and_loses_nothing(start, sandbox, status):
     assert server.logged("upstream gcm answers again")
 
 
+@pytest.mark.alone
 def test_an_upstream_that_is_down_pauses_and_burns_no_attempts(start, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

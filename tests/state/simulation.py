@@ -25,14 +25,14 @@ KEEPING = Keeping(
     max_kept=10**9,
     max_keys=10**9,
 )
-UNAVAILABLE = Outcome(Verdict.DEFERRED, "HTTP 503 UNAVAILABLE")
-INTERNAL = Outcome(Verdict.DEFERRED, "HTTP 500 INTERNAL")
-QUOTA = Outcome(Verdict.DEFERRED, "HTTP 429")
+UNAVAILABLE = Outcome(Verdict.DEFERRED, "HTTP 503 UNAVAILABLE", cause="unavailable")
+INTERNAL = Outcome(Verdict.DEFERRED, "HTTP 500 INTERNAL", cause="unavailable")
+QUOTA = Outcome(Verdict.DEFERRED, "HTTP 429", cause="quota")
 NOT_FOUND = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 404")
-UNAUTHORIZED = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+UNAUTHORIZED = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
 UNREACHABLE = Outcome(Verdict.UNREACHABLE, "ConnectionRefusedError")
-SILENT = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
-BROKEN = Outcome(Verdict.DEFERRED, "ConnectionResetError", answered=False)
+SILENT = Outcome(Verdict.DEFERRED, "no answer in time", answered=False, cause="timeout")
+BROKEN = Outcome(Verdict.DEFERRED, "ConnectionResetError", answered=False, cause="connection")
 TARGET_QUOTA = Outcome(Verdict.HELD, "HTTP 429 QUOTA_EXCEEDED")
 
 

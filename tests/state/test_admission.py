@@ -138,13 +138,17 @@ def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
     state = new_state(keeping=KEEPING._replace(max_report=2))
     state.accept([new_job(1, "aabbccaa")])
     for job, n in claim(state):
-        state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+        state.settle(
+            1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
+        )
     assert [entry[1] for entry in state.page("notregistered", 0, -1)] == ["a", "b"]
     assert state.snapshot().counters["notregistered"] == 8 and state.snapshot().counters["dropped"] == 2
     state.forget("notregistered", 8)
     state.accept([new_job(2, "c")])
     for job, n in claim(state):
-        state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+        state.settle(
+            1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
+        )
     assert [entry[1] for entry in state.page("notregistered", 0, -1)] == ["c"], "who reads it makes room"
 
 

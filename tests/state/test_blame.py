@@ -8,7 +8,7 @@ from gocm_lib.state.blame import JUDGED, LULL, NEIGHBOURS, PROOF, SIDE, Answers,
 pytestmark = pytest.mark.short
 
 NOW = 1e6
-BUSY = Outcome(Verdict.DEFERRED, "HTTP 503")
+BUSY = Outcome(Verdict.DEFERRED, "HTTP 503", cause="unavailable")
 
 
 def answers(before=0, after=0, recovered=0):

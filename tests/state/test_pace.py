@@ -30,7 +30,7 @@ def test_failed_probes_make_longer_pauses_up_to_a_limit(probes):
 def test_what_answers_is_asked_every_five_seconds_at_first_and_later_every_thirty():
     now, paused, waits = NOW, None, []
     while now < NOW + 3600:
-        paused = pause(paused, Outcome(Verdict.DEFERRED, "HTTP 503"), now)
+        paused = pause(paused, Outcome(Verdict.DEFERRED, "HTTP 503", cause="unavailable"), now)
         waits.append((now - NOW, paused.until - now))
         now = paused.until
     assert [wait for _, wait in waits[:4]] == [1.0, 2.0, 4.0, 5.0]
@@ -38,7 +38,10 @@ def test_what_answers_is_asked_every_five_seconds_at_first_and_later_every_thirt
 
 
 def test_a_refusal_and_silence_are_asked_less_often():
-    for outcome in (Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401"), Outcome(Verdict.DEFERRED, "x", answered=False)):
+    for outcome in (
+        Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized"),
+        Outcome(Verdict.DEFERRED, "x", answered=False),
+    ):
         paused, now = None, NOW
         for _ in range(5):
             paused = pause(paused, outcome, now)

@@ -91,7 +91,7 @@ class Model(RuleBasedStateMachine):
                 DELIVERED,
                 Outcome(Verdict.DELIVERED, canonical="new"),
                 Outcome(Verdict.DEFERRED, "closed", answered=False),  # which counts, whatever others were answered
-                Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+                Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"),
                 Outcome(Verdict.REJECTED, "no"),
                 Outcome(Verdict.UNREACHABLE, "refused"),
             ]
@@ -152,7 +152,7 @@ class Model(RuleBasedStateMachine):
     @rule(place=in_hand, span=st.integers(2, 4))
     def lose_neighbours(self, place, span):
         generation, attempt = self.held.get(place, (self.generation, 1))
-        gone = Outcome(Verdict.UNREGISTERED, "NotRegistered")
+        gone = Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered")
         self.state.settle(generation, [Result("gcm", *place, attempt, gone, span)], self.now)
         for n in range(place[1], place[1] + span):
             if self.held.get((place[0], n)) == (generation, attempt):
@@ -277,7 +277,7 @@ def test_what_grew_too_old_is_buried_not_sent():
 
 
 def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
-    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
     state.accept([new_job(1, ["a", "b", "c"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
@@ -368,7 +368,7 @@ def test_an_upstream_has_room_of_its_own():
 def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(100)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
     held = claim(state, room=4)
     state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
     assert state.snapshot().counters["failures"] == 2, "two may be chance"
@@ -387,7 +387,7 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
 def test_a_settle_repeated_is_no_second_answer():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
     results = [Result("gcm", *place, 1, bad) for place in claim(state, room=2)]
     for _ in range(3):
         state.settle(1, results, 1000.0)
@@ -398,7 +398,7 @@ def test_a_message_that_was_found_sound_is_never_stopped():
     """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
     [first] = claim(state, room=1)
     state.settle(1, [Result("gcm", *first, 1, DELIVERED)], 1000.0)
     state.settle(1, [Result("gcm", *place, 1, bad) for place in claim(state, room=10)], 1000.0)
@@ -476,7 +476,7 @@ def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
 
 
 def test_a_newer_credential_ends_a_pause_for_the_old_one():
-    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
     state.accept([new_job(1, ["a"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
@@ -486,7 +486,7 @@ def test_a_newer_credential_ends_a_pause_for_the_old_one():
 
 
 def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_itself():
-    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
     state.accept([new_job(1, ["a", "b"])])
 
@@ -516,12 +516,12 @@ def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
 
 
 def test_a_connection_without_an_answer_does_not_end_a_pause():
-    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401")
+    refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
     state.accept([new_job(1, ["a", "b"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     [probe] = claim(state, now=1002.2)
-    silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False)
+    silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False, cause="timeout")
     state.settle(1, [Result("gcm", *probe, 1, silent)], 1002.2)
     assert claim(state, now=1004.0) == {} and len(claim(state, now=1004.5)) == 1
 
@@ -563,7 +563,7 @@ def test_a_failed_commit_is_no_answer():
     """It is settled again, and what was heard once counts once."""
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True)
+    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
     [place] = claim(state, room=1)
     state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
     for _ in range(FIRST_ANSWERS - 1):
@@ -624,7 +624,9 @@ def test_all_is_there_after_a_crash(tmp_path):
     state = new_state(tmp_path / "s.db")
     state.accept([new_job(1, ["a", "gone"]), new_job(2, ["c"])])
     claim(state)
-    state.settle(1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered"))], 1000.0)
+    state.settle(
+        1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
+    )
     # No close: a second connection sees what a restart after SIGKILL would.
     db = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
     again = State(db, Room(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))

@@ -76,7 +76,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
     ends = [
         DELIVERED,
         Outcome(Verdict.DELIVERED, canonical="new"),
-        Outcome(Verdict.UNREGISTERED, "NotRegistered"),
+        Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"),
         Outcome(Verdict.REJECTED, "no"),
     ]
     slices, _ = client.claim(1, 1, {"gcm": 5000}, {"gcm": 0.0}, now, 1.0)

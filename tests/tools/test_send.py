@@ -110,6 +110,7 @@ def test_a_server_that_is_full_is_waited_for(start, sandbox, tmp_path):
     assert set(sandbox.received()["delivered"].values()) == {1} and len(sandbox.received()["delivered"]) == 80
 
 
+@pytest.mark.alone
 def test_a_server_that_is_restarted_is_waited_for(start, run, sandbox, tmp_path):
     server = start()
     port = server.port
