@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from kit import KEEPING, POLICY, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
+from kit import KEEPING, POLICY, README, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
 
 from gocm_lib.config.settings import Fatal
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
@@ -712,3 +713,10 @@ def test_what_is_forgotten_is_overwritten(tmp_path):
     state.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     found = subprocess.run(["grep", "-c", "very-secret", str(tmp_path / "s.db")], capture_output=True, text=True)
     assert found.stdout == "0\n"
+
+
+def test_what_the_readme_looks_up_is_there(tmp_path):
+    [query] = re.findall(r"sqlite3 gocm.db '(.*?)'", README)
+    state = new_state(tmp_path / "s.db")
+    state.accept([new_job(1, ["a", "b"])])
+    assert len(state.db.execute(query).fetchall()) == 2
