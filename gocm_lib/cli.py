@@ -20,7 +20,7 @@ from gocm_lib.config.settings import (
 )
 from gocm_lib.process import log
 
-# What a command needs is imported where it begins: `gocm ping` would else take four times as long to load as to ask.
+# What a command needs is imported where it begins: all of it takes 0.13 s of CPU, more than most commands have to do.
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ that names the option and where its value came from, and tells what to do.
 
 import argparse
 import difflib
-import importlib.metadata
 import os
 import platform
 import re
@@ -80,9 +79,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """What runs here; urllib3 takes half of a start to load, so only who asks for its version waits for that."""
+    """Says what runs here. Loading urllib3 would take as long as all else together: its metadata has the version."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import importlib.metadata
+
         python, urllib3 = platform.python_version(), importlib.metadata.version("urllib3")
         print(f"gocm {__version__} (python {python}, urllib3 {urllib3})")
         parser.exit()

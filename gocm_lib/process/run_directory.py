@@ -33,8 +33,6 @@ class RunDirectory:
         if len(os.fsencode(self.path)) > LONGEST:
             os.rmdir(self.path)
             raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {LONGEST} bytes that sockets allow")
-        ours = current_process()._config  # type: ignore[attr-defined]
-        self._before = {"tempdir": ours.get("tempdir"), "semprefix": ours["semprefix"]}
         self._hold()
 
     def _hold(self) -> None:
@@ -58,8 +56,6 @@ class RunDirectory:
 
     def remove(self) -> None:
         """Leave nothing behind."""
-        ours = current_process()._config  # type: ignore[attr-defined]
-        ours.update(self._before)
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 

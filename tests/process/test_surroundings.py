@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from multiprocessing import current_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def run_directory(server, place):
 @short
 def test_only_what_is_ours_and_left_is_removed(temporary, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    for name in ("tempdir", "semprefix"):  # put back afterwards: multiprocessing is used in here, too
+        monkeypatch.setitem(current_process()._config, name, current_process()._config.get(name))
     backup = temporary / "gocm-20240101-backup"
     backup.mkdir()
     (backup / "dear").write_text("to somebody")

@@ -6,25 +6,17 @@ import random
 from collections import Counter
 from typing import NamedTuple
 
+from kit import KEEPING
+
 from gocm_lib.message.job import Job
 from gocm_lib.message.outcome import DELIVERED, Outcome, Policy, Result, Verdict
-from gocm_lib.state.admission import Limits
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import Room
-from gocm_lib.state.state import Keeping, State
+from gocm_lib.state.state import State
 
 TICK = 0.02  # seconds: how often answers are settled and tokens claimed
 START = 1_000_000.0
-KEEPING = Keeping(
-    Limits(10**9, 1 << 50, 0),
-    dead_age=1e9,
-    max_dead=10**9,
-    max_report=10**9,
-    keep_jobs=1e9,
-    max_kept=10**9,
-    max_keys=10**9,
-)
 UNAVAILABLE = Outcome(Verdict.DEFERRED, "HTTP 503 UNAVAILABLE", cause="unavailable")
 INTERNAL = Outcome(Verdict.DEFERRED, "HTTP 500 INTERNAL", cause="unavailable")
 QUOTA = Outcome(Verdict.DEFERRED, "HTTP 429", cause="quota")

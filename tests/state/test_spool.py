@@ -18,7 +18,7 @@ from kit import KEEPING, POLICY, README, ROOT, batches, claim, new_job, new_stat
 from gocm_lib.config.settings import Fatal
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
 from gocm_lib.state.contract import COUNTERS, STATES, Broken, Past, Which
-from gocm_lib.state.sqlite import database
+from gocm_lib.state.sqlite import database, history
 from gocm_lib.state.sqlite.database import Room
 from gocm_lib.state.sqlite.spool import DEAD, OVER
 from gocm_lib.state.state import State
@@ -720,3 +720,7 @@ def test_what_the_readme_looks_up_is_there(tmp_path):
     state = new_state(tmp_path / "s.db")
     state.accept([new_job(1, ["a", "b"])])
     assert len(state.db.execute(query).fetchall()) == 2
+
+
+def test_every_state_of_a_token_has_its_condition():
+    assert tuple(history._STATES) == STATES
