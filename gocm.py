@@ -22,19 +22,21 @@ gocm_lib/
     cli.py and supervisor.py: the commands; who starts, watches, replaces and stops the processes
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
-        listener gate server request auth handlers response intake openapi webhook
+        front listener gate server request auth routes handlers lists query response intake openapi
+        webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
-        feeder sender connection upstream width credentials quarantine crash_log
+        feeder generation in_hand sender loop pool width connection upstream credentials access_token quarantine
+        crash_log
     state/       what is shared: one process, one transaction. Other rooms know its contract.py and client.py alone
         contract client state admission pacing pace blame turns
         sqlite/  spool history report keys database
     message/     what a push is, how each upstream wants it, what its answer means; pure
-        job idempotency outcome suspect dialects fcm gcm
+        job idempotency outcome retry suspect dialects fcm gcm
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits
-        early log logwriter child cpu systemd init run_directory deadline
+        early log logwriter child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
         settings values proxy hide_key
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it

@@ -1,4 +1,4 @@
-"""Where every process of GoCM begins that somebody has started: before all that takes time is imported."""
+"""Where every process of GoCM starts that a user starts: before anything slow is imported."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import gocm_lib
 
 
 def main() -> int:
-    """Run the command of this process; its exit code."""
+    """Run this process's command; returns the exit code."""
     # The server leaves the directory that it was started in; python gocm.pyz is found by a name that means something
     # only there.
     sys.path[:] = [os.path.abspath(place) for place in sys.path]

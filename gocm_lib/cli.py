@@ -1,4 +1,4 @@
-"""From the command line to a running GoCM and its exit code: the commands."""
+"""The commands: from the command line to a running GoCM and its exit code."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from gocm_lib.process import log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command of COMMANDS, `serve` if none is named; the exit code is one of settings.Exit. Problems are one line
+    """Run a command of COMMANDS, `serve` if none is named. Returns an exit code of settings.Exit; problems are one line
     on stderr.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -42,44 +42,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_all(run: Callable[[], int]) -> int:
-    """What a command returns that prints what it finds. Nobody need read it to the end."""
-    from gocm_lib.tools.api_client import RemoteError
+    """Run a command that prints what it finds, and return its exit code. The reader may stop reading at any time."""
+    from gocm_lib.tools.api_client import ApiError
 
     try:
         code = run()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        raise RemoteError("interrupted") from None
+        raise ApiError("interrupted") from None
     except OSError as error:  # of print: all others are told otherwise
         # For what the interpreter would write at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return Exit.FAILED
-        raise RemoteError(f"the answer cannot be written: {error.strerror}") from None
+        raise ApiError(f"the answer cannot be written: {error.strerror}") from None
 
 
 def _serve(words: Sequence[str]) -> int:
     home = _home()
     given = values.load(words, os.environ, "gocm", _overview(), home).settings
     # Only now: --version and mistakes are told at once.
-    from gocm_lib.process import init
+    from gocm_lib.process import early, init, resources
+    from gocm_lib.process.forkserver import Forkserver
     from gocm_lib.process.systemd import Systemd
-    from gocm_lib.supervisor import Supervisor
 
     if (code := init.step_aside()) is not None:
         return code
     _start_log("front", given)
     os.chdir("/")
+    early.note(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    # What children inherit comes first.
+    resources.forbid_core_dumps()
+    resources.keep_one_heap()
+    files = resources.raise_file_limit()
+    systemd = Systemd(os.environ)
 
     def reread() -> Settings:
         return values.load(words, os.environ, home=home).settings
 
-    return Supervisor(given, home, reread, Systemd(os.environ)).run()
+    forkserver = Forkserver(["state", "sender", *(["sandbox"] if given.sandbox else [])])
+    try:
+        from gocm_lib.supervisor import Supervisor  # takes half a second: the forkserver imports meanwhile
+
+        return Supervisor(given, files, home, reread, systemd, forkserver).run()
+    finally:
+        forkserver.close()
 
 
 def _home() -> str:
-    """Where we are started; it may be gone tomorrow, with the release that was in it, or already."""
+    """The current directory at the start. It may disappear with the release that is in it, or be gone already."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -120,22 +132,19 @@ def _check_log(path: str) -> None:
 
 
 def _check_config(words: Sequence[str]) -> int:
-    """All that a start would look at, but for ports and the spool, which a running server has in use."""
+    """Check everything that a start would, except ports and the spool, which a running server has in use."""
     from gocm_lib.front import auth, listener, webhook
-    from gocm_lib.process import child
+    from gocm_lib.process import resources
     from gocm_lib.senders import credentials, upstream
 
-    child.forbid_core_dumps()
+    resources.forbid_core_dumps()
     settings = values.load(words, os.environ, "gocm check-config").settings
     auth.read_policy(settings)
     if settings.feedback_secret_file:
         webhook.read_secret(settings.feedback_secret_file)
     _check_log(settings.logto)
-    try:
-        if settings.tls_cert:
-            listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    except listener.ListenError as problem:
-        raise Fatal(str(problem)) from None
+    if settings.tls_cert:
+        listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if settings.sandbox:
         print("the configuration is good; upstream: the sandbox")
         return Exit.OK
@@ -146,22 +155,22 @@ def _check_config(words: Sequence[str]) -> int:
 
 
 def _print_config(words: Sequence[str]) -> int:
-    from gocm_lib.process import child
+    from gocm_lib.process import resources
 
-    child.forbid_core_dumps()
+    resources.forbid_core_dumps()
     for line in values.describe(values.load(words, os.environ, "gocm print-config")):
         print(line)
     return Exit.OK
 
 
 def _ping(words: Sequence[str]) -> int:
-    """Ask the server that these settings make whether it is ready."""
-    from gocm_lib.tools.api_client import Remote, RemoteError, show
+    """Ask the server with these settings whether it is ready."""
+    from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
     settings = values.parse(Settings, words, os.environ, "gocm ping").settings
-    status, told = Remote(_place(settings), ca=None).ask("GET", "/readyz")
+    status, told = ApiClient(_place(settings), ca=None).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
-        raise RemoteError("what answers there is no GoCM")
+        raise ApiError("what answers there is no GoCM")
     said = [part for name in ("reasons", "notes") if isinstance(part := told.get(name), list)]
     show(f"{told['status']}: {'; '.join(str(each) for part in said for each in part) or 'ready'}")
     return Exit.OK if status == 200 else Exit.FAILED
@@ -199,6 +208,8 @@ def _watch(words: Sequence[str]) -> int:
 
 
 class Command(NamedTuple):
+    """A row of the table: what the command does, and the function that runs it."""
+
     run: Callable[[Sequence[str]], int]
     meaning: str
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gocm_lib.message.job import Job
-from gocm_lib.message.outcome import Policy
+from gocm_lib.message.retry import Policy
 from gocm_lib.state.admission import Limits
 from gocm_lib.state.contract import Which
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.sqlite import database
-from gocm_lib.state.sqlite.database import Room
+from gocm_lib.state.sqlite.database import DiskSpace
 from gocm_lib.state.state import Keeping, State
 
 ROOT = Path(__file__).parent.parent
@@ -423,8 +423,8 @@ POLICY = Policy(10.0, 100.0, 3)
 
 KEEPING = Keeping(
     Limits(10**9, 1 << 50, 0),
-    dead_age=1e9,
-    max_dead=10**9,
+    failed_age=1e9,
+    max_failed=10**9,
     max_report=10**9,
     keep_jobs=1e9,
     max_kept=10**9,
@@ -438,7 +438,7 @@ def paces(*upstreams):
 
 def new_state(path=":memory:", upstreams=("gcm",), keeping=KEEPING):
     db, _held = database.open_spool(str(path))
-    return State(db, Room(str(path)), POLICY, keeping, paces(*upstreams), draw=lambda: 0.5)
+    return State(db, DiskSpace(str(path)), POLICY, keeping, paces(*upstreams), draw=lambda: 0.5)
 
 
 def new_job(job_id, tokens, now=1000.0, life=10_000.0, upstream="gcm"):
@@ -449,8 +449,8 @@ batches = itertools.count(1)
 
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
-    rooms, ready = dict.fromkeys(state.traffic.standings, room), dict.fromkeys(state.traffic.standings, 0.0)
-    slices, _ = state.claim(generation, batch or next(batches), rooms, ready, now, 0.0)
+    in_hand_limits, ready = dict.fromkeys(state.pacing.standings, room), dict.fromkeys(state.pacing.standings, 0.0)
+    slices, _ = state.claim(generation, batch or next(batches), in_hand_limits, ready, now, 0.0)
     return tokens_of(slices)
 
 

@@ -202,7 +202,7 @@ def test_a_storm_of_kills(start, sandbox):
     sandbox.mode(latency=0)
     failures = check_promise(server, sandbox, accepted, limit=120)
     assert kills >= 15 and len(accepted) > 500
-    assert failures <= 2, "innocent tokens were buried for deaths that were none of theirs"
+    assert failures <= 2, "innocent tokens were set aside for deaths that were none of theirs"
     eventually(lambda: len(server.children("sender.*")) == 3)
 
 

@@ -1,4 +1,4 @@
-"""Every option once, where its value comes from, and what must not be seen of it.
+"""Options: each is declared once; where its value comes from; how secrets stay hidden.
 
-Promises that a mistake is one line that names the option, and ends in an exit code of the table.
+Promises that a mistake gives one line that names the option, and an exit code of the table.
 """

@@ -1,7 +1,8 @@
 """Takes secrets off the command line and out of the environment, where everybody on the machine can read them.
 
-`ps` and /proc/PID/environ show what a process was started with, whatever it does later. So GoCM starts itself anew,
-in the same process, with each secret in a file without a name (memfd_create(2)) that only it has open.
+`ps` and /proc/PID/environ show what a process was started with, whatever the process does later. So GoCM executes
+itself again, in the same process, with each secret in an unnamed file (memfd_create(2)) that only this process has
+open.
 """
 
 import os
@@ -14,8 +15,8 @@ from gocm_lib.config.settings import http_url, secret
 
 
 class Secret(NamedTuple):
-    """An option whose value is one: what it is, by which words it is given, what reads it (ValueError: it is none), and
-    whether such a value is a secret for sure, so that somebody is to be warned.
+    """An option whose value is a secret: what it is, the words that give it, its reader (raises ValueError for a bad
+    value), and whether a given value is certainly a secret, so that the operator must be warned.
     """
 
     option: str
@@ -43,8 +44,8 @@ SECRETS = (
 
 
 def take_out(kind: Secret, words: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], str | None]:
-    """The words without a secret's option and its value, and the value that counts, None when there is none: the last
-    one of the words, else the variable's.
+    """The words without a secret's option and its value, and the value that counts: the last one among the words, else
+    the variable's. None when there is no value.
     """
     rest: list[str] = []
     value = None
@@ -60,8 +61,8 @@ def take_out(kind: Secret, words: Sequence[str], environ: Mapping[str, str]) -> 
 
 
 def restart(words: Sequence[str], environ: MutableMapping[str, str]) -> None:
-    """Start this program anew without secrets in its words and environment, if there are any; else return. `words` are
-    what came after the program's name.
+    """Start this program again without secrets in its words and environment. Return if there are none. `words` are the
+    words after the program's name.
     """
     # What came before our words: the interpreter, its own options, and the script or -m and a module.
     before = sys.orig_argv[1 : len(sys.orig_argv) - len(words)]
@@ -90,7 +91,7 @@ def restart(words: Sequence[str], environ: MutableMapping[str, str]) -> None:
 
 
 def _hold(value: str) -> str:
-    """The path of a file without a name that holds a secret."""
+    """Put a secret into an unnamed file; returns the file's path."""
     held = os.memfd_create("gocm-secret", 0)
     os.fchmod(held, 0o600)
     os.write(held, value.encode("utf-8", "surrogateescape"))
@@ -98,7 +99,9 @@ def _hold(value: str) -> str:
 
 
 def _is_mistaken(kind: Secret, value: str, beside: Iterable[str]) -> bool:
-    """Whether the secret is none, or there is a file of one beside it: then the error is to name what was given."""
+    """Whether the value is no valid secret, or a file is given beside it. Then the error must name the option that was
+    given, so nothing is hidden.
+    """
     try:
         kind.read(value)
     except ValueError:

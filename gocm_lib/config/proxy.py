@@ -1,8 +1,8 @@
-"""The way out: which proxy leads to a URL. Pure, but for the file of its password.
+"""Which proxy leads to a URL. Pure, except for reading the file with the proxy's password.
 
-`--proxy` counts, else the usual variables: https_proxy, then all_proxy, in lower case first, as curl has it. NO_PROXY
-makes exceptions of both. Only https goes by a proxy, for it is CONNECT that we ask for: what is plain http stays on
-this machine or in the house. So do this machine's own addresses, always.
+`--proxy` counts, else the usual variables: https_proxy, then all_proxy, lower case first, as in curl. NO_PROXY makes
+exceptions to all of them. Only https URLs go through a proxy, because GoCM asks for CONNECT: plain http stays on this
+machine or in the house. This machine's own addresses never go through one.
 """
 
 import base64
@@ -20,7 +20,7 @@ NONE = "none"  # of --proxy: not even that of the environment
 
 
 class Proxy(NamedTuple):
-    """`authorization` is the value of a Proxy-Authorization header, "" if it wants none."""
+    """An HTTP proxy. `authorization` is the value of a Proxy-Authorization header, "" if the proxy needs none."""
 
     host: str
     port: int
@@ -31,17 +31,17 @@ class Proxy(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Its URL, without a password."""
+        """The proxy's URL, without the password."""
         return f"http://{self}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What CONNECT is sent with."""
+        """The headers of a CONNECT request."""
         return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 
 class Ways:
-    """How the servers of this world are reached."""
+    """How every other server is reached: through a proxy, or directly."""
 
     def __init__(self, proxy: Proxy | None, exceptions: str, named_by: str) -> None:
         self._proxy = proxy
@@ -49,7 +49,7 @@ class Ways:
         self._named_by = named_by
 
     def to(self, url: str) -> Proxy | None:
-        """The proxy by which a URL is reached, None if directly."""
+        """The proxy for a URL; None: connect directly."""
         parts = urlsplit(url)
         host = parts.hostname or ""
         if not self._proxy or parts.scheme != "https" or is_loopback(host):
@@ -67,7 +67,7 @@ DIRECTLY = Ways(None, "", "")
 
 
 def ways(settings: Settings, environ: Mapping[str, str]) -> Ways:
-    """The ways out by these settings and variables. Raises Fatal."""
+    """The Ways that these settings and variables describe. Raises Fatal."""
     if settings.proxy == NONE:
         return DIRECTLY
     named_by, url = "--proxy", settings.proxy
@@ -80,7 +80,7 @@ def ways(settings: Settings, environ: Mapping[str, str]) -> Ways:
 
 
 def parse(url: str, named_by: str, auth_file: str) -> Proxy:
-    """The proxy of a URL, its user and password from there or a file. Raises Fatal, which shows neither."""
+    """The Proxy at a URL; user and password come from the URL or from a file. Raises Fatal, which shows neither."""
     parts = urlsplit(url if "://" in url else f"http://{url}")  # as curl takes it
     try:
         host, port = parts.hostname, parts.port or 80
@@ -112,9 +112,9 @@ def _read(path: str) -> str:
 
 
 def is_exception(entries: str, host: str, port: int) -> bool:
-    """Whether NO_PROXY names a host: entries with commas or spaces between. A name stands for itself and all below it,
-    with or without a dot or *. before it; an address for itself, a network for its addresses, as they are written: no
-    name is looked up for it; * is everybody. A port behind one limits it.
+    """Whether NO_PROXY names a host. Its entries are separated by commas or spaces. A name stands for itself and every
+    name below it, with or without a leading dot or *. in front; an address for itself; a network for its addresses.
+    Names are never resolved. * stands for every host. A port after an entry limits it to that port.
     """
     host = host.lower().rstrip(".")
     for entry in re.split(r"[\s,]+", entries.lower().strip()):

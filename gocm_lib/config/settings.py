@@ -1,6 +1,6 @@
-"""Every option once: its name, default, meaning and how its text is read. And the exit codes.
+"""Every option, declared once: name, default, meaning, and how its text is read. And the exit codes.
 
-Where the texts come from (command line, environment, file) is module values' matter. A Settings is frozen.
+Module values finds the texts (command line, environment, file). A Settings is frozen.
 """
 
 import enum
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 
 class Exit(enum.IntEnum):
-    """Exit codes; the numbers from 64 up are those of sysexits(3). README's table is checked against this one."""
+    """Exit codes. The numbers from 64 up are those of sysexits(3). A test checks README's table against this one."""
 
     OK = 0, "clean stop, also by SIGTERM or SIGINT"
     FAILED = 1, "run-time failure; the last log line says which"
@@ -43,7 +43,7 @@ class Exit(enum.IntEnum):
 
 
 class Fatal(Exception):
-    """A command or a process cannot start, or cannot go on: str() is the one line to print, `code` the exit code."""
+    """A command or a process cannot start, or cannot go on. str() is the one line to print, `code` the exit code."""
 
     def __init__(self, reason: str, code: Exit = Exit.CONFIG) -> None:
         super().__init__(reason)
@@ -65,7 +65,7 @@ def flag(value: str) -> bool:
 
 
 def number(low: float, high: float, kind: type = int) -> Callable[[str], Any]:
-    """A reader of int or float texts between `low` and `high`, both allowed."""
+    """A reader of texts of int or float between `low` and `high`, both included."""
 
     def read(value: str) -> Any:
         try:
@@ -91,7 +91,7 @@ def secret(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine only. Names other than localhost are not looked up: DNS could say anything."""
+    """Whether `host` means this machine only. Names other than localhost are not resolved: DNS could say anything."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -115,7 +115,7 @@ def upstream_url(value: str) -> str:
 
 
 def http_url(value: str) -> str:
-    """An http or https URL, with a query if it likes. Not logged: it may hold a secret."""
+    """An http or https URL, with a query if there is one. It is never logged, because it may hold a secret."""
     try:
         parts = urlsplit(value)
         parts.port  # noqa: B018  (reading it is what checks it)
@@ -138,7 +138,7 @@ def project(value: str) -> str:
 
 
 def path(value: str) -> str:
-    """Where a file is or will be. One that is given from where we are is found from elsewhere, too (module values)."""
+    """The path of a file that exists or will be made. Module values has made it absolute."""
     return value
 
 
@@ -157,7 +157,7 @@ def server_place(value: str) -> str:
 
 
 def secret_file(value: str) -> str:
-    """A file that we can read and others on this machine cannot."""
+    """A file that this process can read and other users cannot."""
     readable_file(value)
     if value and os.stat(value).st_size > LARGEST_SECRET:
         raise ValueError(f"{value} has more than {LARGEST_SECRET} bytes: it is no secret")
@@ -167,7 +167,7 @@ def secret_file(value: str) -> str:
 
 
 def secret_file_to_be(value: str) -> str:
-    """The same, if it is there: the sandbox makes one that is not."""
+    """A secret_file, or a path where none exists yet: the sandbox makes one there."""
     return secret_file(value) if os.path.exists(value) else value
 
 
@@ -200,13 +200,13 @@ def group(value: str) -> str:
 
 
 def hosts(value: str) -> tuple[str, ...]:
-    """Addresses or names with commas between; an IPv6 address may have the brackets that it has in a URL."""
+    """Addresses or names, separated by commas. An IPv6 address may stand in brackets, as in a URL."""
     names = [name.strip() for name in value.split(",")]
     return tuple(name[1:-1] if name.startswith("[") and name.endswith("]") else name for name in names)
 
 
 def file_mode(value: str) -> int:
-    """Who may connect, in octal. Never everybody: whoever can open the socket can send."""
+    """The mode of the socket, in octal: who may connect. Never everybody, because whoever can connect can send."""
     if not re.fullmatch("0?[0-7]{3}", value):
         raise ValueError("must be octal like 0660")
     if int(value, 8) & 0o007:
@@ -215,7 +215,7 @@ def file_mode(value: str) -> int:
 
 
 def address(value: str) -> str:
-    """host:port of something to send to, or nothing."""
+    """host:port of a collector, or an empty text."""
     host, colon, port = value.rpartition(":")
     if value and not (host and colon and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise ValueError("must be HOST:PORT")
@@ -229,7 +229,7 @@ def metric_prefix(value: str) -> str:
 
 
 def host_names(value: str) -> tuple[str, ...]:
-    """Names with commas between, in lower case."""
+    """Names, separated by commas; returned in lower case."""
     names = tuple(name.strip().lower() for name in value.split(",") if name.strip())
     for name in names:
         if not re.fullmatch(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]", name):
@@ -248,13 +248,15 @@ def option(
     help: str,
     *,
     also: Sequence[str] = (),
+    formerly: str = "",
     metavar: str = "",
     hidden: bool = False,
     live: bool = False,
     many: bool = False,
 ) -> Any:
     """A row of the table: a dataclass field whose metadata is what the command line, the configuration file and README
-    need. `hidden`: its value is a secret. `live`: SIGHUP may change it. `many`: it may be given several times.
+    need. `formerly`: the field's old name, which still works everywhere but is not shown. `hidden`: the value is a
+    secret. `live`: SIGHUP may change it. `many`: it may be given several times.
     """
     return field(
         default=default,
@@ -262,6 +264,7 @@ def option(
             "read": read,
             "help": help,
             "also": tuple(also),
+            "formerly": formerly,
             "metavar": metavar,
             "hidden": hidden,
             "live": live,
@@ -272,15 +275,15 @@ def option(
 
 @dataclass(frozen=True)
 class Settings:
-    """The server's options. The field is the name; `--name-with-dashes`, GOCM_NAME and the key in the configuration
-    file follow from it.
+    """The server's options. The field's name gives the flag `--name-with-dashes`, the variable GOCM_NAME, and the key
+    in the configuration file.
     """
 
-    config: str = option("", path, "file with options, in TOML: `port = 5601`", metavar="FILE")
+    config: str = option("", path, "configuration file in TOML, with options by name: `port = 5601`", metavar="FILE")
     apikey: str = option(
         "",
         secret,
-        "API key of the GCM-compatible upstream; rather give it by --apikey-file",
+        "API key of the GCM-compatible upstream; better give it with --apikey-file",
         also=("-apikey",),
         metavar="KEY",
         hidden=True,
@@ -290,176 +293,219 @@ class Settings:
     host: tuple[str, ...] = option(
         ("127.0.0.1",),
         hosts,
-        "address to listen on, :: for all of both families, or `none` for a --socket only; may be repeated",
+        "address to listen on; `::` for all IPv4 and IPv6 addresses, `none` for a --socket only; may be repeated",
         also=("-host", "--ipaddress", "-ipaddress"),
         metavar="ADDRESS",
         many=True,
     )
     port: int = option(
-        5601, number(0, 65535), "TCP port to listen on; 0 takes a free one", also=("-port",), metavar="PORT"
+        5601, number(0, 65535), "TCP port to listen on; 0 picks a free one", also=("-port",), metavar="PORT"
     )
-    socket: str = option("", socket_path, "UNIX socket to listen on, too", metavar="PATH")
-    socket_mode: int = option(0o660, file_mode, "who may connect to it, as chmod(1) has it", metavar="MODE")
-    socket_group: str = option("", group, "the group that it belongs to", metavar="GROUP")
+    socket: str = option("", socket_path, "path of a UNIX socket to listen on as well", metavar="PATH")
+    socket_mode: int = option(
+        0o660, file_mode, "who may connect to --socket: its file mode in octal, as in chmod(1)", metavar="MODE"
+    )
+    socket_group: str = option("", group, "group that owns the --socket", metavar="GROUP")
     auth_token_file: str = option(
         "",
         secret_file,
-        "file with the tokens, one a line, of which a client must give one (`Authorization: Bearer`, or as a password)",
+        "file with auth tokens, one per line; a client must send one (`Authorization: Bearer`, or as the password)",
         metavar="FILE",
         live=True,
     )
-    no_auth: bool = option(False, flag, "allow a --host that other machines can reach: they can send and read reports")
+    no_auth: bool = option(
+        False, flag, "allow a --host that other machines can reach without a token: they can send, and read reports"
+    )
     allowed_hosts: tuple[str, ...] = option(
         (),
         host_names,
-        "names by which clients may call this server, beside addresses and localhost; needed without --auth-token-file "
-        "where clients use a name, so that no web page can be led here by its own",
+        "host names that clients may use for this server, beside addresses and localhost; needed without "
+        "--auth-token-file where clients use a name: it keeps out web pages that use a name of their own",
         metavar="NAMES",
         live=True,
     )
-    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE", live=True)
-    tls_key: str = option("", secret_file, "PEM private key of --tls-cert", metavar="FILE", live=True)
+    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https with it", metavar="FILE", live=True)
+    tls_key: str = option("", secret_file, "PEM private key of the --tls-cert", metavar="FILE", live=True)
     tls_client_ca: str = option(
         "",
         readable_file,
-        "PEM file of authorities: only clients with a certificate of theirs are spoken to",
+        "PEM file of authorities: serve only clients with a certificate that one of them signed",
         metavar="FILE",
         live=True,
     )
-    logto: str = option("", path, "file to log to instead of stderr", also=("-logto",), metavar="FILE")
+    logto: str = option("", path, "file to log to, instead of stderr", also=("-logto",), metavar="FILE")
     log_level: str = option(
         "info",
         one_of("debug", "info", "warning", "error"),
-        "debug, info, warning or error",
+        "least severity that is logged: debug, info, warning or error",
         metavar="LEVEL",
         live=True,
     )
     log_format: str = option(
         "auto",
         one_of("auto", "text", "json", "journal"),
-        "text, json, journal (no times, with priorities), or auto: journal where stderr is the journal, else text",
+        "form of log lines: text, json, journal (priorities, no times), or auto: journal when stderr is the "
+        "journal, else text",
         metavar="FORMAT",
     )
-    access_log: bool = option(False, flag, "log a line for each request", live=True)
+    access_log: bool = option(False, flag, "log a line for each HTTP request", live=True)
     graphite: str = option(
-        "", address, "send the figures of /metrics to Graphite there (plaintext, TCP)", metavar="HOST:PORT"
+        "",
+        address,
+        "address of a Graphite server (plaintext, TCP) to send the figures of /metrics to",
+        metavar="HOST:PORT",
     )
-    statsd: str = option("", address, "send them to StatsD there (UDP)", metavar="HOST:PORT")
+    statsd: str = option(
+        "", address, "address of a StatsD server (UDP) to send the figures of /metrics to", metavar="HOST:PORT"
+    )
     metrics_prefix: str = option(
-        "gocm", metric_prefix, "what their names begin with in Graphite and StatsD", metavar="WORDS"
+        "gocm", metric_prefix, "prefix of all names of figures in Graphite and StatsD", metavar="WORDS"
     )
-    metrics_interval: float = option(10.0, seconds(0.1, 3600), "seconds between two such sendings", metavar="S")
+    metrics_interval: float = option(
+        10.0, seconds(0.1, 3600), "seconds between two sendings of figures to Graphite and StatsD", metavar="S"
+    )
     feedback_url: str = option(
         "",
         http_url,
-        "where dead and replaced tokens are POSTed as they come, and leave their lists; hidden: it may hold a secret",
+        "URL to POST unregistered and replaced tokens to; they leave their lists then; hidden, as it may hold a secret",
         metavar="URL",
         hidden=True,
     )
-    feedback_url_file: str = option("", secret_file, "file that holds that URL", metavar="FILE")
-    feedback_plain: bool = option(False, flag, "allow a --feedback-url of another machine that is not https")
+    feedback_url_file: str = option("", secret_file, "file that holds the --feedback-url", metavar="FILE")
+    feedback_plain: bool = option(False, flag, "allow a --feedback-url on another machine without https")
     feedback_secret_file: str = option(
-        "", secret_file, "file with the secret that signs those requests", metavar="FILE"
+        "", secret_file, "file with the secret that signs the requests to --feedback-url", metavar="FILE"
     )
     spool: str = option(
         "",
         path,
-        "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox sandbox.db) in "
+        "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox: sandbox.db) in "
         "$STATE_DIRECTORY, else in ~/.local/state/gocm",
         metavar="PATH",
     )
-    senders: int = option(0, number(0, 64), "sender processes; 0 means one per core, at most 4", metavar="N")
+    senders: int = option(0, number(0, 64), "number of sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
-        1024, number(1, 10000), "upstream connections, so requests in flight, per sender", metavar="N"
+        1024, number(1, 10000), "connections per sender to an upstream, so requests in flight", metavar="N"
     )
     gcm_url: str = option(
-        "https://android.googleapis.com/gcm/send", upstream_url, "where GCM messages are posted", metavar="URL"
+        "https://android.googleapis.com/gcm/send", upstream_url, "URL to post GCM messages to", metavar="URL"
     )
     credentials: str = option(
         "",
         secret_file_to_be,
-        "Google credentials for FCM v1: a service account's file, or any that google-auth reads; needs gocm[fcm]",
+        "file with Google credentials for FCM v1: a service account's, or any that google-auth reads; needs gocm[fcm]",
         metavar="FILE",
         live=True,
     )
     token_command: str = option(
         "", text, "command that prints an access token for FCM v1", metavar="COMMAND", live=True
     )
-    fcm_metadata: bool = option(False, flag, "take FCM access tokens from Google's metadata server")
-    metadata_host: str = option("metadata.google.internal", text, "that server", metavar="HOST")
-    fcm_project: str = option("", project, "Firebase project id, where the credentials do not name it", metavar="ID")
-    fcm_url: str = option("https://fcm.googleapis.com", upstream_url, "where FCM v1 messages are posted", metavar="URL")
+    fcm_metadata: bool = option(False, flag, "take access tokens for FCM v1 from Google's metadata server")
+    metadata_host: str = option("metadata.google.internal", text, "address of Google's metadata server", metavar="HOST")
+    fcm_project: str = option("", project, "Firebase project id, if the credentials do not name it", metavar="ID")
+    fcm_url: str = option(
+        "https://fcm.googleapis.com", upstream_url, "base URL to post FCM v1 messages to", metavar="URL"
+    )
     fcm_rate: int = option(
-        600000, number(0, 10**8), "FCM messages a minute, Google's quota for the project; 0: no limit", metavar="N"
+        600000, number(0, 10**8), "FCM messages per minute: Google's quota for the project; 0: no limit", metavar="N"
     )
     upstream_ca: str = option(
-        "", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE"
+        "", readable_file, "PEM file of authorities to trust instead of the system's", metavar="FILE"
     )
     proxy: str = option(
         "",
         text,
-        "HTTP proxy by which upstreams, token servers and the webhook are reached, http://HOST:PORT; default "
-        "$HTTPS_PROXY or $ALL_PROXY; `none`: not those, either; $NO_PROXY makes exceptions",
+        "HTTP proxy to upstreams, token servers and the webhook, http://HOST:PORT; default $HTTPS_PROXY or "
+        "$ALL_PROXY; `none` ignores those, too; $NO_PROXY makes exceptions",
         metavar="URL",
     )
-    proxy_auth_file: str = option("", secret_file, "file with `user:password` for it", metavar="FILE")
-    upstream_timeout: float = option(20.0, seconds(0.1, 600), "seconds an upstream may take to answer", metavar="S")
+    proxy_auth_file: str = option("", secret_file, "file with `user:password` for the --proxy", metavar="FILE")
+    upstream_timeout: float = option(
+        20.0, seconds(0.1, 600), "seconds that an upstream may take to answer", metavar="S"
+    )
     retry_base: float = option(
         10.0,
         seconds(0.01, 3600),
-        "seconds: the first retry comes after a random part of this, the next after a part of its double, and so on",
+        "first retry after a random share of this many seconds; doubled with each further retry",
         metavar="S",
     )
-    retry_cap: float = option(600.0, seconds(0.01, 86400), "seconds: where that doubling ends", metavar="S")
+    retry_cap: float = option(
+        600.0,
+        seconds(0.01, 86400),
+        "longest back-off before a retry in seconds, before its random share is taken",
+        metavar="S",
+    )
     max_attempts: int = option(
-        5, number(1, 100), "attempts that are its own trouble before a token is set aside as failed", metavar="N"
+        5,
+        number(1, 100),
+        "attempts until a token is set aside as failed; trouble that everybody has does not count",
+        metavar="N",
     )
     max_age: float = option(
         86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed", metavar="S"
     )
     max_pending: int = option(
-        1000000, number(1, 10**9), "tokens that may wait to be sent; more are refused with 503", metavar="N"
+        1000000, number(1, 10**9), "how many tokens may wait to be sent; more are refused with 503", metavar="N"
     )
     max_spool: int = option(
-        4 * 1024**3, number(1 << 20, 1 << 50), "bytes the spool may hold; at that, 507", metavar="BYTES"
+        4 * 1024**3,
+        number(1 << 20, 1 << 50),
+        "bytes that the spool may hold; beyond that messages are refused with 507",
+        metavar="BYTES",
     )
     min_free_disk: int = option(
-        64 * 1024**2, number(0, 1 << 50), "bytes to leave free on the spool's disk; with less, 507", metavar="BYTES"
+        64 * 1024**2,
+        number(0, 1 << 50),
+        "bytes to leave free on the spool's disk; with less, messages are refused with 507",
+        metavar="BYTES",
     )
-    dead_age: float = option(
-        604800.0, seconds(1, 10**9), "seconds for which tokens that were set aside as failed are kept", metavar="S"
+    failed_age: float = option(
+        604800.0, seconds(1, 10**9), "seconds to keep failed tokens for replay", formerly="dead_age", metavar="S"
     )
-    max_dead: int = option(100000, number(0, 10**9), "of those, how many; the oldest go first", metavar="N")
+    max_failed: int = option(
+        100000,
+        number(0, 10**9),
+        "how many failed tokens to keep for replay; the oldest are dropped first",
+        formerly="max_dead",
+        metavar="N",
+    )
     keep_jobs: float = option(
         86400.0,
         seconds(0, 10**9),
-        "seconds for which can be looked up what became of a message after its end",
+        "seconds to remember what became of a finished message, for GET /gcm/jobs/ID",
         metavar="S",
     )
     max_kept: int = option(
         1000000,
         number(0, 10**9),
-        "of the tokens of such messages, how many; those that ended first go first",
+        "how many tokens of finished messages to remember; those that ended first are forgotten first",
         metavar="N",
     )
     max_keys: int = option(
         2_000_000,
         number(1000, 10**9),
-        "Idempotency-Keys that are remembered, for a day; the oldest go first",
+        "how many Idempotency-Keys to remember, for a day; the oldest are forgotten first",
         metavar="N",
     )
     max_report: int = option(
-        1000000, number(1, 10**9), "entries that each of the two token lists may have; more are dropped", metavar="N"
+        1000000,
+        number(1, 10**9),
+        "how many entries each list of tokens (canonical, notregistered) may have; more are dropped",
+        metavar="N",
     )
-    max_tokens: int = option(100000, number(1, 10**6), "tokens in a call", metavar="N", live=True)
+    max_tokens: int = option(100000, number(1, 10**6), "how many tokens a call may have", metavar="N", live=True)
     max_body: int = option(
-        4 * 1024 * 1024, number(1024, 1 << 30), "bytes a request's body may have", metavar="BYTES", live=True
+        4 * 1024 * 1024,
+        number(1024, 1 << 30),
+        "how many bytes the body of a request may have",
+        metavar="BYTES",
+        live=True,
     )
-    max_connections: int = option(512, number(1, 100000), "client connections served at once", metavar="N")
+    max_connections: int = option(512, number(1, 100000), "how many client connections to serve at once", metavar="N")
     head_timeout: float = option(
         5.0,
         seconds(0.1, 300),
-        "seconds a client may take to send a request's head; its body gets this and a second for each 16 KiB",
+        "seconds that a client may take to send the head of a request; its body gets as much, and a second per 16 KiB",
         metavar="S",
         live=True,
     )
@@ -467,14 +513,16 @@ class Settings:
         # More than the 60 s of most load balancers: they are to close first, or a request meets our close.
         75.0,
         seconds(0.1, 3600),
-        "seconds an idle client connection is kept; answers say so (`Keep-Alive`)",
+        "seconds to keep an idle client connection; answers say so (`Keep-Alive`)",
         metavar="S",
         live=True,
     )
-    drain: float = option(25.0, seconds(0, 600), "seconds that requests in flight may take when stopping", metavar="S")
-    sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send there: no key, no Google")
+    drain: float = option(
+        25.0, seconds(0, 600), "seconds that requests in flight may still take when GoCM stops", metavar="S"
+    )
+    sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send to it: no key, no Google")
     sandbox_port: int = option(
-        5602, number(0, 65535), "TCP port of the pretend FCM and GCM; 0 takes a free one", metavar="PORT"
+        5602, number(0, 65535), "TCP port of the pretend FCM and GCM; 0 picks a free one", metavar="PORT"
     )
 
 
@@ -483,28 +531,30 @@ class SandboxSettings:
     """The options of `gocm sandbox`, the pretend upstream on its own."""
 
     host: str = option("127.0.0.1", text, "address to listen on", metavar="ADDRESS")
-    port: int = option(5602, number(0, 65535), "TCP port to listen on; 0 takes a free one", metavar="PORT")
-    no_auth: bool = option(False, flag, "allow a --host that other machines can reach: they can change what it does")
-    latency: float = option(0.0, seconds(0, 60), "seconds before each answer", metavar="S")
-    write_credentials: str = option(
-        "", text, "make this service account's file for FCM's --credentials, or use it if it is there", metavar="FILE"
+    port: int = option(5602, number(0, 65535), "TCP port to listen on; 0 picks a free one", metavar="PORT")
+    no_auth: bool = option(
+        False, flag, "allow a --host that other machines can reach: they can change what the sandbox does"
     )
-    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https", metavar="FILE")
-    tls_key: str = option("", readable_file, "PEM private key of --tls-cert", metavar="FILE")
+    latency: float = option(0.0, seconds(0, 60), "seconds to wait before each answer", metavar="S")
+    write_credentials: str = option(
+        "", text, "file for FCM's --credentials to make for this sandbox, or to use if it exists", metavar="FILE"
+    )
+    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https with it", metavar="FILE")
+    tls_key: str = option("", readable_file, "PEM private key of the --tls-cert", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class BenchSettings:
     """The options of `gocm bench`."""
 
-    scenarios: str = option("", text, "which to run, with commas between; default all", metavar="NAMES")
+    scenarios: str = option("", text, "scenarios to run, separated by commas; default all", metavar="NAMES")
     messages: int = option(
-        0, number(0, 10**7), "tokens to send in each scenario; 0: as many as make a good figure", metavar="N"
+        0, number(0, 10**7), "tokens to send in each scenario; 0: as many as give a good figure", metavar="N"
     )
     senders: int = option(2, number(1, 64), "sender processes of the server", metavar="N")
     latency: float = option(0.2, seconds(0, 60), "seconds that the pretend upstream takes to answer", metavar="S")
-    plain: bool = option(False, flag, "the upstream speaks http, not https")
-    directory: str = option("", text, "where to put the spool: on the disk that is to be measured", metavar="DIR")
+    plain: bool = option(False, flag, "use http, not https, between server and upstream")
+    directory: str = option("", text, "directory for the spool, on the disk that is to be measured", metavar="DIR")
     json: bool = option(False, flag, "print JSON instead of a table")
 
 
@@ -512,47 +562,51 @@ class BenchSettings:
 class BundleSettings:
     """The options of `gocm bundle`."""
 
-    output: str = option("gocm.pyz", text, "the file to write", also=("-o",), metavar="FILE")
+    output: str = option("gocm.pyz", text, "file to write", also=("-o",), metavar="FILE")
 
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """The options that all commands have which speak to a running server."""
+    """The options shared by all commands that call a running server."""
 
     to: str = option(
-        "http://127.0.0.1:5601", server_place, "the server: its URL, or the path of its socket", metavar="URL"
+        "http://127.0.0.1:5601", server_place, "the server's URL, or the path of its UNIX socket", metavar="URL"
     )
-    auth_token_file: str = option("", secret_file, "file whose first token is given to it", metavar="FILE")
-    ca: str = option("", readable_file, "PEM file of the authorities to trust instead of the system's", metavar="FILE")
+    auth_token_file: str = option("", secret_file, "file whose first auth token is sent to the server", metavar="FILE")
+    ca: str = option("", readable_file, "PEM file of authorities to trust instead of the system's", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class FailedSettings(ClientSettings):
     """The options of `gocm failed`."""
 
-    job: str = option("", text, "only those of the message with this id (X-GoCM-Job)", metavar="ID")
+    job: str = option("", text, "only tokens of the message with this id (X-GoCM-Job)", metavar="ID")
     reason: str = option(
-        "", text, "only those that failed for this: attempts, expired or killed_senders", metavar="WORD"
+        "", text, "only tokens that failed for this reason: attempts, expired or killed_senders", metavar="WORD"
     )
-    upstream: str = option("", text, "only those of this upstream", metavar="NAME")
-    older: int = option(0, number(0, 10**9), "only those that failed so many seconds ago", metavar="S")
-    all: bool = option(False, flag, "replay or discard all")
-    json: bool = option(False, flag, "list as lines of JSON instead of a table")
+    upstream: str = option("", text, "only tokens of this upstream", metavar="NAME")
+    older: int = option(0, number(0, 10**9), "only tokens that failed at least this many seconds ago", metavar="S")
+    all: bool = option(False, flag, "replay or discard all failed tokens")
+    json: bool = option(False, flag, "list lines of JSON instead of a table")
 
 
 @dataclass(frozen=True)
 class SendSettings(ClientSettings):
     """The options of `gocm send`."""
 
-    file: str = option("", text, "file with more tokens, one a line, or CSV; - is stdin", metavar="FILE")
-    column: str = option("", text, "the file is CSV, and this its column of tokens; in *.csv `token`", metavar="NAME")
-    data: tuple[str, ...] = option((), text, "a text of the payload; may be repeated", metavar="NAME=VALUE", many=True)
-    payload: str = option("", text, "file with the payload, a JSON object; --data is laid over it", metavar="FILE")
-    field: tuple[str, ...] = option(
-        (), text, "what else is sent, like priority=high; may be repeated", metavar="NAME=VALUE", many=True
+    file: str = option("", text, "file with more tokens, one per line, or CSV; - is stdin", metavar="FILE")
+    column: str = option(
+        "", text, "column of --file that has the tokens, if it is CSV; default `token` in *.csv", metavar="NAME"
     )
-    batch: int = option(1000, number(1, 100000), "tokens in a message", metavar="N")
-    run: str = option("", text, "name of the run that is to go on; default a new one", metavar="NAME")
+    data: tuple[str, ...] = option(
+        (), text, "a field of the payload and its text; may be repeated", metavar="NAME=VALUE", many=True
+    )
+    payload: str = option("", text, "file with the payload, a JSON object; --data overrides its fields", metavar="FILE")
+    field: tuple[str, ...] = option(
+        (), text, "another field of the message, like priority=high; may be repeated", metavar="NAME=VALUE", many=True
+    )
+    batch: int = option(1000, number(1, 100000), "how many tokens to put into one message", metavar="N")
+    run: str = option("", text, "name of an interrupted run to go on with; default a new name", metavar="NAME")
     json: bool = option(False, flag, "print a line of JSON for each message")
 
 
@@ -560,20 +614,31 @@ class SendSettings(ClientSettings):
 class WatchSettings(ClientSettings):
     """The options of `gocm watch`."""
 
-    interval: float = option(2.0, seconds(0.2, 3600), "seconds between two looks", metavar="S")
-    once: bool = option(False, flag, "print one line and end")
+    interval: float = option(2.0, seconds(0.2, 3600), "seconds between two looks at the server", metavar="S")
+    once: bool = option(False, flag, "print one line and exit")
+
+
+def as_flag(name: str) -> str:
+    """A field's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def as_variable(name: str) -> str:
+    """A field's name as an environment variable."""
+    return "GOCM_" + name.upper()
 
 
 def option_flag(row: Field[Any]) -> str:
-    return "--" + row.name.replace("_", "-")
+    return as_flag(row.name)
 
 
-def option_variable(row: Field[Any]) -> str:
-    return "GOCM_" + row.name.upper()
+def spellings(row: Field[Any]) -> list[str]:
+    """The names by which an option may be given: its own, then its old one if it has one."""
+    return [row.name, *filter(None, [row.metadata["formerly"]])]
 
 
 def show(row: Field[Any], value: Any) -> str:
-    """An option's value as its reader would take it: for help, README and print-config."""
+    """An option's value as its reader would accept it: for help, README and print-config."""
     if row.metadata["read"] is file_mode:
         return f"{value:04o}"
     if isinstance(value, tuple):

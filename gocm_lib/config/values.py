@@ -1,15 +1,12 @@
 """From command line, GOCM_ variables and configuration file to Settings.
 
-The command line is above the environment, that above the file, that above the defaults. Promises one Fatal
-that names the option and where its value came from, and tells what to do.
+The command line overrides the environment, which overrides the file, which overrides the defaults. Promises one Fatal
+that names the option, says where its value came from, and tells what to do.
 """
 
 import argparse
-import difflib
 import os
-import platform
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -25,13 +22,15 @@ from gocm_lib.config.settings import (
     Fatal,
     SandboxSettings,
     Settings,
+    as_flag,
+    as_variable,
     file_mode,
     flag,
     is_loopback,
     option_flag,
-    option_variable,
     secret,
     show,
+    spellings,
 )
 
 AnySettings = TypeVar("AnySettings")
@@ -40,21 +39,21 @@ COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = 3, 2, 1, 0  # how much a source count
 
 
 class Source(NamedTuple):
-    """Where an option's value came from: how much that counts, and its name there."""
+    """Where an option's value came from: its precedence, and its name there."""
 
     rank: int
     name: str
 
 
 class Given(NamedTuple, Generic[AnySettings]):
-    """Settings, and where the value of each option that was given came from."""
+    """Settings, and for each option that was given the Source of its value."""
 
     settings: AnySettings
     sources: Mapping[str, Source]
     words: tuple[str, ...] = ()  # of the command line that are no options
 
     def name(self, option: str) -> str:
-        """An option as the operator gave it, for an error about it."""
+        """An option as the operator spelt it, for an error about it."""
         return self.sources[option].name if option in self.sources else "--" + option.replace("_", "-")
 
     def rank(self, option: str) -> int:
@@ -62,6 +61,8 @@ class Given(NamedTuple, Generic[AnySettings]):
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib  # here, as others below: few starts need it
+
     found = difflib.get_close_matches(word, known, 1)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -74,15 +75,17 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.DOTALL)
         if unknown:
             word = unknown[1].partition("=")[0]
-            message = f"unknown option or argument {word[:64]}" + _nearest(word, self._option_string_actions)
+            shown = [name for name, row in self._option_string_actions.items() if row.help != argparse.SUPPRESS]
+            message = f"unknown option or argument {word[:64]}" + _nearest(word, shown)
         raise Fatal(f"{message} (see {self.prog} --help)", Exit.USAGE)
 
 
 class _Version(argparse.Action):
-    """Says what runs here. Loading urllib3 would take as long as all else together: its metadata has the version."""
+    """Prints the versions. Loading urllib3 would take as long as everything else together, so its metadata is asked."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         import importlib.metadata
+        import platform
 
         python, urllib3 = platform.python_version(), importlib.metadata.version("urllib3")
         print(f"gocm {__version__} (python {python}, urllib3 {urllib3})")
@@ -109,6 +112,8 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
         else:
             shown = f" (default {show(row, row.default)})" if row.default not in ("", ()) else ""
             parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], help=help_text + shown)
+        for old in spellings(row)[1:]:
+            parser.add_argument(as_flag(old), dest=old, help=argparse.SUPPRESS)
     if words:
         parser.add_argument(WORDS, metavar=words, nargs="*", default=[])
     return parser
@@ -116,6 +121,8 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
 
 def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]:
     """The options in a TOML file, as texts. Raises Fatal."""
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
@@ -123,12 +130,15 @@ def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]
         raise Fatal(f"--config {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fatal(f"--config {path} is not TOML: {error}") from None
-    known = {row.name: row for row in fields(kind) if row.name != "config"}
+    rows = [row for row in fields(kind) if row.name != "config"]
+    known = {name: row for row in rows for name in spellings(row)}
     texts: dict[str, tuple[Sequence[str], Source]] = {}
     for key, value in found.items():
-        name, where = key.replace("-", "_"), f"{key} in {path}"
-        if name not in known:
-            raise Fatal(f"{where[:200]!r} is no option{_nearest(name, known)}")
+        spelt, where = key.replace("-", "_"), f"{key} in {path}"
+        if spelt not in known:
+            raise Fatal(f"{where[:200]!r} is no option{_nearest(spelt, [row.name for row in rows])}")
+        name = known[spelt].name
+        where += "" if spelt == name else f" (old name of {name})"
         if name in texts:
             raise Fatal(f"{where} is given twice")
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -151,11 +161,11 @@ def parse(
     home: str = "",
 ) -> Given[AnySettings]:
     """Settings of the given kind from the command line, then GOCM_ variables, then the file that `config` names, then
-    defaults. `words`: what may be on the command line beside them, as --help names it; "": nothing. `home`: from where
-    paths are given; "": from where we are.
+    defaults. `words` names the other words that the command line may have, as --help shows them; "": none. Paths are
+    relative to `home`; "": to the current directory.
 
-    Raises Fatal (exit 2 for the command line's form, 78 for a value). `--help` and `--version` print and
-    raise SystemExit(0), as argparse does.
+    Raises Fatal: exit code 2 for the form of the command line, 78 for a value. `--help` and `--version` print and raise
+    SystemExit(0), as argparse does.
     """
     parser = _parser(kind, program, description, words)
     argv = list(argv)
@@ -164,12 +174,18 @@ def parse(
     found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
     texts: dict[str, tuple[Sequence[str], Source]] = {}  # one, or several of an option that may be repeated
     rows = {row.name: row for row in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    variables = {
+        name: environ[as_variable(name)]
+        for row in rows.values()
+        for name in spellings(row)
+        if as_variable(name) in environ and not _is_kubernetes(as_variable(name), environ)
+    }
     for row in rows.values():
-        if row.name in found:
-            given = found[row.name] if row.metadata["many"] else [found[row.name]]
-            texts[row.name] = given, Source(COMMAND_LINE, option_flag(row))
-        elif option_variable(row) in environ and not _is_kubernetes(option_variable(row), environ):
-            texts[row.name] = [environ[option_variable(row)]], Source(ENVIRONMENT, option_variable(row))
+        if (word := _spelling(row, found, as_flag)) is not None:
+            given = found[word.key] if row.metadata["many"] else [found[word.key]]
+            texts[row.name] = given, Source(COMMAND_LINE, word.shown)
+        elif (word := _spelling(row, variables, as_variable)) is not None:
+            texts[row.name] = [variables[word.key]], Source(ENVIRONMENT, word.shown)
     if "config" in texts and (file := texts["config"][0][0]):
         texts = _from_file(os.path.join(home, file), kind) | texts
     values: dict[str, Any] = {}
@@ -178,6 +194,22 @@ def parse(
         values[name] = _together(found_values) if rows[name].metadata["many"] else found_values[0]
     sources = {name: source for name, (_, source) in texts.items()}
     return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
+
+
+class _Spelling(NamedTuple):
+    key: str  # the field's name, or its old one
+    shown: str  # as the operator wrote it; an old name says so
+
+
+def _spelling(row: Field[Any], given: Mapping[str, Any], written: Callable[[str], str]) -> _Spelling | None:
+    """Which of an option's names is among those `given`; None: neither. Raises Fatal when both are."""
+    used = [name for name in spellings(row) if name in given]
+    if not used:
+        return None
+    if len(used) > 1:
+        raise Fatal(f"{written(used[1])} is the old name of {written(used[0])}: give one of them")
+    old = "" if used[0] == row.name else f" (old name of {written(row.name)})"
+    return _Spelling(used[0], written(used[0]) + old)
 
 
 def _read(row: Field[Any], text: str, source: Source, home: str) -> Any:
@@ -195,29 +227,31 @@ def _read(row: Field[Any], text: str, source: Source, home: str) -> Any:
 
 
 def _together(values: Iterable[Any]) -> tuple[Any, ...]:
-    """What an option is worth that was given several times, each time with one value or with several."""
+    """The values of an option that was given several times, each time with one value or several."""
     return tuple(part for value in values for part in (value if isinstance(value, tuple) else (value,)))
 
 
 def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
-    """Whether a variable is one of those that Kubernetes gives to all for each service; one may be named gocm."""
+    """Whether Kubernetes made this variable: it makes some for each service, and a service may be called gocm."""
     return bool(re.match("GOCM_(SERVICE_|PORT_[0-9])", name)) or (name == "GOCM_PORT" and "://" in environ[name])
 
 
 def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
-    """Raise Fatal for a GOCM_ variable that is no option's: a misspelt one would silently not work."""
-    known = {option_variable(row) for kind in kinds for row in fields(kind)}
+    """Raise Fatal for a GOCM_ variable that belongs to no option: a misspelt one would silently do nothing."""
+    rows = [row for kind in kinds for row in fields(kind)]
+    known = {as_variable(name) for row in rows for name in spellings(row)}
     for name in environ:
         if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
-            raise Fatal(f"{name[:64]} is no option's variable{_nearest(name, known)}")
+            near = _nearest(name, [as_variable(row.name) for row in rows])
+            raise Fatal(f"{name[:64]} is no option's variable{near}")
 
 
 # -------------------------------------------------------------------------------------------- what follows from others
 
 
 def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
-    """systemd's StateDirectory= when we have one, else the place XDG gives to state that must outlive a restart. The
-    sandbox has its own: what waits for Google must not be delivered to a pretend one, nor the other way.
+    """systemd's StateDirectory= if there is one, else the place that XDG gives to state that must outlive a restart.
+    The sandbox has its own spool: a message for Google must never reach the pretend upstream, nor the other way round.
     """
     if environ.get("STATE_DIRECTORY"):
         directory = Path(environ["STATE_DIRECTORY"].split(":")[0])
@@ -227,7 +261,7 @@ def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
 
 
 def _credential(environ: Mapping[str, str], name: str) -> str:
-    """The path of a credential that systemd has given us (LoadCredential=), "" when it has not."""
+    """The path of a credential that systemd has passed (LoadCredential=), "" when it has not."""
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
     path = os.path.join(directory, name)
     return path if directory and os.path.exists(path) else ""
@@ -249,8 +283,8 @@ def _read_secret(path: str, source: str, read: Callable[[str], str], what: str) 
 
 
 def _secret_of(given: Given[Settings], environ: Mapping[str, str], name: str, what: str) -> tuple[str, str]:
-    """A secret by the source that counts most, the option, that with `-file`, then systemd's credential of its name,
-    and that source's name. `what` it is, in words.
+    """A secret and the name of its source. The option itself counts most, then the option that ends in `-file`, then
+    systemd's credential of that name. `what` the secret is, in words.
     """
     read = next(row for row in fields(Settings) if row.name == name).metadata["read"]
     value, path = getattr(given.settings, name), getattr(given.settings, f"{name}_file")
@@ -266,10 +300,10 @@ def _secret_of(given: Given[Settings], environ: Mapping[str, str], name: str, wh
 
 
 def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> Given[Settings]:
-    """The same with what follows from others and from where systemd and Google's tools keep things: an API key, auth
-    tokens, TLS files, the webhook's secret, the proxy's user and Google credentials may be systemd's credentials
-    `apikey`, `auth-tokens`, `tls-cert`, `tls-key`, `feedback-secret`, `proxy-auth` and `fcm.json`, the last also
-    GOOGLE_APPLICATION_CREDENTIALS.
+    """The same settings, filled in from systemd and from where Google's tools keep things. systemd's credentials
+    `apikey`, `auth-tokens`, `tls-cert`, `tls-key`, `feedback-secret`, `proxy-auth` and `fcm.json` stand in for the
+    options of the API key, the auth tokens, the TLS files, the webhook's secret, the proxy's user, and Google
+    credentials; for the last GOOGLE_APPLICATION_CREDENTIALS does, too.
     """
     settings = given.settings
     values: dict[str, Any] = {}
@@ -360,7 +394,7 @@ def _check_listeners(given: Given[Settings], environ: Mapping[str, str]) -> None
 
 
 def check_open(settings: Settings, host: str, what: str) -> None:
-    """Raise Fatal when anybody could use the address `host` to send."""
+    """Raise Fatal when everybody could send by way of the address `host`."""
     asks = settings.auth_token_file or settings.tls_client_ca
     if not (is_loopback(host) or settings.no_auth or asks):
         raise Fatal(
@@ -372,7 +406,7 @@ def check_open(settings: Settings, host: str, what: str) -> None:
 def load(
     argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = "", home: str = ""
 ) -> Given[Settings]:
-    """The server's settings, complete and checked; paths are given from `home`. Raises Fatal."""
+    """The server's settings, complete and checked. Paths are relative to `home`. Raises Fatal."""
     given = parse(Settings, argv, environ, program, description, home=home)
     check_variables(environ, (Settings, SandboxSettings))
     given = _complete(given, environ, home)
@@ -393,7 +427,7 @@ def _toml(row: Field[Any], value: Any) -> str:
 
 
 def describe(given: Given[Settings]) -> Iterable[str]:
-    """Lines of a configuration file that would give the same settings, each with its source; secrets are hidden."""
+    """The lines of a configuration file that would give the same settings, each with its source. Secrets are hidden."""
     for row in fields(given.settings):
         value = getattr(given.settings, row.name)
         source = given.sources.get(row.name)

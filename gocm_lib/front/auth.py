@@ -1,10 +1,9 @@
-"""Who may ask: tokens, the names a server is called by, and pages of other sites in a browser. Pure but for reading the
-file of tokens.
+"""Who may ask: tokens, the names that a server may be called by, and pages of other sites in a browser. Pure, except
+for reading the file of tokens.
 
-A page that somebody looks at can make his browser post forms to any address, this machine's among them, and read
-answers of a server that it calls by a name of its own (DNS rebinding). So requests that a browser sends for another
-site are refused, and so are names that nobody has allowed. Compares secrets in a time that does not depend on them, and
-never shows one.
+A web page can make a visitor's browser post forms to any address, this machine's included, and can read the answers of
+a server that it reaches by a name of its own (DNS rebinding). So a request that a browser sends for another site is
+refused, and so is a name that the operator has not allowed. Secrets are compared in constant time and never shown.
 """
 
 import base64
@@ -26,8 +25,8 @@ LARGEST = 1 << 20  # characters in the file
 
 
 class Policy(NamedTuple):
-    """What is asked of a request. `digests`: SHA-256 of each token that is good; empty when none is needed. `names`:
-    what hosts we may be called, None for any.
+    """What a request needs. `digests`: SHA-256 of each valid token; empty when no token is needed. `names`: the host
+    names that clients may use; None: any.
     """
 
     digests: tuple[bytes, ...] = ()
@@ -35,7 +34,7 @@ class Policy(NamedTuple):
 
 
 def read_policy(settings: Settings) -> Policy:
-    """The policy that the settings make. Raises Fatal when the file of tokens is no good."""
+    """The Policy for these settings. Raises Fatal when the file of tokens is malformed."""
     digests = _read_tokens(settings.auth_token_file) if settings.auth_token_file else ()
     if digests and not settings.allowed_hosts:
         return Policy(digests)
@@ -44,7 +43,7 @@ def read_policy(settings: Settings) -> Policy:
 
 
 def first_token(path: str) -> str:
-    """The first token of a file, to be given to a server. Raises Fatal."""
+    """The first token in a file, for a client of the server. Raises Fatal."""
     return _tokens(path)[0]
 
 
@@ -77,8 +76,8 @@ def _tokens(path: str) -> list[str]:
 
 
 def check(headers: Mapping[str, str], policy: Policy, *, local: bool, public: bool) -> None:
-    """Raise BadRequest for a request that may not be: 421 for a name that is not ours, 403 from another site's page,
-    401 without a good token. `local`: it came by a UNIX socket; `public`: no token is needed for what it asks.
+    """Raise BadRequest when a request is not allowed: 421 for a host name that is not ours, 403 for a page of another
+    site, 401 without a valid token. `local`: it came by a UNIX socket. `public`: what it asks for needs no token.
     """
     if not local and policy.names is not None and not _is_ours(headers.get("host", ""), policy.names):
         raise BadRequest("this server is not called so: use its address, or --allowed-hosts", "host", 421)
@@ -96,7 +95,7 @@ def check(headers: Mapping[str, str], policy: Policy, *, local: bool, public: bo
 
 @functools.lru_cache(maxsize=64)  # clients call us by the same few names
 def _is_ours(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header names us: an address, localhost, or one of the names. HTTP/1.0 may have none."""
+    """Whether a Host header names this server: an address, localhost, or one of the names. HTTP/1.0 may have none."""
     name = re.sub(r":[0-9]*\Z", "", host).lower().rstrip(".")
     if name in names or name in ("", "localhost"):
         return True
@@ -108,8 +107,8 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 
 def _is_foreign(headers: Mapping[str, str]) -> bool:
-    """Whether a browser sends this for a page of another site (www.w3.org/TR/fetch-metadata: "none" is the user
-    himself).
+    """Whether a browser sends this for a page of another site (www.w3.org/TR/fetch-metadata; "none" means that the user
+    asked directly).
     """
     site = headers.get("sec-fetch-site", "none")
     if site != "none":
@@ -123,8 +122,9 @@ _BROWSERS = ("sec-fetch-site", "sec-fetch-dest", "sec-ch-ua", "upgrade-insecure-
 
 
 def check_clearing(headers: Mapping[str, str]) -> None:
-    """Raise BadRequest (403) for a GET that would clear a list, by a browser that does not say that our own page asks:
-    a picture in any page is such a GET, and where we are called by plain http and a name, browsers do not tell whose.
+    """Raise BadRequest (403) for a GET that would clear a list, when a browser sends it without saying that our own
+    page asks. A picture in any page is such a GET, and over plain http with a host name browsers do not say whose page
+    it is.
     """
     agent = headers.get("user-agent", "")
     is_browser = agent.startswith("Mozilla/") and "PowerShell/" not in agent
@@ -133,7 +133,7 @@ def check_clearing(headers: Mapping[str, str]) -> None:
 
 
 def _token(authorization: str) -> bytes | None:
-    """The token of a Bearer header, or the password of a Basic one (RFC 6750, RFC 7617); None when there is neither."""
+    """The token in a Bearer header, or the password in a Basic one (RFC 6750, RFC 7617); None: there is neither."""
     scheme, _, rest = authorization.partition(" ")
     given = rest.strip().encode("latin-1")
     if scheme.lower() == "bearer" and given:

@@ -1,12 +1,12 @@
-"""Who is connected, and who gives way when all places are taken. Sockets are module server's.
+"""Who is connected, and who must give way when all places are taken. Module server has the sockets.
 
-A place costs a thread, so there are few; whoever opens connections and says nothing must not keep others out. The rule
-is `gives_way`, pure: of those that are not being served just now, first who has never been admitted (no good token,
-nothing asked yet), then who is idle; among these, of the address with the most places, the one that has waited longest.
-Whose request has come, though nobody has read it yet, does not: he would send it again, and it might be sent twice.
-That is not said of whoever goes on asking what everybody may: all those together are answered STRANGERS times a second.
-What is being served is never cut off; when that fills all, a reserve is left for probes, for local sockets, and half of
-it for addresses that have few places.
+A place costs a thread, so there are few, and clients that connect and say nothing must not keep others out. The rule is
+`gives_way`, which is pure. Connections that are being served never give way. Of the others, those go first that were
+never admitted (no valid token, or nothing asked yet), then idle ones; among these, one of the address with the most
+places, the one that has waited longest. A connection with an unread request does not give way: its client would send
+the request again, and the message might be sent twice. Exempt from that are clients that keep asking only what
+everybody may ask: together they are answered STRANGERS times a second. When all places are being served, a reserve is
+left for probes and local sockets, and half of it for addresses that have few places.
 """
 
 import threading
@@ -28,13 +28,13 @@ TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
 class Asker(NamedTuple):
-    """Who asks: his address ("" on a UNIX socket). His token will have a name here, when tokens have names."""
+    """The client behind a request: its address ("" on a UNIX socket). When tokens get names, the name will be here."""
 
     address: str
 
     @property
     def is_local(self) -> bool:
-        """Whether he came by a UNIX socket: who may is the file's mode's to say, and no browser can."""
+        """Whether the client came by a UNIX socket: the file's mode says who may, and no browser can."""
         return not self.address
 
     def __str__(self) -> str:
@@ -42,17 +42,19 @@ class Asker(NamedTuple):
 
 
 class Line(Protocol):
-    """A connection, as others than its own thread may use it."""
+    """A connection, as other threads than its own may use it."""
 
     def hang_up(self) -> None:
         """End it."""
 
     def has_unread(self) -> bool:
-        """Whether something has come that its thread has not read yet."""
+        """Whether bytes have come that the connection's thread has not read yet."""
 
 
 class Place:
-    """A connection's place, and what is known of it: changed by its thread, read by whoever seeks one to give way."""
+    """The place of a connection, and what is known of it. Its own thread changes it; others read it to find one that
+    gives way.
+    """
 
     __slots__ = ("peer", "line", "since", "admitted", "working", "busy", "served", "probes_only")
 
@@ -68,16 +70,16 @@ class Place:
 
     @property
     def asks_on(self) -> bool:
-        """Whether it has been answered, but only what everybody may ask."""
+        """Whether it has been answered, but never asked for more than everybody may."""
         return self.served > 0 and not self.admitted
 
     def is_busy(self, waiting: bool) -> bool:
-        """Whether a request is being read or answered; while `waiting`, also whether the first may still come."""
+        """Whether a request is being read or answered; with `waiting` also whether the first one may still come."""
         return self.busy or (waiting and not self.served)
 
 
 def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
-    """The one that gives way for a newcomer; None when all are being served. `shares`: places by address."""
+    """The place that gives way to a new connection; None when all are being served. `shares`: places by address."""
     # Each is looked at once: its own thread may change it meanwhile.
     waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
     waiting.sort(key=lambda row: row[:3])
@@ -85,17 +87,17 @@ def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
 
 
 class Notice:
-    """What happens to many, told in one line a minute: how often since the last, and who most of all."""
+    """One log line per minute for an event that may happen often: how often it happened, and to whom most."""
 
     def __init__(self, text: str) -> None:
-        """`text` has a place for how often, and one for who and how often he."""
+        """`text` has a place for the count, and one for the most frequent client and its count."""
         self._text = text
         self._counts: Counter[str] = Counter()
         self._told_at = -TOLD_EVERY
         self._lock = threading.Lock()
 
     def note(self, who: str, now: float) -> str | None:
-        """It happened to somebody; the line, if one is due."""
+        """Count the event for a client. Returns the line, if one is due."""
         with self._lock:
             self._counts[who] += 1
             # Kept small, whoever comes from a million addresses: what is left are those that come often.
@@ -113,12 +115,12 @@ class Notice:
 class Budget:
     """Bytes that many requests may have in work together.
 
-    An address may hold as much as it leaves free: alone half of all, two of them a third each. So nobody can take all,
-    and no number of addresses must be known beforehand.
+    An address may hold as much as it leaves free: alone half of everything, two addresses a third each. So no address
+    can take everything, and nobody needs to know beforehand how many addresses there are.
     """
 
     def __init__(self, most: int, patience: float) -> None:
-        """`most` bytes; who finds no room waits for `patience` seconds."""
+        """`most` bytes in all. A request that finds no room waits for `patience` seconds."""
         self.largest = most // 2  # what is larger counts as this
         self._patience = patience
         self._left = most
@@ -126,7 +128,7 @@ class Budget:
         self._changed = threading.Condition()
 
     def take(self, size: int, address: str) -> int | None:
-        """Take this many bytes, `largest` at most. The answer is how many to give back; None when there was no room."""
+        """Take this many bytes, at most `largest`. Returns how many to give back; None: there was no room."""
         size = min(size, self.largest)
         with self._changed:
             if not self._changed.wait_for(lambda: self._held[address] + size <= self._left - size, self._patience):
@@ -136,7 +138,7 @@ class Budget:
         return size
 
     def give_back(self, size: int, address: str) -> None:
-        """These bytes are not in work any more."""
+        """These bytes are no longer in work."""
         with self._changed:
             self._left += size
             self._held[address] -= size
@@ -146,7 +148,7 @@ class Budget:
 
 
 class Gate:
-    """The connections of all listeners: at most so many."""
+    """The connections of all listeners, at most `most`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -162,7 +164,7 @@ class Gate:
         self._refused = Notice("no good token: refused %d requests, %s")
 
     def take(self, peer: str, line: Line, now: float) -> Place | None:
-        """A place for a newcomer; None when there is none."""
+        """A place for a new connection; None: there is none."""
         with self._lock:
             place, leaves = self._take(peer, line, now)
         if leaves:
@@ -183,7 +185,7 @@ class Gate:
         return self._seat(Place(peer, line, now, self._is_for_probes(peer))), leaves
 
     def _is_for_probes(self, peer: str) -> bool:
-        """Whether there is a place for a probe only, of this address."""
+        """Whether the only place left for this address is for a probe."""
         if not peer or len(self.places) < self.open:
             return False
         served = sum(not place.probes_only for place in self.places)
@@ -210,7 +212,7 @@ class Gate:
                 self._leaving -= 1
 
     def begin(self, place: Place) -> bool:
-        """A request is in work from now on; not if its place was given to another: nobody would hear the answer."""
+        """A request is in work from now on. False: its place was given away, and nobody would hear the answer."""
         if place.working:
             return True  # and so its place is not given away
         with self._lock:
@@ -218,11 +220,11 @@ class Gate:
             return place.working
 
     def strangers_pause(self) -> float:
-        """Seconds until one that asks on is heard again."""
+        """Seconds until a client that keeps asking is heard again."""
         return sum(place.asks_on for place in self.all()) / STRANGERS
 
     def refused(self, peer: str) -> None:
-        """Somebody had no good token."""
+        """A client gave no valid token."""
         self._tell(self._refused.note(peer, time.monotonic()))
 
     def _tell(self, line: str | None) -> None:
@@ -230,6 +232,6 @@ class Gate:
             log.logger.warning("%s", line)
 
     def all(self) -> Sequence[Place]:
-        """Those that are connected now."""
+        """All connections."""
         with self._lock:
             return list(self.places)

@@ -1,8 +1,8 @@
-"""Intake: accepted jobs -> one commit. The only way into the spool.
+"""Intake: accepted jobs go into the spool here, many in one commit. Nothing else puts jobs there.
 
-Request threads hand in a job and wait. One thread commits all that are waiting in one call (group commit): under load
-many requests share one fsync. As many as came last time are waited for, for a moment; a lone client, whose last request
-had no company, waits for nobody.
+Request threads hand in a job and wait. One thread commits all waiting jobs in one call (group commit), so that under
+load many requests share one fsync. It waits a moment for as many jobs as came last time; a lone client, whose last
+request came alone, waits for nobody.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
 from gocm_lib.message.job import Job
-from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import cpu, log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import NotKept
@@ -30,7 +30,7 @@ def next_id(last: int, now: float) -> int:
 
 
 def _patience(jobs: int, tokens: int) -> float:
-    """Seconds until a commit is late."""
+    """Seconds until a commit counts as late."""
     return PATIENCE + (tokens + jobs) / TOKENS_A_SECOND
 
 
@@ -48,9 +48,11 @@ class _Waiting:
 
 
 class Intake:
-    def __init__(self, client: Client, last_id: int, vitals: Vitals) -> None:
+    """Used by all threads that answer clients. Makes job ids and commits jobs."""
+
+    def __init__(self, client: Client, last_id: int, collector: Collector) -> None:
         self._client = client
-        self._vitals = vitals
+        self._collector = collector
         self._last_id = last_id
         self._trouble = ""  # why the last commit failed
         self._due: float | None = None  # when the commit that is being made is late
@@ -59,14 +61,14 @@ class Intake:
         threading.Thread(target=self._run, name="intake", daemon=True).start()
 
     def mint(self) -> int:
-        """A job id that no other job has or had on this spool."""
+        """A job id that no job on this spool has or had."""
         with self._minting:
             self._last_id = next_id(self._last_id, time.time())
             return self._last_id
 
     def submit(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Return when the jobs are on disk, in one commit; what is to be said of those that are not, by their ids.
-        Raises StateUnavailable when they could not be brought there in time.
+        """Return when the jobs are on disk, in one commit: for those that are not, by id, the reason. Raises
+        StateUnavailable when they could not be committed in time.
         """
         waiting = _Waiting(jobs)
         self._queue.put(waiting)
@@ -78,7 +80,7 @@ class Intake:
         return waiting.answers
 
     def why_not(self) -> str:
-        """Why messages could not be kept, by what became of the last; "" while they are."""
+        """Why messages cannot be kept just now, judged by the last ones; "" while they can."""
         due = self._due
         if due is not None and time.monotonic() > due:
             return "the disk takes too long"
@@ -88,7 +90,7 @@ class Intake:
         cpu.stay()
         batch: list[_Waiting] = []
         while True:
-            self._vitals.move("intake")
+            self._collector.move("intake")
             expected = len(batch)
             try:
                 batch = [self._queue.get(timeout=1.0)]

@@ -1,7 +1,7 @@
-"""The sockets that clients connect to: TCP, UNIX, or opened by systemd; and TLS for them.
+"""The sockets that clients connect to, TCP, UNIX or opened by systemd, and TLS for them.
 
-Promises that a UNIX socket is never open to everybody, not even for a moment, that one which somebody listens on is not
-taken away from him, and that we remove none but our own.
+Promises that a UNIX socket is never open to everybody, not even for a moment; that a socket on which another server
+listens is not taken from it; and that we remove no socket but our own.
 """
 
 import calendar
@@ -19,18 +19,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from gocm_lib.config.settings import Exit, Fatal
+
 BACKLOG = 1024
 ALL = "::"  # all addresses, of both families
 PATIENCE = 5.0  # seconds to wait for another GoCM that is making a socket in the same directory
 
 
-class ListenError(Exception):
-    """A socket cannot be made; str() is the line for the operator."""
-
-
 class Listener(NamedTuple):
-    """A listening socket: `host` is its address, a path if it is a UNIX socket. `made`: device and inode of the file
-    that we made for it, None when we made none.
+    """A listening socket. `host` is its address, or the path of a UNIX socket. `made`: device and inode of the file
+    that we made for it; None: we made none.
     """
 
     sock: socket.socket
@@ -39,7 +37,7 @@ class Listener(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a UNIX socket: who may connect is the file's mode's to say, and no browser can."""
+        """Whether it is a UNIX socket: the file's mode says who may connect, and no browser can."""
         return self.sock.family == socket.AF_UNIX
 
     def __str__(self) -> str:
@@ -55,20 +53,20 @@ class Listener(NamedTuple):
 
 
 def inherited(sock: socket.socket) -> Listener:
-    """The listener of a socket that somebody else has opened for us."""
+    """The Listener of a socket that was opened for us."""
     name = sock.getsockname()
     return Listener(sock, name[0] if isinstance(name, tuple) else str(name))
 
 
 def tcp(hosts: Sequence[str], port: int) -> list[Listener]:
-    """Listen on addresses, on the same port of each (0: a free one). Raises ListenError."""
+    """Listen on these addresses, on the same port of each (0: a free one). Raises Fatal."""
     made: list[Listener] = []
     for host in hosts:
         # Both families, unless the other is listened to by itself.
         both = host == ALL and not any(":" not in other for other in hosts) and socket.has_dualstack_ipv6()
         try:
             made.append(_tcp(host, port, both))
-        except ListenError:
+        except Fatal:
             for each in made:
                 each.sock.close()
             raise
@@ -82,15 +80,17 @@ def _tcp(host: str, port: int, both: bool) -> Listener:
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
         return Listener(sock, host)
     except UnicodeError:  # of a name with an empty or overlong part
-        raise ListenError(f"cannot listen on {host}: that is no host name; give another --host") from None
+        raise Fatal(f"cannot listen on {host}: that is no host name; give another --host", Exit.ADDRESS) from None
     except OSError as error:
         # Python adds to the text what we say ourselves.
         reason = (error.strerror or str(error)).partition(" (while")[0]
-        raise ListenError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from None
+        raise Fatal(
+            f"cannot listen on {host} port {port}: {reason}; give another --port or --host", Exit.ADDRESS
+        ) from None
 
 
 def unix(path: str, mode: int, group: str) -> Listener:
-    """Listen on a UNIX socket of this mode (and group, if one is named). Raises ListenError."""
+    """Listen on a UNIX socket with this mode, and this group if one is named. Raises Fatal."""
     path = os.path.abspath(path)
     sock = socket.socket(socket.AF_UNIX)
     try:
@@ -108,13 +108,13 @@ def unix(path: str, mode: int, group: str) -> Listener:
     except (OSError, LookupError) as error:
         sock.close()
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ListenError(f"cannot listen on the socket {path}: {reason}") from None
+        raise Fatal(f"cannot listen on the socket {path}: {reason}", Exit.ADDRESS) from None
     return Listener(sock, path, (found.st_dev, found.st_ino))
 
 
 @contextlib.contextmanager
 def _private(parent: str) -> Iterator[int]:
-    """A descriptor of a fresh directory in there that only we may use, whatever becomes of its name."""
+    """A descriptor of a new directory inside `parent` that only our user may use, whatever becomes of its name."""
     path = tempfile.mkdtemp(prefix=".gocm-", dir=parent)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -130,8 +130,8 @@ def _private(parent: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _alone(path: str) -> Iterator[None]:
-    """Hold a lock, so that of two that start at once the second sees the first one's socket. On a file of our own: the
-    directory's could be held by whoever may read that.
+    """Hold a lock, so that of two servers that start at once the second sees the first one's socket. The lock is a file
+    of our own: anybody who may read the directory could hold a lock on that.
     """
     held = -1
     try:
@@ -176,8 +176,8 @@ def _check_place(path: str) -> None:
 
 
 def tls_context(cert: str, key: str, client_ca: str = "") -> ssl.SSLContext:
-    """What a server needs to speak TLS 1.2 or later; to clients only that have a certificate of these authorities, if
-    there are any. Raises ListenError when the files are no such pair, or hold no certificates.
+    """A context for TLS 1.2 or later. With `client_ca` only clients with a certificate of these authorities are served.
+    Raises Fatal when the files are not a certificate and its key, or hold no certificates.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -189,18 +189,18 @@ def tls_context(cert: str, key: str, client_ca: str = "") -> ssl.SSLContext:
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
         reason = reason or "they are no PEM certificate and its key"
-        raise ListenError(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
+        raise Fatal(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
     if client_ca:
         try:
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError):
-            raise ListenError(f"--tls-client-ca {client_ca} holds no PEM certificates") from None
+            raise Fatal(f"--tls-client-ca {client_ca} holds no PEM certificates") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
 def certificate_end(cert: str) -> float | None:
-    """When the first certificate of a PEM file ends, in seconds since 1970; None when that cannot be read."""
+    """When the first certificate in a PEM file ends, in seconds since 1970; None when that cannot be read."""
     try:
         with open(cert, encoding="latin-1") as file:
             found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
@@ -219,7 +219,7 @@ def _not_after(der: bytes) -> float:
 
 
 def _parts(der: bytes) -> list[tuple[int, bytes]]:
-    """The elements that stand one after the other: tag and content of each (X.690, 8.1)."""
+    """The elements in a row of DER: tag and content of each (X.690, 8.1)."""
     found = []
     while der:
         tag, length, start = der[0], der[1], 2

@@ -1,6 +1,6 @@
-"""The API as OpenAPI 3.1 describes it, for those who generate clients or look around: /openapi.json. Pure.
+"""The API in OpenAPI 3.1, for those who generate clients or look around: /openapi.json. Pure.
 
-Written by hand, once for each route of service.ROUTES; the tests hold it against the routes, and the server against it.
+Written by hand, once for each route of routes.ROUTES. Tests compare it with the routes, and the server with it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class Described(Protocol):
-    """What is to be known of a route. `public`: it needs no token."""
+    """A route to be described. `public`: it needs no token."""
 
     @property
     def method(self) -> str: ...
@@ -319,7 +319,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
 
 
 def document(routes: Sequence[Described]) -> Json:
-    """The whole document, for these routes."""
+    """The whole document for these routes."""
     paths: Json = {}
     for route in routes:
         operation = OPERATIONS[route.method, route.path]

@@ -1,9 +1,9 @@
 """Reading one HTTP/1.x request strictly: head, limits, framing. Pure: bytes in, requests out.
 
-Replaces http.server's parser, which takes what RFC 9112 forbids: bare line feeds, two lengths, a Transfer-Encoding it
-then ignores, headers after a broken line silently dropped. Each of these lets somebody smuggle a request past a proxy
-in front of us. Promises: a request is given only when every byte of it was unambiguous; anything else is a BadRequest,
-after which the connection must be closed, for nobody knows where the next request would begin.
+Replaces http.server's parser, which accepts what RFC 9112 forbids: bare line feeds, two lengths, a Transfer-Encoding
+that it then ignores, headers after a broken line silently dropped. Each of these allows smuggling a request past a
+proxy in front of us. Promises that a request is returned only when every byte of it was unambiguous. Anything else is a
+BadRequest, after which the connection must be closed, because nobody knows where the next request would begin.
 """
 
 import functools
@@ -28,6 +28,8 @@ _ONCE = frozenset({"host", "content-length", "content-type", "transfer-encoding"
 
 
 class Request(NamedTuple):
+    """A complete request. Header names are in lower case."""
+
     method: str
     path: str
     query: str
@@ -37,6 +39,8 @@ class Request(NamedTuple):
 
 
 class Head(NamedTuple):
+    """The head of a request whose body has not come completely; `length` is the body's."""
+
     method: str
     path: str
     query: str
@@ -48,7 +52,7 @@ class Head(NamedTuple):
 
 @functools.lru_cache(maxsize=256)  # a client's requests mostly have the same head, byte for byte
 def parse_head(raw: bytes, max_body: int) -> Head:
-    """The head of a request, without its final empty line. Raises BadRequest with the status to answer."""
+    """The Head in these bytes, which lack the final empty line. Raises BadRequest with the status to answer."""
     lines = raw.split(b"\r\n")
     match = _REQUEST_LINE.match(lines[0])
     if not match:
@@ -79,7 +83,7 @@ def parse_head(raw: bytes, max_body: int) -> Head:
 
 
 def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
-    """The target in origin-form (RFC 9112 section 3.2), once it and Host are found sound."""
+    """Check target and Host; returns the target in origin-form (RFC 9112 section 3.2)."""
     if modern and "host" not in headers:
         raise BadRequest("HTTP/1.1 needs a Host header", "host")
     if not _HOST.match(headers.get("host", "")):
@@ -96,7 +100,7 @@ def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
 
 
 def _check_length(method: str, headers: Mapping[str, str], modern: bool, max_body: int) -> int:
-    """The body's length (RFC 9112 section 6, without chunked bodies)."""
+    """The body's length (RFC 9112 section 6; chunked bodies are refused)."""
     declared = headers.get("content-length")
     if "transfer-encoding" in headers:
         if declared is not None or not modern:
@@ -126,7 +130,7 @@ def _check_expect(headers: Mapping[str, str], modern: bool) -> bool:
 
 
 class Reader:
-    """Reads requests one after the other from what a connection gives, in whatever pieces it comes."""
+    """Reads requests one after the other from the pieces that a connection gives."""
 
     def __init__(self, max_body: int) -> None:
         self.max_body = max_body
@@ -136,19 +140,19 @@ class Reader:
 
     @property
     def idle(self) -> bool:
-        """Whether not a byte of the next request has come."""
+        """Whether no byte of the next request has come."""
         return self.head is None and not self._buffer
 
     @property
     def size(self) -> int:
-        """How many bytes have come that are not given yet."""
+        """How many bytes have come that were not returned yet."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
     def next(self) -> Request | None:
-        """The next request, when all of it has come. Raises BadRequest as soon as it is known to be bad."""
+        """The next request, once it is complete. Raises BadRequest as soon as it is known to be bad."""
         if self.head is None and not self._next_head():
             return None
         head = self.head
@@ -161,7 +165,7 @@ class Reader:
         return Request(head.method, head.path, head.query, head.headers, body, head.keep_alive)
 
     def awaits_continue(self) -> bool:
-        """Whether the client holds its body back until it is told to go on (once for each request)."""
+        """Whether the client waits for 100 Continue before it sends the body. True once for each request."""
         if self.head is None or not self.head.expects_continue:
             return False
         self.head = self.head._replace(expects_continue=False)

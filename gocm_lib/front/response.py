@@ -1,11 +1,12 @@
-"""What the state is, as the bytes of an answer. Pure: values in, bytes out."""
+"""What is answered: the Response, and the state as the bytes of its body. Pure: values in, bytes out."""
 
 import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
+from typing import NamedTuple
 
 from gocm_lib.message.job import BadRequest, Job, format_id
 from gocm_lib.state.contract import Failed, Fate, Refused, Replaced, Snapshot, Status, Unregistered
@@ -13,11 +14,14 @@ from gocm_lib.state.contract import Failed, Fate, Refused, Replaced, Snapshot, S
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
+# Two headers: of one with both, browsers understand neither, and never ask for the password.
+CHALLENGE = ('Bearer realm="gocm"', 'Basic realm="gocm"')
+
 STATUS = (files("gocm_lib.front") / "status.html").read_bytes()
 
 
 def _policy(page: bytes) -> str:
-    """The Content-Security-Policy of a page that needs nothing but what is in it, and to ask its own server."""
+    """The Content-Security-Policy of a page that contains everything it needs and asks only its own server."""
 
     def hashed(tag: bytes) -> str:
         [text] = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
@@ -32,8 +36,36 @@ def _policy(page: bytes) -> str:
 STATUS_POLICY = _policy(STATUS)
 
 
+class Response(NamedTuple):
+    """An answer. `written`, if given, is called once, with whether the whole response was handed to the network.
+    `audit`: what was done, for the log, together with who asked for it.
+    """
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: dict[str, str | Sequence[str]] = {}
+    written: Callable[[bool], None] | None = None
+    audit: str = ""
+
+
+def refusal(problem: BadRequest) -> Response:
+    """The answer to a client's mistake."""
+    headers: dict[str, str | Sequence[str]] = {"Allow": problem.allow} if problem.allow else {}
+    if problem.status == 503:
+        headers["Retry-After"] = "1"
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = CHALLENGE
+    return Response(problem.status, error(problem), headers=headers)
+
+
+def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:
+    """503 or 507: what was asked is not done, or not completely; come again after this many seconds."""
+    return Response(status, error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
+
+
 def go_json(value: object) -> bytes:
-    """JSON as Go's encoding/json would write it: no spaces, keys in the given order."""
+    """JSON as Go's encoding/json writes it: no spaces, keys in the given order."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO).encode()
 
 
@@ -58,12 +90,12 @@ def canonical(entries: Sequence[Replaced]) -> bytes:
 
 
 def notregistered(entries: Sequence[Unregistered]) -> bytes:
-    """The list of dead tokens; `null` when empty."""
+    """The list of unregistered tokens; `null` when empty."""
     return go_json({"tokens": [token for _, token in entries] or None})
 
 
 def status(found: Status) -> bytes:
-    """What became of a job and, of a page of its tokens, of each; what to ask for next (null: there is no more)."""
+    """What became of a job, and of each token in a page of them; `next` is what to ask for next, null at the end."""
     told: dict[str, object] = {
         "job": format_id(found.job),
         "upstream": found.upstream,
@@ -99,7 +131,7 @@ def _result(fate: Fate) -> dict[str, object]:
 
 
 def failed(entries: Sequence[Failed]) -> bytes:
-    """A page of tokens that were set aside, each with why, and what to ask for next (null: there is no more)."""
+    """A page of failed tokens with the reasons; `next` is what to ask for next, null at the end."""
     shown = [
         {
             "job": format_id(each.job),
@@ -109,7 +141,7 @@ def failed(entries: Sequence[Failed]) -> bytes:
             "reason": each.failure,
             "detail": each.reason,
             "attempts": each.attempts,
-            "failed_at": round(each.died_at, 3),
+            "failed_at": round(each.failed_at, 3),
         }
         for each in entries
     ]
@@ -123,7 +155,7 @@ def done(what: str, count: int, left: bool) -> bytes:
 
 
 def error(problem: BadRequest) -> bytes:
-    """A refusal in one line: what is wrong, and with which field ("" when with no field)."""
+    """A refusal in one line: what is wrong, and in which field ("": in none)."""
     return json.dumps({"error": problem.error, "field": problem.field}).encode() + b"\n"
 
 
@@ -140,7 +172,7 @@ def line(what: Job | BadRequest | Refused) -> bytes:
 
 
 def health(reasons: Sequence[str], notes: Sequence[str]) -> bytes:
-    """Whether all is well, in one line: what is not, and what else an operator may want to know."""
+    """The reasons why something is wrong, and notes for the operator, in one line."""
     told: dict[str, object] = {"status": "failing" if reasons else "degraded" if notes else "ok"}
     if reasons:
         told["reasons"] = list(reasons)

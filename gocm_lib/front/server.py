@@ -1,7 +1,7 @@
-"""The connections of clients: each in a thread that reads a request strictly and writes its answer in one piece.
+"""The connections of clients. Each has a thread that reads a request strictly and writes its answer in one piece.
 
-What is answered is module handlers'. Promises that a client that is slow, silent or broken costs one thread and a
-bounded time, never more, and that no secret and no query is in the access log.
+Module handlers decides what is answered. Promises that a slow, silent or broken client costs one thread for a bounded
+time, and never more, and that no secret and no query is in the access log.
 """
 
 import contextlib
@@ -23,10 +23,13 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
+from gocm_lib.front import routes
 from gocm_lib.front.gate import SMALL, Asker, Gate, Place
-from gocm_lib.front.handlers import PROBES, Response, Route, Service, counted_as, is_ours, refusal, unavailable
+from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.listener import Listener
 from gocm_lib.front.request import Head, Reader, Request
+from gocm_lib.front.response import Response, refusal, unavailable
+from gocm_lib.front.routes import Route
 from gocm_lib.message.job import BadRequest
 from gocm_lib.process import cpu, log
 
@@ -49,7 +52,7 @@ _numbers = itertools.count(1)
 
 
 def request_id(given: str | None) -> str:
-    """The id that a client has given its request, or a new one: it is in the answer and in the access log."""
+    """The id that the client gave its request, or a new one. It is in the answer and in the access log."""
     return given if given and _REQUEST_ID.fullmatch(given) else f"{_run}-{next(_numbers):x}"
 
 
@@ -59,8 +62,8 @@ def _date(second: int) -> str:
 
 
 def render(response: Response, rid: str, kept_for: float, head_only: bool) -> bytes:
-    """A response to the request of this id as bytes, head and body in one piece: in two, Nagle's algorithm and a
-    delayed ACK cost 40 ms. The connection is kept for so many seconds; 0: it is closed.
+    """A response as bytes, head and body in one piece: in two, Nagle's algorithm and a delayed ACK cost 40 ms. The
+    connection is kept for `kept_for` seconds; 0: it is closed.
     """
     lines = [
         f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
@@ -89,7 +92,7 @@ class _Late(Exception):
 
 
 class ClientConnection(socketserver.BaseRequestHandler):
-    """One client's connection, from its first request to its close."""
+    """A client's connection, from its first request to its close."""
 
     server: "Server"
     request: socket.socket
@@ -99,20 +102,20 @@ class ClientConnection(socketserver.BaseRequestHandler):
         super().__init__(request, client_address, server)
 
     def setup(self) -> None:
-        self.service = self.server.service
-        self.reader = Reader(self.service.settings.max_body)
+        self.handlers = self.server.handlers
+        self.reader = Reader(self.handlers.settings.max_body)
         self.asker = Asker(self.place.peer)
         self.patience = 0.0  # as the kernel was last told
         self.held = 0  # bytes of the gate's budget that the request's body takes
         if not self.asker.is_local:
             self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.service.settings.head_timeout))
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.handlers.settings.head_timeout))
 
     def handle(self) -> None:
         try:
             if self.server.tls:
                 # Python's own time limits: a blocking SSLSocket would not tell us of the kernel's.
-                self.request.settimeout(self.service.settings.head_timeout)
+                self.request.settimeout(self.handlers.settings.head_timeout)
                 # Not greeted yet, so that who waits for a greeting can be hung up: the socket from before cannot.
                 self.request = self.server.tls.wrap_socket(
                     self.request, server_side=True, do_handshake_on_connect=False
@@ -131,7 +134,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
             self.request.close()  # the server would close the socket that this one has replaced
 
     def _serve_one(self) -> bool:
-        """Read and answer one request; whether the connection goes on."""
+        """Read and answer one request. Returns whether the connection goes on."""
         try:
             return self._exchange()
         finally:
@@ -180,15 +183,16 @@ class ClientConnection(socketserver.BaseRequestHandler):
         return keep_alive
 
     def _answer(self, request: Request, route: Route | None) -> Response:
-        """The response to a request: one that was admitted has its route."""
+        """The response to a request. `route` is set if it was admitted before its body came."""
         try:
-            return self.service.answer(request, route or self._admit(request))
+            return self.handlers.answer(request, (route or self._admit(request)).handler)
         except BadRequest as problem:
             return refusal(problem)
 
     def _admit(self, head: Head | Request) -> Route:
-        """The route of a request that may be made. Raises BadRequest."""
-        route = self.service.admit(head.method, head.path, head.headers, self.asker)
+        """The route of a request. Raises BadRequest when it may not be made."""
+        route = routes.find(head.method, head.path)
+        self.handlers.admit(head.headers, self.asker, route.public)
         if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
             raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)
         if self.place.probes_only and not route.public:
@@ -198,19 +202,19 @@ class ClientConnection(socketserver.BaseRequestHandler):
         return route
 
     def _note(self, method: str, path: str, response: Response, rid: str, took: float) -> None:
-        """Count a request that was answered, and log it if that is wanted: without its query, and without a path that
-        is none of ours, for both may hold tokens.
+        """Count an answered request, and log it if that is wanted: without its query, and without a path that is not
+        ours, because both may hold tokens.
         """
-        refused = response.status >= 400 and path not in PROBES
-        self.service.vitals.answered(counted_as(path), response.status, took, refused)
+        refused = response.status >= 400 and path not in routes.PROBES
+        self.handlers.collector.answered(routes.counted_as(path), response.status, took, refused)
         if response.status == 401:
             self.server.gate.refused(self.place.peer)
-        if self.service.settings.access_log:
+        if self.handlers.settings.access_log:
             fields = {
                 "request_id": rid,
                 "client": str(self.asker),
                 "method": method,
-                "path": path if is_ours(path) else log.token(path),
+                "path": path if routes.is_ours(path) else log.token(path),
                 "status": response.status,
                 "bytes": len(response.body),
                 "ms": round(took * 1000, 1),
@@ -230,7 +234,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
                 response.written(whole)
 
     def _refuse(self, problem: BadRequest) -> bool:
-        """Answer a request that could not be read to its end, and close so that the client gets to see it."""
+        """Answer a request that could not be read to its end, and close so that the client still sees the answer."""
         response, rid = refusal(problem), request_id(None)
         try:
             self._write(response, rid, False, False)
@@ -249,15 +253,15 @@ class ClientConnection(socketserver.BaseRequestHandler):
     # --------------------------------------------------------------------------------------------- reading in time
 
     def _may_be_idle(self) -> float:
-        """Seconds that the connection may say nothing before its next request: few for whom nobody has admitted."""
-        settings = self.service.settings
+        """Seconds that the connection may be silent before its next request: few, unless it was admitted."""
+        settings = self.handlers.settings
         return settings.idle_timeout if self.place.admitted else settings.head_timeout
 
     def _read(self) -> tuple[Request, Route | None] | None:
-        """The next request, and its route if it was admitted before its end; None when the client has closed or stayed
-        idle. Raises BadRequest, _Late.
+        """The next request, and its route if it was admitted before its body came. None: the client has closed or
+        stayed idle. Raises BadRequest, _Late.
         """
-        settings = self.service.settings
+        settings = self.handlers.settings
         if self.place.asks_on:
             # Asleep, but for its being hung up meanwhile.
             end = select.poll()
@@ -295,7 +299,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         return request, route
 
     def _hold(self, size: int) -> None:
-        """Wait for room for what has come of a body, if it is large. Raises BadRequest when others take all of it."""
+        """Wait for room for what has come of a large body. Raises BadRequest when others hold all of it."""
         bodies = self.server.gate.bodies
         if size <= max(self.held, SMALL) or self.held >= bodies.largest:
             return
@@ -305,7 +309,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
         self.held += more
 
     def _receive(self, patience: float) -> bytes | None:
-        """What the client sends next; b"" at its end, None when nothing came in time."""
+        """What the client sends next; b"" at the end, None when nothing came in time."""
         if patience <= 0:
             return None
         if self.server.tls:
@@ -321,13 +325,13 @@ class ClientConnection(socketserver.BaseRequestHandler):
             return None
 
     def _send(self, data: bytes) -> None:
-        """Write all, or raise OSError when the client does not take it in time."""
+        """Write everything. Raises OSError when the client does not read it in time."""
         view = memoryview(data)
         if self.server.tls:
-            self.request.settimeout(self.service.settings.head_timeout)
+            self.request.settimeout(self.handlers.settings.head_timeout)
         # A TLS socket takes all that it is given within that time, or fails.
         piece = BODY_RATE if self.server.tls else len(data)
-        deadline = time.monotonic() + self.service.settings.head_timeout + len(data) / BODY_RATE
+        deadline = time.monotonic() + self.handlers.settings.head_timeout + len(data) / BODY_RATE
         while True:
             sent = self.request.send(view[:piece])
             if sent == len(view):
@@ -338,23 +342,23 @@ class ClientConnection(socketserver.BaseRequestHandler):
 
 
 def _timeval(seconds: float) -> bytes:
-    """A time limit as SO_RCVTIMEO and SO_SNDTIMEO take it; never 0, which would mean no limit."""
+    """A time limit for SO_RCVTIMEO and SO_SNDTIMEO; never 0, which would mean no limit."""
     return struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1e6)))
 
 
 class _Line:
-    """A client's connection, for other threads than its own."""
+    """A client's connection, for threads other than its own."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
     def hang_up(self) -> None:
-        """End it, whatever its thread waits for."""
+        """End it, whatever its thread is waiting for."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # of TLS too: no farewell that could take time
 
     def has_unread(self) -> bool:
-        """Whether something has come that its thread has not read yet."""
+        """Whether bytes have come that its thread has not read yet."""
         look = select.poll()
         try:
             look.register(self._sock, select.POLLIN)
@@ -364,18 +368,18 @@ class _Line:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a listener: bounded connections, each in a thread of its own."""
+    """Serves one listener: a bounded number of connections, each in a thread of its own."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: Listener, service: Service, gate: Gate, tls: ssl.SSLContext | None) -> None:
-        """`tls` may be replaced later, for the connections that come then."""
+    def __init__(self, listener: Listener, handlers: Handlers, gate: Gate, tls: ssl.SSLContext | None) -> None:
+        """`tls` may be replaced later, for new connections."""
         socketserver.BaseServer.__init__(self, listener.host, ClientConnection)  # type: ignore[arg-type]  # one more argument
         self.socket = listener.sock
         self.listener = listener
         self.part = f"accept on {listener}"
-        self.service = service
+        self.handlers = handlers
         self.gate = gate
         self.tls = tls
 
@@ -389,7 +393,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """The accepting thread has gone round once more."""
-        self.service.vitals.move(self.part)
+        self.handlers.collector.move(self.part)
 
     def process_request(self, request: Any, client_address: object) -> None:
         peer = client_address[0].removeprefix(MAPPED) if isinstance(client_address, tuple) else ""
@@ -414,8 +418,8 @@ class Server(http.server.ThreadingHTTPServer):
             self.gate.leave(place)
 
     def _turn_away(self, request: socket.socket) -> None:
-        """503 without a thread: what can be done without waiting for the client, which may be one of thousands."""
-        self.service.vitals.answered("other", 503, 0.0, True)
+        """Answer 503 without a thread, and without waiting for the client, which may be one of thousands."""
+        self.handlers.collector.answered("other", 503, 0.0, True)
         try:
             request.setblocking(False)
             if not self.tls:
@@ -439,12 +443,12 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def stop(servers: Sequence[Server], patience: float) -> None:
-    """Accept no connection more; return when no request is in work, after `patience` seconds at most. What was accepted
-    before is answered: its sender cannot know that it came late.
+    """Accept no more connections. Returns when no request is in work, after `patience` seconds at most. What was
+    accepted before is answered: its client cannot know that it came late.
     """
     if not servers:
         return
-    gate, service = servers[0].gate, servers[0].service
+    gate, handlers = servers[0].gate, servers[0].handlers
     gate.closing = True
     closers = [threading.Thread(target=server.shutdown, daemon=True) for server in servers]
     for closer in closers:
@@ -453,10 +457,10 @@ def stop(servers: Sequence[Server], patience: float) -> None:
         closer.join()
         server.listener.remove()
         server.server_close()
-        service.vitals.still(server.part)
+        handlers.collector.still(server.part)
     began = time.monotonic()
     while (now := time.monotonic()) < began + patience:
         if not any([each.is_busy(now < began + LAST_WORDS) for each in gate.all()]):
             break
         time.sleep(0.01)
-    service.draining = True
+    handlers.draining = True

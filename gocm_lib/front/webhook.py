@@ -1,8 +1,8 @@
-"""The webhook: POSTs dead and replaced tokens to the application, as they come. One owner, one thread in the front.
+"""The webhook: POSTs unregistered and replaced tokens to the application as they come, from a thread in the front.
 
 Promises that an entry stays in its list, on disk, until the application has answered 2xx to a request that had it: it
-may come more than once, never less. Who cannot be reached is tried again, ever more seldom; sending does not wait for
-it. Requests are signed as www.standardwebhooks.com has it, for which there are libraries in most languages.
+may arrive more than once, never less. An application that cannot be reached is tried again, less and less often, and
+sending never waits for it. Requests are signed as www.standardwebhooks.com says; most languages have libraries for it.
 """
 
 import base64
@@ -24,8 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 from gocm_lib import __version__
 from gocm_lib.config.proxy import Proxy, ways
 from gocm_lib.config.settings import Fatal, Settings
-from gocm_lib.message.outcome import parse_retry_after
-from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.message.retry import backoff, parse_retry_after
+from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import deadline, log
 from gocm_lib.state.client import Client, StateUnavailable
 
@@ -39,8 +39,8 @@ Entries = Sequence[tuple[Any, ...]]
 
 
 class Batch(NamedTuple):
-    """A request that is made until it is taken: its body, an id that tells it from every other, and the last numbers
-    in the two lists that it has (None: nothing of that list).
+    """A request that is repeated until it is taken: its body, a unique id, and for each list the last number that is in
+    it (None: nothing of that list).
     """
 
     body: bytes
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 def read_secret(path: str) -> bytes:
-    """The secret in a file: any text, or `whsec_` and base64, as the standard has it. Raises Fatal."""
+    """The secret in a file: any text, or `whsec_` and base64, as the standard says. Raises Fatal."""
     where = f"--feedback-secret-file {path}"
     try:
         found = Path(path).read_text().strip()
@@ -66,7 +66,7 @@ def read_secret(path: str) -> bytes:
 
 
 def compose(canonical: Entries, notregistered: Entries, now: float) -> Batch:
-    """The request that tells these entries, rows of the lists as module report gives them."""
+    """The request that tells these entries."""
     data = {
         "notregistered": [token for _, token in notregistered],
         "canonical_replacements": [{"original": old, "canonical": new} for _, old, new in canonical],
@@ -96,15 +96,14 @@ def sign(batch: Batch, secret: bytes, now: float) -> dict[str, str]:
 
 
 def wait(failures: int, retry_after: float | None, draw: float) -> float:
-    """Seconds to wait after so many failures in a row; `draw`, 0 to 1, spreads those who failed together."""
-    ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures - 1, 64))
-    return max(retry_after or 0.0, ceiling * (0.5 + draw / 2))
+    """Seconds to wait after this many failures in a row. `draw`, from 0 to 1, spreads those who failed together."""
+    return max(retry_after or 0.0, backoff(failures, FIRST_WAIT, LONGEST_WAIT, 0.5 + draw / 2))
 
 
 def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None = None) -> tuple[int, str | None]:
-    """POST to a URL, by a proxy if there is one: the status and the Retry-After of the answer, whose body is nobody's.
-    Follows no redirect. Raises OSError, HTTPException or ValueError, after twice PATIENCE seconds at the latest,
-    however the other side keeps us waiting.
+    """POST to a URL, by a proxy if there is one. Returns the status and the Retry-After of the answer; its body is
+    ignored, and no redirect is followed. Raises OSError, HTTPException or ValueError after twice PATIENCE seconds at
+    the latest, however the other side delays.
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -125,14 +124,16 @@ def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | N
         connection.close()
 
 
-class Feedback:
-    def __init__(self, settings: Settings, client: Client, vitals: Vitals) -> None:
-        """Raises Fatal when the file of the secret is no good."""
+class Webhook:
+    """Owned by Front. One thread takes entries off both lists and tells the application."""
+
+    def __init__(self, settings: Settings, client: Client, collector: Collector) -> None:
+        """Raises Fatal when the file of the secret is unusable."""
         self._url = settings.feedback_url
         self._proxy = ways(settings, os.environ).to(settings.feedback_url)
         self._secret = read_secret(settings.feedback_secret_file)
         self._client = client
-        self._vitals = vitals
+        self._collector = collector
         self._failures = 0
 
     def start(self) -> None:
@@ -159,10 +160,10 @@ class Feedback:
         return compose(canonical, notregistered, time.time()) if canonical or notregistered else None
 
     def _post(self, batch: Batch) -> None:
-        """Make a request until it is taken."""
+        """Repeat a request until it is taken."""
         while True:
             problem, retry_after = self._try(batch)
-            self._vitals.fed_back(not problem)
+            self._collector.fed_back(not problem)
             if not problem:
                 if self._failures:
                     log.logger.info("feedback reaches the application again")
@@ -174,7 +175,9 @@ class Feedback:
             time.sleep(wait(self._failures, retry_after, random.random()))
 
     def _try(self, batch: Batch) -> tuple[str, float | None]:
-        """Make it once: what went wrong ("": nothing), and after how many seconds we are asked to come again."""
+        """Make the request once. Returns what went wrong ("": nothing), and after how many seconds the application asks
+        us to come again.
+        """
         headers = sign(batch, self._secret, time.time())
         try:
             status, retry_after = exchange(self._url, batch.body, headers, self._proxy)

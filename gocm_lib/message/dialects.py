@@ -1,4 +1,4 @@
-"""The protocols that an upstream may speak: of each, how requests are written and answers are read. Pure."""
+"""The protocols that an upstream may speak. Each dialect writes requests and reads answers. Pure."""
 
 from types import ModuleType
 

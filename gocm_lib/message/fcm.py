@@ -1,8 +1,8 @@
-"""The FCM HTTP v1 dialect: from the tokens of a job to Messages, from an answer to one Outcome. Pure.
+"""The FCM HTTP v1 dialect: writes Messages for the tokens of a job, reads an answer into one Outcome. Pure.
 
-Obeys firebase.google.com's reference of projects.messages:send and of its error codes. One request per token. The one
-rule that matters most: a token is UNREGISTERED only when an FcmError detail says so. A bare 404 means a wrong URL or
-project, and whoever takes it for a dead token wipes the token table of everybody who trusts the report.
+Obeys firebase.google.com's reference of projects.messages:send and its error codes. One request per token. The most
+important rule: a token is UNREGISTERED only when an FcmError detail says so. A bare 404 means a wrong URL or project,
+and reading it as an unregistered token would wipe the token table of every application that trusts the report.
 """
 
 import json
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gocm_lib.message.job import BadRequest, Draft, Run, Slice, compact, read_json
-from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, cause_of, parse_retry_after
+from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
+from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
 
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1
@@ -34,7 +35,7 @@ ANDROID_NOTIFICATION = {
 
 
 def message(draft: Draft) -> str:
-    """The Message for a draft but for its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
+    """The Message for a draft without its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
     merged = _template(draft)
     if draft.payload is not None:
         if "data" in merged:
@@ -51,7 +52,7 @@ def message(draft: Draft) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A payload's value as v1 wants it, which takes only texts: a text as it is, all else as its JSON."""
+    """A payload's value as a text, the only type that v1 takes: a text stays as it is, all else becomes its JSON."""
     return value if isinstance(value, str) else compact(value, "payload")
 
 
@@ -73,7 +74,7 @@ def _template(draft: Draft) -> dict[str, Any]:
 
 
 def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
-    """Put the legacy options where v1 has them; an option stands over the same field of a template."""
+    """Put the legacy options where v1 has them. An option overrides the same field of a template."""
     common, platform = _split_notification(options.get("notification", {}))
     android: dict[str, Any] = {
         name: options[name] for name in ("collapse_key", "restricted_package_name") if name in options
@@ -91,7 +92,7 @@ def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
 
 
 def _split_notification(notification: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A legacy notification's fields for all platforms, and those that only Android has."""
+    """A legacy notification's fields for all platforms, and those that only Android knows."""
     common: dict[str, Any] = {}
     platform: dict[str, Any] = {}
     for name, value in notification.items():
@@ -109,13 +110,15 @@ def _split_notification(notification: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 
 def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, and of what both have the upper; proto3 JSON knows each name as snake_case and as camelCase."""
+    """Both objects merged; where both have a field, the upper one counts. proto3 JSON accepts snake_case and camelCase
+    for each name.
+    """
     camels = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in above}
     return {**{name: value for name, value in below.items() if name not in camels}, **above}
 
 
 def _loc_args(name: str, value: Any) -> list[str]:
-    """Arguments of a localised text: a list, or as the legacy API had it, a list written as JSON in a text."""
+    """Arguments of a localised text: a list, or, as the legacy API had it, a list written as JSON in a text."""
     if isinstance(value, str):
         value = read_json(value, "notification")
     if not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
@@ -130,7 +133,7 @@ def _check_data(data: Mapping[str, str], field: str) -> None:
 
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
-    """A request for each token of the slice: the Message is rendered once, only the target differs."""
+    """One request for each token of the slice. The Message is rendered once; only the target differs."""
     upstream, target, message, runs, deaths, authorization = claimed
     quote = json.JSONEncoder(ensure_ascii=False).encode
     before = message[:-2]
@@ -145,7 +148,7 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
 
 
 def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
-    """The Outcome of a request's one token, from its answer (header names in lower case)."""
+    """The Outcome of the one token of a request, from its answer. Header names are in lower case."""
     outcome = _judge(status, headers, body, now)
     if outcome.verdict is Verdict.HELD and part.target != "token":
         outcome = outcome._replace(retry_after=max(RATE_LIMIT_WAIT, outcome.retry_after or 0.0))
@@ -175,7 +178,7 @@ def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> 
         garbled = status < 300
         return Outcome(Verdict.DEFERRED, reason, retry_after=retry_after, garbled=garbled, cause=cause_of(status))
     if status == 413:
-        return Outcome(Verdict.REJECTED, reason, condemns=True, cause=cause_of(status))
+        return Outcome(Verdict.REJECTED, reason, rejects_message=True, cause=cause_of(status))
     # 401, 403, 404 without a word of FCM's about the token, and redirects: credentials, project, URL.
     return Outcome(Verdict.UPSTREAM_CONFIG, reason, cause=cause_of(status))
 
@@ -187,7 +190,7 @@ def _judge_bad_request(fields: list[str], text: str) -> Outcome:
     if not fields and "not a valid FCM registration token" in text:
         return Outcome(Verdict.REJECTED, "invalid token", cause="invalid_token")
     reason = f"bad payload: {fields[0]}" if fields else "bad payload"
-    return Outcome(Verdict.REJECTED, reason, condemns=True, cause="bad_message")
+    return Outcome(Verdict.REJECTED, reason, rejects_message=True, cause="bad_message")
 
 
 def _is_sent(body: bytes) -> bool:
@@ -198,7 +201,9 @@ def _is_sent(body: bytes) -> bool:
 
 
 def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
-    """(FcmError codes, violated fields, RetryInfo's delay, message) of a google.rpc.Status; empty for anything else."""
+    """FcmError codes, violated fields, RetryInfo's delay and message of a google.rpc.Status; all empty for anything
+    else.
+    """
     try:
         error = json.loads(body)["error"]
         details = error.get("details")
@@ -225,12 +230,12 @@ def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:
 
 
 def _is_word(value: object) -> bool:
-    """Whether this can stand in our log: an error code or a field's name, not a text of the upstream's choice."""
+    """Whether a text may stand in our log: an error code or a field's name, never the upstream's free text."""
     return isinstance(value, str) and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII) is not None
 
 
 def _seconds(duration: object) -> float | None:
-    """A protobuf Duration in JSON, like "3.5s", as bounded seconds."""
+    """The seconds of a protobuf Duration in JSON, like "3.5s", within bounds."""
     if not isinstance(duration, str) or not duration.endswith("s"):
         return None
     whole, _, part = duration[:-1].partition(".")

@@ -1,8 +1,8 @@
-"""The legacy GCM dialect: from the tokens of a job to Messages, from an answer to one Outcome per token. Pure.
+"""The legacy GCM dialect: writes Messages for the tokens of a job, reads an answer into one Outcome per token. Pure.
 
-Obeys the GCM HTTP reference (JSON form): up to 1,000 tokens a request, results in the order of the tokens. Promises
+Obeys the GCM HTTP reference (JSON form): up to 1,000 tokens per request, results in the order of the tokens. Promises
 exactly one Outcome per token whatever status and bytes arrive, and UNREGISTERED only where the upstream said
-NotRegistered of that very token.
+NotRegistered of that token.
 """
 
 import json
@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 
 from gocm_lib.message.job import BadRequest, Draft, Slice, compact, cut
-from gocm_lib.message.outcome import DELIVERED, RATE_LIMIT_WAIT, Outcome, Verdict, cause_of, parse_retry_after
+from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
+from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
 
 NAME = "gcm"
 TOKENS_PER_REQUEST = 1000
 
 # Error words of a result, from the reference's table of downstream error codes. A word that is not here is REJECTED
 # with that word as its reason: the reference calls unknown errors non-recoverable, but only NotRegistered may report
-# a token as dead, for a wrong payload or sender must not empty anybody's token table.
+# a token as unregistered, for a wrong payload or sender must not empty anybody's token table.
 ERRORS = {
     "NotRegistered": Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"),
     "Unavailable": Outcome(Verdict.PUT_OFF, "Unavailable"),
@@ -44,7 +45,7 @@ _REFUSALS = {
 
 
 def message(draft: Draft) -> str:
-    """The Message for a draft but for its target, as compact JSON. Raises BadRequest for what legacy GCM has not."""
+    """The Message for a draft without its target, as compact JSON. Raises BadRequest for what legacy GCM cannot do."""
     for field, given in (("fid", draft.target == "fid"), ("message", draft.template is not None)):
         if given:
             raise BadRequest(f"{field} is for upstream=fcm only", field)
@@ -52,7 +53,7 @@ def message(draft: Draft) -> str:
 
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
-    """The slice cut into requests of up to 1,000 tokens: each with the Message to post, as JSON bytes."""
+    """The slice cut into requests of up to 1,000 tokens, each with the Message to post as JSON bytes."""
     rest = "," + claimed.message[1:]
     if claimed.target != "token":
         [[target]] = [run.tokens for run in claimed.runs]
@@ -67,7 +68,7 @@ def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
 
 
 def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, now: float) -> list[Outcome]:
-    """One Outcome for each token of a request, from its answer (header names in lower case)."""
+    """One Outcome for each token of a request, from its answer. Header names are in lower case."""
     if status in (400, 413) and any(run.job != part.job for run in part.runs):
         # One message of those that share this request may be at fault. They are sent again, each by itself.
         return [Outcome(Verdict.SHARED, f"HTTP {status} to a shared request")] * part.size
@@ -91,7 +92,7 @@ def _from_status(status: int, headers: Mapping[str, str], now: float) -> Outcome
 
 
 def _from_topic(body: bytes) -> Outcome:
-    """A topic's or condition's answer is one result, not in a list; no token of anybody's can be dead by it."""
+    """A topic's or condition's answer is a single result, not a list. It never makes a token unregistered."""
     try:
         outcome = _from_result(json.loads(body))
     except (ValueError, RecursionError):

@@ -1,12 +1,12 @@
-"""What makes a request one and the same: its Idempotency-Key, and its body. Pure.
+"""What identifies a repeated request: its Idempotency-Key and its body. Pure.
 
-Only hashes go further.
+Only hashes of both are kept.
 """
 
 import hashlib
 import re
 
-from gocm_lib.message.job import BadRequest, Once
+from gocm_lib.message.job import BadRequest, IdempotencyKey
 
 LONGEST = 128  # characters of a key
 HASH = 16  # bytes of a SHA-256: two of a million million keys are alike once in 10**14 times
@@ -16,9 +16,9 @@ _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
 
 
-def read(header: str | None, body: bytes) -> Once | None:
-    """What makes a request one and the same: from its Idempotency-Key header (None: it has none) and its body. Raises
-    BadRequest for what is no key.
+def read(header: str | None, body: bytes) -> IdempotencyKey | None:
+    """The IdempotencyKey of a request, from its header and body; None when it has no such header. Raises BadRequest for
+    a malformed key.
     """
     if header is None:
         return None
@@ -28,4 +28,4 @@ def read(header: str | None, body: bytes) -> Once | None:
         raise BadRequest("give a key of printable ASCII without spaces, quoted or bare", "idempotency-key")
     if len(key) > LONGEST:
         raise BadRequest(f"the key is longer than {LONGEST} characters", "idempotency-key")
-    return Once(hashlib.sha256(key.encode()).digest()[:HASH], hashlib.sha256(body).digest()[:HASH])
+    return IdempotencyKey(hashlib.sha256(key.encode()).digest()[:HASH], hashlib.sha256(body).digest()[:HASH])

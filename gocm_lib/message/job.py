@@ -1,6 +1,6 @@
-"""Job: one message and the tokens it is for; parsed from a form or JSON, or refused with a reason. Pure.
+"""Job: one message and the tokens it is for, parsed from a form or JSON, or refused with a reason. Pure.
 
-Promises that whatever bytes arrive, the result is a Job that every upstream can be sent, or a BadRequest that names
+Promises that whatever bytes arrive, the result is a Job that can be sent to every upstream, or a BadRequest that names
 the field and what to do. Nothing is repaired by guessing.
 """
 
@@ -25,8 +25,8 @@ SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google a
 
 
 class BadRequest(Exception):
-    """The client's mistake, as it is told: `error` in a sentence, the `field` at fault, the HTTP status; for a wrong
-    method, the methods to `allow`.
+    """A client's mistake: `error` is a sentence, `field` the field at fault, then the HTTP status; for a wrong method
+    `allow` lists the right ones.
     """
 
     def __init__(self, error: str, field: str = "", status: int = 400, allow: str = "") -> None:
@@ -48,16 +48,16 @@ class Draft(NamedTuple):
     template: dict[str, Any] | None  # a whole FCM v1 message
 
 
-class Once(NamedTuple):
-    """What makes a request one and the same (module idempotency): the hashes of its key and of its body."""
+class IdempotencyKey(NamedTuple):
+    """What identifies a repeated request (module idempotency): the hashes of its key and of its body."""
 
     key: bytes
     body: bytes
 
 
 class Job(NamedTuple):
-    """An accepted message. `message` is the Message as compact JSON, but for its target; its dialect wrote it. `once`:
-    its request is to be taken once only.
+    """An accepted message. `message` is the Message without its target, as compact JSON in its dialect. A job with a
+    `key` is accepted only once.
     """
 
     id: int
@@ -67,12 +67,12 @@ class Job(NamedTuple):
     message: str
     accepted_at: float
     expires_at: float
-    once: Once | None = None
+    key: IdempotencyKey | None = None
 
 
 class Run(NamedTuple):
-    """Neighbours in a job that are on the same attempt, in a sender's hands: the place of the first in its job, which
-    attempt this is (from 1), the tokens.
+    """Neighbouring tokens of a job that are on the same attempt: the place of the first one in its job, the number of
+    the attempt (from 1), the tokens.
     """
 
     job: int
@@ -82,9 +82,9 @@ class Run(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Claimed tokens that have the message in common and travel together to a sender, how many senders have died with
-    them in the air, and the credential to send them with. They are of one job or, where one request is for many, of
-    jobs whose messages are the same.
+    """Claimed tokens that share one message and travel together to a sender; how many senders have died with them in
+    flight; the credential to send them with. They belong to one job or, where one request serves many tokens, to
+    several jobs with the same message.
     """
 
     upstream: str
@@ -96,17 +96,17 @@ class Slice(NamedTuple):
 
     @property
     def job(self) -> int:
-        """The job, or one of them: a slice of several jobs is never more than one request."""
+        """The slice's job, or one of them: a slice of several jobs never becomes more than one request."""
         return self.runs[0].job
 
     @property
     def size(self) -> int:
-        """How many tokens."""
+        """How many tokens it has."""
         return sum([len(run.tokens) for run in self.runs])
 
 
 def cut(claimed: Slice, most: int) -> Iterator[Slice]:
-    """A slice in parts of up to `most` tokens."""
+    """A slice cut into parts of up to `most` tokens."""
     if claimed.size <= most:
         yield claimed
         return
@@ -125,12 +125,12 @@ def cut(claimed: Slice, most: int) -> Iterator[Slice]:
 
 
 def disk_size(job: Job) -> int:
-    """About how many bytes a job takes on the disk: its message, and for each token a row and its place in an index."""
+    """Roughly how many bytes a job takes on disk: its message, and for each token a row and an index entry."""
     return len(job.message) + sum(map(len, job.tokens)) + 150 * (len(job.tokens) + 1)
 
 
 def parse_id(text: str) -> int:
-    """A job's id as format_id writes it. Raises BadRequest."""
+    """The number of a job id in the form of `format_id`. Raises BadRequest."""
     if not re.fullmatch("[0-9a-f]{16}", text) or not 0 < int(text, 16) < 1 << 62:
         raise BadRequest("a job's id is the 16 digits of X-GoCM-Job", "job")
     return int(text, 16)
@@ -150,7 +150,7 @@ _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[,\[{]|[\]}]', re.DOTALL)
 
 
 def _check_structure(source: str, field: str, most: int, deepest: float = MAX_DEPTH) -> None:
-    """Raise BadRequest for a JSON text that nests too deep, or has more than `most` values: before they are built."""
+    """Raise BadRequest for a JSON text that nests too deep or has more than `most` values, before any is built."""
     openings = source.count("[") + source.count("{")
     if openings <= deepest and openings + source.count(",") <= most:
         return
@@ -187,8 +187,8 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def read_json(source: str, field: str, most: int = MAX_VALUES) -> Any:
-    """The value of a JSON text. BadRequest when it is no JSON, nests too deep, has more than so many values, repeats a
-    name or is not Unicode.
+    """The value of a JSON text. Raises BadRequest when it is not JSON, nests too deep, has too many values, repeats a
+    name, or is not Unicode.
     """
     _check_structure(source, field, most)
     try:
@@ -198,7 +198,7 @@ def read_json(source: str, field: str, most: int = MAX_VALUES) -> Any:
 
 
 def compact(value: Any, field: str) -> str:
-    """A JSON value as compact text. BadRequest when it holds what JSON cannot: half a surrogate, infinity."""
+    """A JSON value as compact text. Raises BadRequest for what JSON cannot hold: half a surrogate, infinity."""
     try:
         result = _ENCODER.encode(value)
         result.encode()
@@ -219,6 +219,8 @@ def _ttl(value: Any) -> bool:
 
 
 class Option(NamedTuple):
+    """A field that GCM calls an option: how it is read from a form, and what values it may have."""
+
     valid: Callable[[Any], bool]
     must: str  # the end of "NAME must be ..."
     plain: bool  # a form gives it as plain text, not as JSON
@@ -301,7 +303,7 @@ def _json_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
 
 
 def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...]]:
-    """What the message goes to: the kind of target, and the tokens, ids, topic or condition."""
+    """The target of the message: its kind, and the tokens, ids, topic or condition."""
     given = [name for name in TARGETS if name in found]
     if len(given) > 1:
         raise BadRequest(f"give {given[0]} or {given[1]}, not both", given[1])
@@ -372,7 +374,9 @@ def media_type(content_type: str) -> str:
 
 
 def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
-    """What a POST to /gcm/send asks for. Raises BadRequest (415 for another content type, 413 for too many tokens)."""
+    """The Draft that a POST to /gcm/send asks for. Raises BadRequest: 415 for another content type, 413 for too many
+    tokens.
+    """
     reader = READERS.get(media_type(content_type))
     if reader is None:
         raise BadRequest("Content-Type must be " + " or ".join([*READERS, LINES]), "Content-Type", 415)
@@ -382,7 +386,9 @@ def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
 
 
 def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
-    """What each line of application/x-ndjson asks for, or why it cannot be taken; for so many tokens in all."""
+    """For each line of application/x-ndjson the Draft that it asks for, or the BadRequest that refuses it. `most` is
+    how many tokens all lines may have together.
+    """
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
     if body.count(b"\n") > MAX_LINES:  # each costs memory and an answer, even an empty one
@@ -414,8 +420,15 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
 
 
 def accept(
-    draft: Draft, *, job_id: int, upstream: str, message: str, now: float, max_age: float, once: Once | None = None
+    draft: Draft,
+    *,
+    job_id: int,
+    upstream: str,
+    message: str,
+    now: float,
+    max_age: float,
+    key: IdempotencyKey | None = None,
 ) -> Job:
-    """The Job of a draft that is taken at `now`, with the message as its upstream's dialect wrote it."""
+    """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect."""
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, once)
+    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, key)

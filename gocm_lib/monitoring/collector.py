@@ -1,7 +1,7 @@
-"""What the front process knows of the whole: who moves, what was asked of it, what its senders have counted.
+"""What the front process knows of everything: which parts move, what clients asked, what senders have counted.
 
-Written by whoever does the thing, in whole verbs; read for /metrics, /readyz, Graphite and systemd's watchdog. What is
-kept here is of this run and gone with it; what must survive is counted in the spool (module report).
+Whoever does a thing notes it here, in whole verbs. It is read for /metrics, /readyz, Graphite and systemd's watchdog.
+Everything here belongs to this run and ends with it; what must survive is counted in the spool (module report).
 """
 
 import os
@@ -52,14 +52,14 @@ Expiry = Callable[[], Mapping[str, float | None]]
 
 
 class ProcessFigures(NamedTuple):
-    """CPU seconds used so far, and bytes in memory."""
+    """CPU seconds used so far, and bytes of memory."""
 
     cpu: float
     memory: float
 
 
 class Figures(NamedTuple):
-    """All there is to tell, of about one moment. `snapshot` is None while the state process does not answer."""
+    """Everything there is to tell, of about one moment. `snapshot` is None while the state process does not answer."""
 
     now: float
     started_at: float
@@ -81,7 +81,9 @@ class Figures(NamedTuple):
     feedback: dict[str, int]  # requests of the webhook, by how they ended
 
 
-class Vitals:
+class Collector:
+    """One for each run, in the front process, for all its threads."""
+
     def __init__(self) -> None:
         self.started_at = time.time()
         self.pulses: dict[str, float] = {}  # when each part last moved
@@ -96,7 +98,7 @@ class Vitals:
         self.feedback = {"taken": 0, "failed": 0}  # requests of the webhook
         self.processes: dict[str, int] = {"front": os.getpid()}
         self.senders: set[str] = set()  # that are ready
-        self._meters: dict[str, Sequence[float]] = {}  # of senders that may still count
+        self._cells: dict[str, Sequence[float]] = {}  # of senders that may still count
         self._ended = counters.add_up([], UPSTREAMS)  # what those counted that are gone
         self._read: dict[tuple[str, int], ProcessFigures] = {}  # of processes, when they were last looked at
         self._ended_cpu: dict[str, ProcessFigures] = {}  # of those that are gone, by kind
@@ -105,25 +107,25 @@ class Vitals:
     # ------------------------------------------------------------------------------------------------ what happened
 
     def move(self, part: str, at: float | None = None) -> None:
-        """A part moves: now, or last at that time (monotonic)."""
+        """A part has moved: now, or last at that time (monotonic)."""
         self.pulses[part] = time.monotonic() if at is None else at
 
     def sender_moves(self, name: str, at: float, settled_at: float) -> None:
-        """A sender moved last at that time, and nothing that it was answered was left to be settled at another."""
+        """A sender last moved `at` this time; at `settled_at` it had nothing left to settle."""
         self.pulses |= {name: at, _settling(name): settled_at}
 
     def still(self, part: str) -> None:
-        """A part has ended: nobody need wait for it to move."""
+        """A part has ended, and need not move any more."""
         self.pulses.pop(part, None)
 
     def expect(self, routes: Iterable[str]) -> None:
-        """These routes will be asked for: they are there from the start, with nothing counted."""
+        """These routes exist: their counts are there from the start, as 0."""
         for route in (*routes, "other"):
             self.requests[route, 200] = 0
             self.durations[route] = Histogram(counters.REQUEST)
 
     def answered(self, route: str, status: int, seconds: float, refused: bool) -> None:
-        """A request to a route was answered; it took so long. Was it refused?"""
+        """A request to a route was answered after this many seconds. `refused`: it was turned down."""
         with self._counting:
             self.requests[route, status] += 1
             self.durations[route].observe(seconds)
@@ -131,18 +133,18 @@ class Vitals:
                 self.rejected[CAUSES.get(status, "bad_request")] += 1
 
     def fed_back(self, taken: bool) -> None:
-        """A request of the webhook was made; was it taken?"""
+        """The webhook made a request. `taken`: the application took it."""
         self.feedback["taken" if taken else "failed"] += 1
 
     def child_started(self, name: str, pid: int) -> None:
-        """A child is there."""
+        """A child was started."""
         with self._counting:
             self.processes[name] = pid
 
     def counts_in(self, name: str, cells: Sequence[float]) -> None:
         """A sender counts in these cells (module counters)."""
         with self._counting:
-            self._meters[name] = cells
+            self._cells[name] = cells
 
     def child_ready(self, kind: str, name: str) -> None:
         """A child can do its work."""
@@ -157,14 +159,14 @@ class Vitals:
             self._sender_is_still(name)
 
     def child_ended(self, kind: str, name: str, died: bool) -> None:
-        """A child is gone; what it counted stays."""
+        """A child has ended; what it counted stays."""
         with self._counting:
             self.processes.pop(name, None)
             self._sender_is_still(name)
             self.senders.discard(name)
             self.restarts[kind] += died
-            if name in self._meters:
-                self._ended = counters.add_up([self._ended, self._meters.pop(name)], UPSTREAMS)
+            if name in self._cells:
+                self._ended = counters.add_up([self._ended, self._cells.pop(name)], UPSTREAMS)
 
     def _sender_is_still(self, name: str) -> None:
         self.pulses.pop(name, None)
@@ -173,8 +175,8 @@ class Vitals:
     # ------------------------------------------------------------------------------------------------- what there is
 
     def _read_processes(self) -> list[tuple[str, ProcessFigures]]:
-        """The figures of what runs, by name, and by kind what those had used that are gone, as they were last looked
-        at: else the sum of a kind would go down.
+        """The figures of running processes by name, and, by kind, those of ended processes as last seen: otherwise the
+        sum of a kind would fall.
         """
         with self._counting:
             running = list(self.processes.items())
@@ -196,7 +198,7 @@ class Vitals:
         except StateUnavailable:
             snapshot = None
         with self._counting:
-            cells = counters.add_up([self._ended, *self._meters.values()], UPSTREAMS)
+            cells = counters.add_up([self._ended, *self._cells.values()], UPSTREAMS)
             durations = {route: Histogram(h.bounds, h.counts, h.total) for route, h in self.durations.items()}
             requests = dict(self.requests)
             rejected = {cause: self.rejected[cause] for cause in dict.fromkeys(CAUSES.values())}
@@ -227,7 +229,7 @@ def _settling(sender: str) -> str:
 
 
 def _by_kind(read: Iterable[tuple[str, ProcessFigures]]) -> dict[str, ProcessFigures]:
-    """The figures of all processes of a kind added up: generations of senders come and go."""
+    """The figures of all processes of each kind added up, because generations of senders come and go."""
     found: dict[str, ProcessFigures] = {}
     for name, figures in read:
         kind = name.partition("-")[0]
@@ -237,7 +239,7 @@ def _by_kind(read: Iterable[tuple[str, ProcessFigures]]) -> dict[str, ProcessFig
 
 
 def read_process(pid: int) -> ProcessFigures | None:
-    """A process's figures from /proc (proc(5)); None when it is gone, or there is no such thing here."""
+    """A process's figures from /proc (proc(5)); None when it has ended, or there is no /proc."""
     try:
         times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -248,7 +250,7 @@ def read_process(pid: int) -> ProcessFigures | None:
 
 
 def open_files() -> int:
-    """How many files this process has open; 0 where nobody says."""
+    """How many files this process has open; 0 where that cannot be known."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:

@@ -1,7 +1,8 @@
-"""Counting what happens, in whatever process it happens: histograms, and the meter of a sender.
+"""Counters and histograms, also those that a sender keeps in shared memory.
 
-A sender counts in shared memory, which it alone writes and the front reads when somebody wants to know: no message, no
-lock, and what a killed sender has counted is still there. A reader may see an answer counted and its time not yet.
+A sender counts in shared memory that only it writes; the front reads it when somebody asks. So counting needs no
+message and no lock, and what a killed sender has counted is still there. A reader may see an answer counted before its
+time.
 """
 
 from bisect import bisect_left
@@ -20,7 +21,7 @@ _OTHER, _NONE = CODES.index("other"), CODES.index("none")
 
 
 class Histogram:
-    """How many values were at most each bound, and their sum. One thread writes."""
+    """How many values were at most each bound, and the sum of all. Only one thread may write."""
 
     def __init__(self, bounds: Sequence[float], counts: Iterable[float] = (), total: float = 0.0) -> None:
         self.bounds = bounds
@@ -28,13 +29,14 @@ class Histogram:
         self.total = total
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, or as many times the same."""
+        """Count a value, `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
     def quantile(self, q: float) -> float | None:
-        """About the value that a share `q` of the values is at most, as Prometheus's histogram_quantile has it: evenly
-        spread within a bucket, and no more than the highest bound. None when there are no values.
+        """An estimate of the value that a share `q` of the values does not exceed, like Prometheus's
+        histogram_quantile: values are taken as evenly spread within a bucket, and never above the highest bound. None:
+        there are no values.
         """
         rank, below, low = q * sum(self.counts), 0.0, 0.0
         if not rank:
@@ -47,7 +49,7 @@ class Histogram:
 
 
 class Answers(NamedTuple):
-    """What one upstream answered: how often each code, how fast, and when it last answered 200 (0: never)."""
+    """The answers of one upstream: how often each code, how fast, and when it last answered 200 (0: never)."""
 
     codes: dict[str, float]
     latency: Histogram
@@ -60,19 +62,19 @@ _WIDTH = _SUCCESS + 1
 
 
 def cells(upstreams: int) -> int:
-    """How many cells the meter of a sender with so many upstreams needs."""
+    """How many cells the counters of a sender with this many upstreams need."""
     return _WIDTH * upstreams
 
 
-class Meter:
-    """Counts one sender's answers, in cells given to it."""
+class Counters:
+    """Counts the answers that one sender gets, in cells that it is given."""
 
     def __init__(self, cells: MutableSequence[float], upstreams: Sequence[str]) -> None:
         self._cells = cells
         self._starts = {name: place * _WIDTH for place, name in enumerate(upstreams)}
 
     def answered(self, upstream: str, status: int, seconds: float, now: float) -> None:
-        """Count an answer, which took so long, and came at `now`."""
+        """Count an answer that took this long and came at `now`."""
         start = self._starts[upstream]
         self._cells[start + _CODES.get(status, _OTHER)] += 1
         self._cells[start + len(CODES) + bisect_left(LATENCY, seconds)] += 1
@@ -81,14 +83,14 @@ class Meter:
             self._cells[start + _SUCCESS] = now
 
     def unanswered(self, upstream: str) -> None:
-        """Count a request that no answer came to."""
+        """Count a request that was not answered."""
         self._cells[self._starts[upstream] + _NONE] += 1
 
 
-def add_up(meters: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[float]:
-    """The cells of many meters as those of one."""
+def add_up(counted: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[float]:
+    """The cells of many senders added up."""
     total = [0.0] * cells(len(upstreams))
-    for each in meters:
+    for each in counted:
         for place, value in enumerate(each):
             latest = place % _WIDTH == _SUCCESS
             total[place] = max(total[place], value) if latest else total[place] + value
@@ -96,7 +98,7 @@ def add_up(meters: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[
 
 
 def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Answers]:
-    """What the cells say, by upstream."""
+    """The Answers in the cells, by upstream."""
     found = {}
     for place, name in enumerate(upstreams):
         part = cells[place * _WIDTH : (place + 1) * _WIDTH]

@@ -31,7 +31,7 @@ ADVICE = {
 
 
 def sentence(reasons: Sequence[str], notes: Sequence[str], snapshot: Snapshot | None, rate: float) -> str:
-    """The state in a sentence: what is wrong, else what is odd, else what is going on."""
+    """The state in a sentence: what is wrong, else what is unusual, else what is going on."""
     if reasons:
         return f"Not working: {'; '.join(reasons)}."
     if notes:
@@ -50,7 +50,7 @@ def _several(count: int, what: str) -> str:
 def status(
     figures: Figures, samples: Sequence[Sample], reasons: Sequence[str], notes: Sequence[str], sandbox: bool
 ) -> dict[str, Any]:
-    """All that the page shows. Times are seconds since 1970, latencies seconds; tokens are shortened."""
+    """Everything that the page shows. Times are seconds since 1970, latencies seconds; tokens are shortened."""
     trend = points(samples)
     rate = trend[-1].sent if trend else 0.0
     snapshot = figures.snapshot
@@ -76,7 +76,7 @@ def status(
 
 
 def _upstreams(figures: Figures) -> list[dict[str, Any]]:
-    """Those that are configured."""
+    """The upstreams that are configured."""
     paused = figures.snapshot.pause_reasons if figures.snapshot else {}
     return [
         {
@@ -104,7 +104,7 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
             "oldest_seconds": oldest,
         },
         "totals": {name: counters[name] for name in TOTALS},
-        "failed": snapshot.dead,
+        "failed": snapshot.failed,
         "failures": [
             {
                 "upstream": count.upstream,

@@ -1,7 +1,7 @@
-"""Sends the figures where somebody watches: Graphite, StatsD, and a line of status to systemd. One owner, one thread.
+"""Exports the figures: to Graphite, to StatsD, and as a status line to systemd. One owner, one thread.
 
-Promises that a collector which is away, slow or silent costs nothing but a count and one line in the log, and that
-what StatsD is known not to have got is in the next sending.
+Promises that a collector that is away, slow or silent costs only a count and one line in the log, and that the next
+sending has whatever StatsD is known to have missed.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.monitoring import metrics
-from gocm_lib.monitoring.collector import Expiry, Figures, Vitals
+from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.metrics import Sample
 from gocm_lib.process import log
 from gocm_lib.process.systemd import Systemd
@@ -22,15 +22,19 @@ PATIENCE = 5.0  # seconds for a collector to connect and to read
 
 
 class Exporter:
-    def __init__(self, settings: Settings, vitals: Vitals, client: Client, expiry: Expiry, systemd: Systemd) -> None:
-        """To be made before anything is served, so that nothing is counted twice or not at all."""
+    """Owned by Front. Sends all figures every `--metrics-interval` seconds."""
+
+    def __init__(
+        self, settings: Settings, collector: Collector, client: Client, expiry: Expiry, systemd: Systemd
+    ) -> None:
+        """Made before anything is served, so that nothing is counted twice or not at all."""
         self._settings = settings
-        self._vitals = vitals
+        self._collector = collector
         self._client = client
         self._expiry = expiry
         self._systemd = systemd
         # What StatsD was told of each counter; what was counted before this run is not news to it.
-        self._before = _counters(metrics.samples(vitals.figures(client, expiry), settings.metrics_prefix))
+        self._before = _counters(metrics.samples(collector.figures(client, expiry), settings.metrics_prefix))
         self._failing: set[str] = set()
         self._status = ""
 
@@ -40,7 +44,7 @@ class Exporter:
 
     def _run(self) -> None:
         while True:
-            figures = self._vitals.figures(self._client, self._expiry)
+            figures = self._collector.figures(self._client, self._expiry)
             self._tell_systemd(figures)
             samples = metrics.samples(figures, self._settings.metrics_prefix)
             if self._settings.graphite:
@@ -53,7 +57,7 @@ class Exporter:
         try:
             send(samples)
         except (OSError, UnicodeError) as error:  # the latter of a host name that can be none
-            self._vitals.export_failures[to] += 1
+            self._collector.export_failures[to] += 1
             if to not in self._failing:
                 log.logger.warning("figures do not reach %s: %s", to, getattr(error, "strerror", None) or error)
             self._failing.add(to)

@@ -1,7 +1,8 @@
-"""Whether GoCM is alive, and whether it can do its work: the rules. Pure: `now` is an argument.
+"""The rules for alive and ready. Pure: `now` is an argument.
 
-Alive (/livez, systemd's watchdog) is what moves; where something stands still, only a restart helps. Ready (/readyz) is
-what can take messages and send them. That an upstream is paused or away makes neither false: its messages are kept.
+Alive (/livez, systemd's watchdog) means that every part moves: when one stands still, only a restart helps. Ready
+(/readyz) means that messages can be taken and sent. A paused or absent upstream makes neither false, because its
+messages are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,12 @@ STILL = 45.0
 
 
 def stuck(pulses: Mapping[str, float], now: float, limit: float = STILL) -> list[str]:
-    """The parts that have not moved for `limit` seconds, by when each last moved."""
+    """The parts that have not moved for `limit` seconds. `pulses` has when each last moved."""
     return sorted(name for name, moved_at in pulses.items() if now - moved_at > limit)
 
 
 class Abilities(NamedTuple):
-    """What sending and taking need."""
+    """What taking and sending messages need."""
 
     stopping: bool
     state_answers: bool
@@ -30,7 +31,7 @@ class Abilities(NamedTuple):
 
 
 def unready(able: Abilities) -> list[str]:
-    """Why messages cannot be taken and sent just now; empty when they can."""
+    """Why messages cannot be taken or sent just now; empty when they can."""
     reasons = []
     if able.stopping:
         reasons.append("stopping")

@@ -1,8 +1,8 @@
-"""The figures by name, and in three forms: Prometheus's text, Graphite's and StatsD's lines. Pure: text out.
+"""All figures by name, in three forms: Prometheus's text, Graphite's lines, StatsD's datagrams. Pure.
 
-Each metric is one row of METRICS, with what it means; README's table is checked against it. Promises that every series
-is there from the start, so that the first failure of a kind is seen as a step from 0, and that no token or id of an
-application's is ever a label.
+Each metric is one row of METRICS with its meaning; a test checks README's table against it. Promises that every series
+exists from the start, so that the first failure of a kind shows as a step from 0, and that no token and no id of an
+application is ever a label.
 """
 
 import math
@@ -27,7 +27,7 @@ Samples = Iterable[tuple[Labels, float | Histogram]]
 
 
 class Metric(NamedTuple):
-    """A metric: its kind is counter, gauge or histogram; `read` gives the values of its labels and its value."""
+    """A metric. Its kind is counter, gauge or histogram. `read` returns the value for each combination of labels."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class Metric(NamedTuple):
 
 
 def _counted(name: str, reasons: Iterable[str] = ("",)) -> Callable[[Figures], Samples]:
-    """A counter of the spool's, for each upstream (and reason)."""
+    """A counter from the spool, for each upstream (and reason)."""
     reasons = tuple(reasons)
 
     def read(figures: Figures) -> Samples:
@@ -53,7 +53,7 @@ def _counted(name: str, reasons: Iterable[str] = ("",)) -> Callable[[Figures], S
 
 
 def _snapshot(read: Callable[[Snapshot, float], Mapping[str, float] | float]) -> Callable[[Figures], Samples]:
-    """What the state process knows: one value, or one for each value of a label."""
+    """A figure of the state process: one value, or one for each value of a label."""
 
     def samples(figures: Figures) -> Samples:
         if figures.snapshot is None:
@@ -68,7 +68,7 @@ def _snapshot(read: Callable[[Snapshot, float], Mapping[str, float] | float]) ->
 
 
 def _by(read: Callable[[Figures], Mapping[str, float | Histogram]]) -> Callable[[Figures], Samples]:
-    """What the front knows, by one label."""
+    """A figure of the front, by one label."""
     return lambda figures: (((label,), value) for label, value in read(figures).items())
 
 
@@ -85,8 +85,8 @@ def _build(figures: Figures) -> Samples:
 
 
 def _responses(figures: Figures) -> Samples:
-    for upstream, traffic in figures.upstreams.items():
-        for code, count in traffic.codes.items():
+    for upstream, answers in figures.upstreams.items():
+        for code, count in answers.codes.items():
             yield (upstream, code), count
 
 
@@ -127,7 +127,7 @@ METRICS = (
         _counted("retries", RETRIES),
     ),
     Metric(
-        "gocm_tokens_unregistered_total", "counter", ("upstream",), "how often the upstream called a token dead",
+        "gocm_tokens_unregistered_total", "counter", ("upstream",), "times the upstream called a token unregistered",
         _counted("notregistered"),
     ),
     Metric(
@@ -155,11 +155,11 @@ METRICS = (
     ),
     Metric(
         "gocm_upstream_request_duration_seconds", "histogram", ("upstream",), "how long they took",
-        _by(lambda f: {name: traffic.latency for name, traffic in f.upstreams.items()}),
+        _by(lambda f: {name: answers.latency for name, answers in f.upstreams.items()}),
     ),
     Metric(
         "gocm_last_success_timestamp_seconds", "gauge", ("upstream",), "when it last answered 200; 0: not in this run",
-        _by(lambda f: {name: traffic.succeeded_at for name, traffic in f.upstreams.items()}),
+        _by(lambda f: {name: answers.succeeded_at for name, answers in f.upstreams.items()}),
     ),
     Metric(
         "gocm_upstream_paused_until_timestamp_seconds", "gauge", ("upstream",), "when it is tried again; 0: not paused",
@@ -181,8 +181,10 @@ METRICS = (
     Metric("gocm_pending", "gauge", (), "messages that are not finished", _snapshot(lambda s, now: s.pending)),
     Metric(
         "gocm_spool_tokens", "gauge", ("state",),
-        "ready: to be sent (again); claimed: being sent; dead: set aside; over: ended, can be looked up",
-        _snapshot(lambda s, now: {"ready": s.tokens - s.claimed, "claimed": s.claimed, "dead": s.dead, "over": s.over}),
+        "ready: to be sent (again); claimed: being sent; failed: kept for replay; over: ended, can be looked up",
+        _snapshot(
+            lambda s, now: {"ready": s.tokens - s.claimed, "claimed": s.claimed, "failed": s.failed, "over": s.over}
+        ),
     ),
     Metric(
         "gocm_spool_oldest_seconds", "gauge", (), "age of the oldest message that is not finished: alert on this",
@@ -277,7 +279,7 @@ REPORT = ("attempts", "failures", "pending", "canonicals", "notregistered")
 
 
 class Sample(NamedTuple):
-    """A figure by its path: words with dots between."""
+    """A figure under its path: words separated by dots."""
 
     path: str
     kind: str
@@ -285,7 +287,7 @@ class Sample(NamedTuple):
 
 
 def samples(figures: Figures, prefix: str) -> list[Sample]:
-    """All figures but the buckets of histograms, which become a count and a sum."""
+    """All figures. Of histograms only count and sum, without the buckets."""
     found: list[Sample] = []
     if figures.snapshot is not None:
         report = figures.snapshot.counters | {"pending": figures.snapshot.pending}
@@ -305,7 +307,7 @@ def samples(figures: Figures, prefix: str) -> list[Sample]:
 
 
 def graphite(samples: Iterable[Sample], now: float) -> bytes:
-    """Graphite's plaintext protocol: what each figure is now, counters from the beginning on."""
+    """Graphite's plaintext protocol: the present value of each figure; counters from the beginning on."""
     return "".join(f"{path} {_number(value)} {int(now)}\n" for path, _, value in samples).encode()
 
 
@@ -314,8 +316,8 @@ def _change(value: float, before: float) -> float:
 
 
 def statsd(samples: Iterable[Sample], before: Mapping[str, float]) -> list[bytes]:
-    """StatsD's datagrams: gauges as they are, of counters what has come since `before`, by path. A counter that is less
-    than before has begun anew.
+    """StatsD's datagrams: gauges as they are; of counters what was added since `before`, by path. A counter below its
+    old value has started afresh.
     """
     lines = []
     for path, kind, value in samples:

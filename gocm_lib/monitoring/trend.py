@@ -1,4 +1,4 @@
-"""What the last ten minutes were like: samples of a few figures, taken every few seconds by a thread of its own."""
+"""The last ten minutes: samples of a few figures, which a thread of its own takes every few seconds."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gocm_lib.monitoring.collector import Expiry, Figures, Vitals
+from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.counters import LATENCY, Histogram
 from gocm_lib.process import log
 from gocm_lib.state.client import Client
@@ -16,7 +16,9 @@ KEPT = 600.0  # seconds
 
 
 class Sample(NamedTuple):
-    """Counted so far at a time (seconds since 1970): tokens delivered, and upstreams' answers by how long they took."""
+    """What was counted up to a time (seconds since 1970): delivered tokens, and upstreams' answers by how long they
+    took.
+    """
 
     at: float
     delivered: int
@@ -24,8 +26,8 @@ class Sample(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Between two samples, by the time of the second: tokens delivered a second, and the median of how long upstreams
-    took to answer, in seconds; None when none answered.
+    """What happened between two samples, at the time of the second: tokens delivered per second, and the median time
+    that upstreams took to answer, in seconds; None: none answered.
     """
 
     at: float
@@ -34,7 +36,7 @@ class Point(NamedTuple):
 
 
 def sample(figures: Figures) -> Sample | None:
-    """The sample that these figures give; None while the state process does not answer."""
+    """The Sample in these figures; None while the state process does not answer."""
     if figures.snapshot is None:
         return None
     counts = [sum(column) for column in zip(*(answers.latency.counts for answers in figures.upstreams.values()))]
@@ -42,7 +44,7 @@ def sample(figures: Figures) -> Sample | None:
 
 
 def points(samples: Sequence[Sample]) -> list[Point]:
-    """What lies between each two neighbours."""
+    """The Point between each two neighbouring samples."""
     found = []
     for before, after in zip(samples, samples[1:]):
         passed = max(0.001, after.at - before.at)
@@ -53,8 +55,10 @@ def points(samples: Sequence[Sample]) -> list[Point]:
 
 
 class Trend:
-    def __init__(self, vitals: Vitals, client: Client, expiry: Expiry) -> None:
-        self._vitals = vitals
+    """Takes and keeps the samples."""
+
+    def __init__(self, collector: Collector, client: Client, expiry: Expiry) -> None:
+        self._collector = collector
         self._client = client
         self._expiry = expiry
         self._samples: deque[Sample] = deque(maxlen=int(KEPT / EVERY) + 1)
@@ -66,12 +70,12 @@ class Trend:
     def _run(self) -> None:
         while True:
             try:
-                if (taken := sample(self._vitals.figures(self._client, self._expiry))) is not None:
+                if (taken := sample(self._collector.figures(self._client, self._expiry))) is not None:
                     self._samples.append(taken)
             except Exception:
                 log.logger.exception("no sample of the figures; the next will come")
             time.sleep(EVERY)
 
     def samples(self) -> list[Sample]:
-        """Those of the last ten minutes, the newest last."""
+        """The samples of the last ten minutes, the newest last."""
         return list(self._samples)

@@ -1,4 +1,4 @@
-"""What every process of ours has: its log, its edge, its place, its time limits.
+"""What every process of ours has: its start, its log, its CPU, its time limits.
 
-Promises nothing about pushes: it could serve another program as well.
+Knows nothing of pushes: it could serve another program as well.
 """

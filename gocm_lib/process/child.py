@@ -1,29 +1,123 @@
-"""The edge of every child process: its log, its signals, its leash, and how it speaks with the supervisor.
+"""A child process: both ends of the pipe to it.
+
+The supervisor holds a Child. In the child's process, `enter` comes first, `wait_for_word` or `refuse` later, `leave`
+last. On the pipe the child says ("ready", fact), ("refused", (code, reason)) or ("alive", (progress, when all was
+settled, log lines dropped)); the supervisor says "alive?", ("log", level) or "finish".
 
 Promises that a child is gone within a second of its parent's death, leaves SIGTERM and SIGINT to the supervisor, and
 ends with a traceback in the log when one of its threads fails, so that no process lives on half dead.
 """
 
 import contextlib
-import ctypes
-import gc
+import importlib
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from multiprocessing import forkserver
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Any, NoReturn
 
-import gocm_lib
 from gocm_lib.config.settings import Exit, Settings
-from gocm_lib.process import log
+from gocm_lib.process import log, resources
 
-M_ARENA_MAX = -8  # glibc's malloc.h
+# What a child of each kind runs: `main` of this module. By name: only the children load them.
+MODULES = {
+    "state": "gocm_lib.state.state",
+    "sender": "gocm_lib.senders.sender",
+    "sandbox": "gocm_lib.tools.sandbox",
+}
+
+# ------------------------------------------------------------------------------------------------ the supervisor's end
+
+
+class Child:
+    """A child process as the supervisor knows it. `fact` is what it said when it got ready, `refusal` why it did not.
+    All times are monotonic.
+    """
+
+    def __init__(self, context: ForkServerContext, kind: str, name: str, *arguments: object) -> None:
+        """Start a child of this kind; its `main` gets these arguments and its end of the pipe. Raises OSError."""
+        self.kind = kind
+        self.name = name
+        self.ready = False
+        self.fact: Any = None
+        self.refusal: tuple[Exit, str] | None = None
+        self.asked = False  # whether it is alive, with no answer yet
+        self.progress = -1
+        self.settled_at = 0.0
+        self.dropped = 0
+        self.moved_at = 0.0  # when we last saw it progress
+        self.control, theirs = context.Pipe()
+        self.process = context.Process(target=run, args=(kind, *arguments, theirs), name=name, daemon=True)
+        self.process.start()
+        try:
+            self.handle: int | None = os.pidfd_open(self.process.pid or 0)
+        except (AttributeError, OSError):  # not on this system; or it has ended already
+            self.handle = None
+        theirs.close()
+        log.logger.debug("%s is process %d", name, self.process.pid)
+
+    def hear(self) -> None:
+        """Take in what the child has said."""
+        try:
+            while self.control.poll():
+                word, fact = self.control.recv()
+                if word == "ready":
+                    self.ready, self.fact = True, fact
+                    self.moved_at = self.settled_at = time.monotonic()
+                elif word == "alive":
+                    progress, self.settled_at, self.dropped = fact
+                    self.moved_at = time.monotonic() if progress != self.progress else self.moved_at
+                    self.progress, self.asked = progress, False
+                else:
+                    self.refusal = fact
+        except (EOFError, OSError):
+            pass  # it has ended; its sentinel tells
+
+    def ask(self) -> None:
+        """Ask whether it is alive, unless its answer is outstanding: the pipe to one that reads nothing would fill."""
+        if not self.asked:
+            self.asked = True
+            self.tell("alive?")
+
+    def tell(self, word: str | tuple[str, str]) -> None:
+        """Say one of the words that `wait_for_word` knows."""
+        try:
+            self.control.send(word)
+        except OSError:
+            pass  # it has ended; its sentinel tells
+
+    def reap(self) -> str:
+        """Reap the child; returns its end in words. When its forkserver is killed, a child only seems dead: it is
+        killed here, because it might hold the spool's lock.
+        """
+        self.hear()
+        self.process.join()
+        self.control.close()
+        if self.handle is not None:
+            with contextlib.suppress(OSError):  # it has ended, as nearly always
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+                wait([self.handle], 1.0)
+            os.close(self.handle)
+        return how_it_ended(self.process.exitcode)
+
+
+def how_it_ended(exitcode: int | None) -> str:
+    """A process's end in words."""
+    if exitcode is not None and exitcode < 0:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    return f"exit code {exitcode}"
+
+
+# ----------------------------------------------------------------------------------------------------- the child's end
+
+
+def run(kind: str, *arguments: object) -> None:
+    """What a child process of this kind does."""
+    importlib.import_module(MODULES[kind]).main(*arguments)
 
 
 def enter(name: str, settings: Settings) -> None:
@@ -32,57 +126,11 @@ def enter(name: str, settings: Settings) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log.start(name, settings.log_level, settings.logto, settings.log_format)
     watch_threads()
-    collect_seldom()
-    keep_one_heap()
+    resources.collect_seldom()
+    resources.keep_one_heap()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leash, args=(parent.sentinel,), name="leash", daemon=True).start()
-
-
-@contextlib.contextmanager
-def same_code(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """While the forkserver is started in here, it finds what we are made of, in a folder or in the single file: Pythons
-    before 3.12.8 and 3.13.1 hand no path on to it (CPython issue 117378), so it would import nothing ahead, or another
-    GoCM that is installed. The real path, not a link: that may name another version tomorrow.
-    """
-    before = environ.get("PYTHONPATH")
-    ours = os.path.realpath(os.path.dirname(os.path.dirname(gocm_lib.__file__)))
-    environ["PYTHONPATH"] = os.pathsep.join([ours, before] if before else [ours])
-    try:
-        yield
-    finally:
-        # Else other programs that we start, which may be Python's too, would import ours.
-        if before is None:
-            del environ["PYTHONPATH"]
-        else:
-            environ["PYTHONPATH"] = before
-
-
-def forget_lost_forkserver() -> None:
-    """Where its socket is gone, children are started by a new forkserver; the old one goes on watching those that it
-    has started.
-    """
-    ours: Any = forkserver._forkserver
-    if ours._forkserver_address and not os.path.exists(ours._forkserver_address):
-        ours._forkserver_pid = None
-
-
-def forbid_core_dumps() -> None:
-    """Let no core file of ours or our children be written: keys and messages would be in it."""
-    # 1, not 0: a limit of 0 does not keep the kernel from piping a core to a program, and 1 does (fs/coredump.c).
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-
-
-def raise_file_limit() -> int:
-    """Allow ourselves and our children as many open files as we may: each connection is one, and the usual soft limit
-    is 1,024. How many that is for each process.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _leash(sentinel: int) -> None:
@@ -102,22 +150,6 @@ def watch_threads() -> None:
     threading.excepthook = failed
 
 
-def collect_seldom() -> None:
-    """Have the garbage collector leave alone what is there now, and look seldom at the rest: hardly anything of ours
-    refers to itself, and the thousands of messages in hand were looked through again and again (5 % of the time).
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-
-
-def keep_one_heap() -> None:
-    """Have all threads allocate from one heap. The GNU C library would give each a heap of its own (mallopt(3)), and
-    each would keep what its thread once needed: 30 readers of large pages left 400 MB behind, of one heap 50.
-    """
-    with contextlib.suppress(AttributeError):  # another C library, which has no such call
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
 def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
     """Tell the supervisor why this process cannot start, and end."""
     control.send(("refused", (code, reason)))
@@ -125,7 +157,7 @@ def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
 
 
 def leave(code: Exit) -> NoReturn:
-    """End this process, whatever its threads do; what was logged is written before, if somebody takes it."""
+    """End this process, whatever its threads do. Its log is written first, if the reader takes it."""
     log.flush()
     os._exit(code)
 
@@ -133,9 +165,9 @@ def leave(code: Exit) -> NoReturn:
 def wait_for_word(
     control: Connection, progress: Callable[[], int] = int, settled_at: Callable[[], float] = time.monotonic
 ) -> None:
-    """Return when the supervisor says to finish, or hangs up. Until then, when it asks, tell it `progress()`: a number
-    that stands still only when this process's work does; `settled_at()`: when nothing was left to be settled; and how
-    many lines of our log were dropped. When it says so, log anew, from another level on.
+    """Return when the supervisor says to finish, or hangs up. Until then answer "alive?" with `progress()`, a number
+    that stands still only when this process's work does; `settled_at()`, when nothing was left to be settled; and how
+    many lines of this process's log were dropped. At ("log", level) reopen the log, from that level on.
     """
     try:
         while True:

@@ -1,9 +1,9 @@
 """Which CPU a thread runs on.
 
-Of the threads of a process the interpreter lock lets one run at a time. Left to the kernel they are woken now on this
-CPU, now on that, and each time the lock goes from one to the other both CPUs have to talk: where we measured it (a
-virtual machine) that cost 40 us, on one CPU 4. A request to the front takes several such steps. Other processes, which
-are bound to nothing, make way.
+The interpreter lock lets one thread of a process run at a time. The kernel wakes these threads now on one CPU, now on
+another, and each time the lock moves between CPUs they have to talk: that cost 40 us on the virtual machine where it
+was measured, 4 us on one CPU. A request to the front takes several such steps. Other processes are not bound and move
+out of the way.
 """
 
 import os
@@ -11,8 +11,8 @@ import sys
 
 
 def stay() -> None:
-    """Bind the calling thread, and those that it will start, to one CPU of those it may use; which, depends on the
-    process only. Does nothing where that is not possible, or where threads do run at the same time.
+    """Bind the calling thread, and the threads that it starts, to one of the CPUs it may use; all threads of a process
+    get the same one. Does nothing where that is not possible, or where threads really run in parallel.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return

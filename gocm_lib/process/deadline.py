@@ -1,6 +1,6 @@
-"""A time limit on all that happens on a connection, from another thread.
+"""A time limit on everything that happens on a connection, enforced from another thread.
 
-A socket's own time limit is for each read: whoever sends a byte now and then never meets it.
+A socket's own time limit applies to each read: a peer that sends a byte now and then never meets it.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def limit(seconds: float, sock: Callable[[], socket.socket | None]) -> Iterator[None]:
-    """Shut down the socket that `sock` gives then (None: there is none yet) when the block takes longer than `seconds`.
-    The block then ends in TimeoutError, whatever it made of that.
+    """When the block takes longer than `seconds`, shut down the socket that `sock` returns at that moment (None: there
+    is none yet). The block then raises TimeoutError, whatever it made of the shutdown.
     """
     late = threading.Event()
 

@@ -1,22 +1,45 @@
-"""What must be done before anything else: a SIGHUP in the first moments of a process is noted, and files that whoever
-started it has closed are opened.
+"""What must happen before anything else: signals that arrive in the first moments are noted, and standard files that
+the starter has closed are opened.
+
+A handler only notes its signal, because the code that it interrupts may hold any lock.
 """
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
-signals: list[int] = []  # noted so far; the supervisor goes on with it
+if TYPE_CHECKING:
+    import socket
+
+signals: list[int] = []  # noted and not dealt with yet; the supervisor goes on with it
+
+
+def note(*numbers: int) -> None:
+    """From now on note these signals."""
+    for number in numbers:
+        signal.signal(number, lambda received, _frame: signals.append(received))
+
+
+def wakeup() -> "socket.socket":
+    """A socket that becomes readable when a signal is noted, so that a wait for other things ends."""
+    import socket  # here: most commands need none
+
+    ours, bell = socket.socketpair()
+    ours.setblocking(False)
+    bell.setblocking(False)
+    signal.set_wakeup_fd(bell.detach(), warn_on_full_buffer=False)
+    return ours
 
 
 def listen() -> None:
-    """From now on a SIGHUP is noted, not deadly."""
+    """From now on note SIGHUP, which would end the process otherwise."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup(1) has it ignored
-        signal.signal(signal.SIGHUP, lambda received, _frame: signals.append(received))
+        note(signal.SIGHUP)
 
 
 def fill_standard_files() -> None:
-    """Whoever started us may have closed stdin, stdout or stderr: else the next file that is opened, a client's
-    connection or the spool, would take its number, and what is printed or logged would be written there.
+    """Open stdin, stdout and stderr if the starter closed them. Otherwise the next file to be opened, a client's
+    connection or the spool, would get that number, and whatever is printed or logged would be written into it.
     """
     for descriptor in (0, 1, 2):
         try:

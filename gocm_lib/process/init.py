@@ -1,7 +1,7 @@
-"""What process 1 of a container has to do: bury whatever is left to it, and hand signals on.
+"""What process 1 of a container has to do: reap every orphan, and pass signals on.
 
-A command that fetches tokens may leave children behind; they become process 1's. So that nothing of ours has to tell
-them from its own, GoCM runs as a child of this.
+A command that fetches tokens may leave children behind; process 1 inherits them. GoCM runs as a child of process 1, so
+that it never has to tell those orphans from its own children.
 """
 
 import os
@@ -12,8 +12,8 @@ HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def step_aside() -> int | None:
-    """Go on in a child if this is process 1, and return None there, as in any other process. Here, bury all that end,
-    until that child does: its exit code, as a shell has it.
+    """As process 1, fork: return None in the child, and in the parent reap every process until that child ends, then
+    return its exit code as a shell would. As any other process, return None at once.
     """
     if os.getpid() != FIRST:
         return None

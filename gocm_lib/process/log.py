@@ -1,7 +1,7 @@
-"""Logging for every process of GoCM: one line a record.
+"""Logging for every process of GoCM: one line per record.
 
-Promises that to log keeps nobody waiting (module logwriter), that nothing in a message can forge a second line, and
-gives the only form in which a device token may be shown.
+Promises that logging never blocks (module logwriter) and that no message can forge a second line. Gives the only form
+in which a device token may be shown.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ PRIORITIES = {
 
 
 def one_line(message: str) -> str:
-    """The message with every character that is not printable written as an escape, line breaks included."""
+    """The message with every unprintable character escaped, line breaks included."""
     if message.isprintable():
         return message
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
@@ -66,7 +66,7 @@ FORMATS: dict[str, Callable[[float, str, str, str, Mapping[str, Any]], str]] = {
 
 
 def to_line(form: str, created: float, level: str, process: str, message: str, fields: Mapping[str, Any]) -> bytes:
-    """A whole line in one of FORMATS, of at most MAX_LINE bytes."""
+    """A whole line in one of FORMATS, at most MAX_LINE bytes long."""
     while True:
         line = FORMATS[form](created, level, process, message, fields).encode("utf-8", "replace")
         if len(line) < MAX_LINE or not message:
@@ -105,7 +105,9 @@ class _LineHandler(logging.Handler):
 
 
 def resolve(form: str, path: str, environ: Mapping[str, str]) -> str:
-    """The format that `auto` stands for: journal when stderr is the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    """The format that `auto` stands for: journal when stderr is the journal (systemd.exec(5), $JOURNAL_STREAM), else
+    text.
+    """
     if form != "auto":
         return form
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
@@ -116,8 +118,8 @@ def resolve(form: str, path: str, environ: Mapping[str, str]) -> str:
 def start(process: str, level: str, path: str, form: str) -> None:
     """Log this process's records under its name to the file at `path`, or to stderr when `path` is empty.
 
-    To be called once in each process: a forkserver child inherits no logging. Raises OSError when the file cannot be
-    opened.
+    Called once in each process, because a forkserver's child inherits no logging. Raises OSError when the file cannot
+    be opened.
     """
     logger.handlers[:] = [_LineHandler(process, path, resolve(form, path, os.environ))]
     logger.setLevel(level.upper())
@@ -132,13 +134,13 @@ def restart(level: str) -> None:
 
 
 def flush() -> None:
-    """Before a process ends by os._exit: give what was logged a moment to be written."""
+    """Give the writer a moment to write what was logged. Call it before a process ends by os._exit."""
     for handler in _handlers():
         handler.flush()
 
 
 def dropped() -> int:
-    """How many lines of this process were not written, for nobody took them."""
+    """How many lines of this process were dropped because nobody read them."""
     return sum(handler.writer.dropped for handler in _handlers())
 
 
@@ -147,5 +149,5 @@ def _handlers() -> list[_LineHandler]:
 
 
 def token(whole: str) -> str:
-    """A device token as a log may show it: enough to recognise and to compare, not enough to send to."""
+    """A device token as a log may show it: enough to recognise and compare it, too little to send to it."""
     return f"{whole[: min(6, len(whole) // 2)]}...{hashlib.sha256(whole.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -1,9 +1,9 @@
-"""A writer of log lines that keeps nobody waiting: whoever reads the log, or keeps it, may stand still.
+"""A writer of log lines that never blocks its callers, even when the log's reader or disk stands still.
 
-Owns the descriptor, and a thread that alone writes to it: a write to a full pipe or a hanging disk may take for ever,
-and O_NONBLOCK would be everybody's who shares the pipe. Promises that `put` never waits, that lines come in the order
-in which they were put, none torn by another process's (at most MAX_LINE bytes in a write to an appending descriptor),
-and that lines for which there is no room are counted, and told of once there is.
+Owns the file descriptor and the only thread that writes to it: a write to a full pipe or a hanging disk may block for
+ever, and O_NONBLOCK would apply to every process that shares the pipe. Promises that `put` never waits; that lines are
+written in the order of `put`, never torn by another process (at most MAX_LINE bytes per write to an appending
+descriptor); and that lines for which there is no room are counted, and the count is logged once there is room.
 """
 
 import os
@@ -18,9 +18,11 @@ STUCK = 0.5  # seconds that a write takes when nobody reads: then nobody is wait
 
 
 class Writer:
+    """One log file or stderr, for all threads of a process."""
+
     def __init__(self, path: str, tell: Callable[[int], bytes]) -> None:
-        """Write to the end of the file at `path`, to stderr if it is empty. `tell` makes a line of how many were
-        dropped. Raises OSError when the file cannot be opened.
+        """Append to the file at `path`, or write to stderr if it is empty. `tell` makes a line from the number of
+        dropped lines. Raises OSError when the file cannot be opened.
         """
         self.path = path
         self.dropped = 0  # lines, since the start
@@ -35,7 +37,7 @@ class Writer:
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, line: bytes) -> None:
-        """Write a line, soon; or count it, if too many wait."""
+        """Queue a line; drop and count it when too many wait."""
         with self._changed:
             if self._waiting + len(line) > ROOM:
                 self._drop(1)
@@ -45,15 +47,15 @@ class Writer:
             self._changed.notify_all()
 
     def reopen(self, failed: Callable[[OSError], None]) -> None:
-        """After what was put so far, go on in the file that is at our path then: the old one was renamed by who rotates
-        it. If there can be none the old one stays in use, and `failed` is told why.
+        """After the lines queued so far, go on in the file that is at the path then: the old one was renamed by log
+        rotation. When it cannot be opened, keep the old one and call `failed` with the reason.
         """
         with self._changed:
             self._lines.append(failed)
             self._changed.notify_all()
 
     def flush(self, patience: float) -> None:
-        """Return when all is written, or after so many seconds, or at once if nobody reads."""
+        """Return when everything is written, after `patience` seconds at most, or at once if nobody reads."""
         deadline = time.monotonic() + patience
         with self._changed:
             while (self._lines or self._writing_since is not None) and time.monotonic() < deadline:
@@ -84,7 +86,7 @@ class Writer:
                 self._open_anew(batch)
 
     def _take(self) -> list[bytes] | Callable[[OSError], None]:
-        """What is to be done next: some lines, together no longer than one may be, or to open the file anew."""
+        """What to do next: lines that together are no longer than one may be, or reopening the file."""
         first = self._lines.popleft()
         if not isinstance(first, bytes):
             return first

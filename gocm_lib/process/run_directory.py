@@ -1,9 +1,9 @@
-"""The private directory of a run, for the sockets that its processes speak over.
+"""The private directory of a run, for the sockets between its processes.
 
-Promises that no other GoCM takes it away while we live, in whatever container: it is locked, which crosses PID
-namespaces, where /proc does not. Nothing is taken away that does not carry our mark, and what somebody else has taken
-away is made anew. $TMPDIR may be a directory in which others can rename: a path in it may then lead to a directory of
-theirs, so multiprocessing's own sockets are reached through our descriptor, and Client asks who listens.
+Promises that no other GoCM removes it while this one lives, in whatever container: it is locked, and locks work across
+PID namespaces, unlike /proc. A directory without our mark is never removed, and ours is made again when it was removed.
+$TMPDIR may be a directory where other users can rename: a path in it could then lead into their directory. So
+multiprocessing's own sockets are reached through our descriptor, and Client checks who listens.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ SEMAPHORES = Path("/dev/shm")  # where the GNU C library keeps named ones (sem_o
 
 
 class RunDirectory:
-    """A fresh directory that only we may enter. Raises OSError."""
+    """A new directory that only our user may enter. Raises OSError."""
 
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
@@ -36,7 +36,7 @@ class RunDirectory:
         self._hold()
 
     def _hold(self) -> None:
-        """Mark and lock it, and have multiprocessing use it."""
+        """Mark and lock the directory, and have multiprocessing use it."""
         self._lock = _take(Path(self.path))
         ours = current_process()._config  # type: ignore[attr-defined]
         ours["tempdir"] = f"/proc/self/fd/{self._lock}"
@@ -44,7 +44,7 @@ class RunDirectory:
         ours["semprefix"] = f"/{os.path.basename(self.path)}"
 
     def restore(self) -> bool:
-        """Make it anew if somebody has taken it away; whether that was so. Raises OSError."""
+        """Make the directory again if it was removed. Returns whether it was. Raises OSError."""
         with contextlib.suppress(OSError):
             if os.path.samestat(os.lstat(self.path), os.fstat(self._lock)):
                 return False
@@ -55,13 +55,13 @@ class RunDirectory:
         return True
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def _take(path: Path) -> int:
-    """Mark a directory as ours and lock it for as long as the descriptor is open."""
+    """Mark a directory as ours, and lock it for as long as the returned descriptor is open."""
     # The directory itself: systemd-tmpfiles(8), too, leaves alone what is locked.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +70,7 @@ def _take(path: Path) -> int:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what runs of ours that were killed left there."""
+    """Remove the directories of killed runs."""
     for path in parent.glob("gocm-*-*"):
         with contextlib.suppress(OSError):  # it is not ours, or somebody lives there, or it is gone
             _remove_if_left(path)

@@ -1,11 +1,11 @@
-"""What systemd hands to us and what we tell it: sd_notify(3), the watchdog, sockets that it has opened.
+"""What systemd passes to us and what we tell it: sd_notify(3), the watchdog, sockets that it has opened.
 
-Nothing here needs systemd: where it did not start us, there is no socket, no watchdog, and telling does nothing.
+Nothing here needs systemd. When systemd did not start us, there is no socket and no watchdog, and telling does nothing.
 """
 
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 from gocm_lib.config.settings import Fatal
 from gocm_lib.process import log
@@ -16,19 +16,22 @@ OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_
 
 
 class Systemd:
-    """`watchdog`: the seconds within which it must hear from us, or None. `sockets`: those it has opened for us."""
+    """`watchdog`: the seconds within which systemd must hear from us, or None. `sockets`: the sockets that it has
+    opened.
+    """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Take what is for us out of the environment: our children must not take it for theirs. Raises Fatal
-        when what is said to be a socket is none.
+        """Take our variables out of the environment, so that children do not use them. Raises Fatal when a descriptor
+        that should be a socket is not one.
         """
         found = {name: environ.pop(name, "") for name in OURS}
         self._address = found["NOTIFY_SOCKET"]
         self.watchdog = _watchdog(found)
+        self.next_ping = 0.0 if self.watchdog else float("inf")  # when the watchdog is told next (monotonic)
         self.sockets = [_socket(FIRST_SOCKET + n) for n in range(_sockets(found))]
 
     def notify(self, message: str) -> None:
-        """Tell it lines like READY=1."""
+        """Send lines like READY=1."""
         if not self._address:
             return
         address = self._address
@@ -38,6 +41,18 @@ class Systemd:
                 sock.sendto(message.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
             except OSError as error:
                 log.logger.warning("cannot notify systemd: %s", error.strerror or error)
+
+    def ping(self, now: float, stuck: Callable[[float], Sequence[str]]) -> None:
+        """Tell the watchdog that we live, when it is time, unless `stuck(seconds)` names a part that has not moved for
+        that long.
+        """
+        if self.watchdog is None or now < self.next_ping:
+            return
+        self.next_ping = now + self.watchdog / 4
+        if still := stuck(self.watchdog / 2):
+            log.logger.error("systemd's watchdog is not told that we live: %s stands still", ", ".join(still))
+        else:
+            self.notify("WATCHDOG=1")
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -1,11 +1,11 @@
 """One HTTP/1.1 exchange at a time on a non-blocking connection: write a request, read the response piece by piece.
 
-ResponseReader is pure (bytes in, response out); Channel puts it on the socket of a connected urllib3 connection, TLS
-or plain. Why not urllib3's own request(): it blocks a thread, and costs several times the CPU of the few lines here.
-What urllib3 does best it still does: pools, connecting, TLS verification.
+ResponseReader is pure (bytes in, response out). Channel runs it on the socket of a connected urllib3 connection, TLS or
+plain. urllib3's own request() would block a thread, and costs several times the CPU of the few lines here. urllib3
+still does what it does best: pools, connecting, TLS verification.
 
-Promises that a response is given once and whole or not at all, that no answer makes us hold more than MAX_BODY, and
-that a failure says whether the upstream had answered a single byte.
+Promises that a response is returned once and whole or not at all, that no answer makes us hold more than MAX_BODY, and
+that an error says whether the upstream had answered a single byte.
 """
 
 import functools
@@ -29,7 +29,7 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\Z")
 
 
 class WireError(Exception):
-    """The exchange failed; str() is a short reason, `cause` a word for it of outcome.RETRIES. `silent`: not one byte of
+    """An exchange failed. str() is a short reason, `cause` a word of outcome.RETRIES for it. `silent`: not one byte of
     an answer had come.
     """
 
@@ -40,6 +40,8 @@ class WireError(Exception):
 
 
 class Response(NamedTuple):
+    """An upstream's answer."""
+
     status: int
     headers: Mapping[str, str]  # names in lower case; of repeated headers the last
     body: bytes
@@ -47,7 +49,7 @@ class Response(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head of a response: what it says, and how its body ends (by length, by chunks, or with the connection)."""
+    """The head of a response, and how its body ends: by length, by chunks, or with the connection."""
 
     status: int
     headers: Mapping[str, str]
@@ -58,7 +60,7 @@ class Head(NamedTuple):
 
 @functools.lru_cache(maxsize=64)  # an upstream's answers within a second mostly have the same head, byte for byte
 def parse_head(raw: bytes) -> Head:
-    """The head of a response, without its final empty line. Raises WireError when it is none, or is ambiguous."""
+    """The Head in these bytes, which lack the final empty line. Raises WireError for anything malformed."""
     lines = raw.split(b"\r\n")
     match = _STATUS_LINE.match(lines[0])
     if not match:
@@ -82,7 +84,7 @@ def parse_head(raw: bytes) -> Head:
 
 
 def _framing(status: int, headers: Mapping[str, str]) -> tuple[int | None, bool]:
-    """The body's length (None: not told), and whether it is chunked: RFC 9112 section 6.3, in its order."""
+    """The body's length (None: not given), and whether it is chunked, in the order of RFC 9112 section 6.3."""
     if status in (204, 304):
         return 0, False
     if "transfer-encoding" in headers:
@@ -100,7 +102,7 @@ def _framing(status: int, headers: Mapping[str, str]) -> tuple[int | None, bool]
 
 
 class ResponseReader:
-    """Reads one response (RFC 9112) fed in arbitrary pieces; interim 1xx responses are passed over."""
+    """Reads one response (RFC 9112) from pieces of any size, and skips interim 1xx responses."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -111,9 +113,9 @@ class ResponseReader:
         self.scanned = 0  # of the buffer, while looking for the head's end
 
     def feed(self, data: bytes) -> Response | None:
-        """The response, once `data` completes it; bytes after its end make the connection not reusable.
+        """The response, once `data` completes it. Bytes after its end make the connection not reusable.
 
-        Raises WireError when the bytes are no HTTP/1 response or exceed a limit.
+        Raises WireError when the bytes are not an HTTP/1 response, or exceed a limit.
         """
         self.buffer += data
         while self.head is None:
@@ -129,7 +131,7 @@ class ResponseReader:
         return self._response(bytes(self.buffer[:length]), len(self.buffer) == length)
 
     def end(self) -> Response:
-        """The response when the connection's end completes it, else WireError."""
+        """The response, if the end of the connection completes it. Raises WireError if not."""
         if self.head and self.head.length is None and not self.head.chunked:
             return self._response(bytes(self.buffer), False)
         raise WireError("connection closed", silent=not self.begun())
@@ -143,7 +145,7 @@ class ResponseReader:
         return Response(self.head.status, self.head.headers, body, self.head.keep_alive and at_end)
 
     def _read_head(self) -> bool:
-        """Take one head off the buffer; there still is none after an interim one. False when it is not whole yet."""
+        """Take one head off the buffer; after an interim one there is still none. False when it is not complete."""
         end = self.buffer.find(b"\r\n\r\n", max(0, self.scanned - 3))
         if end < 0:
             self.scanned = len(self.buffer)
@@ -187,7 +189,7 @@ class ResponseReader:
             del self.buffer[: end + 4 + size]
 
     def _read_trailers(self, end: int) -> Response | None:
-        """The response if the trailer section after the last chunk is whole; its fields are ignored."""
+        """The response, once the trailers after the last chunk are complete. Their fields are ignored."""
         if self.buffer[end + 2 : end + 4] == b"\r\n":
             stop = end + 4
         else:
@@ -217,14 +219,14 @@ class Channel:
         return self.sock.fileno()
 
     def begin(self, request: bytes) -> None:
-        """Start an exchange. Raises WireError when the connection is found broken."""
+        """Start an exchange. Raises WireError when the connection turns out to be broken."""
         self.exchanges += 1
         self.reader = ResponseReader()
         self.unsent = memoryview(request)
         self.write()
 
     def write(self) -> None:
-        """Write what the socket takes now; `unsent` is None when all is written."""
+        """Write what the socket takes now. `unsent` is None once everything is written."""
         while self.unsent:
             try:
                 sent = self.sock.send(self.unsent)
@@ -235,10 +237,10 @@ class Channel:
             self.unsent = self.unsent[sent:] if sent < len(self.unsent) else None
 
     def read(self) -> Response | None:
-        """Read what has arrived; the response when it is complete.
+        """Read what has arrived; returns the response once it is complete.
 
-        Reads until the socket has no more: TLS may hold decrypted bytes that no selector would ever tell of. On an
-        idle connection this takes in TLS session tickets. Raises WireError on anything else.
+        Reads until the socket is empty, because TLS may hold decrypted bytes that no selector reports. On an idle
+        connection this takes in TLS session tickets. Raises WireError for anything else.
         """
         while True:
             try:
@@ -264,5 +266,5 @@ class Channel:
 
 
 def _word(error: OSError) -> str:
-    """An error's class: its text could quote what was sent."""
+    """The class of an error; its text could quote what was sent."""
     return type(error).__name__

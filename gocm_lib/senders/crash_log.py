@@ -1,14 +1,14 @@
-"""The black box of a sender: what it has in the air, for the supervisor to read when it has died. No I/O, no clock."""
+"""The crash log of a sender: what it has in flight, for the supervisor to read when the sender has died. No I/O."""
 
 from collections.abc import Iterable, MutableSequence, Sequence
 
 from gocm_lib.message.job import Slice
-from gocm_lib.message.suspect import Aloft
+from gocm_lib.message.suspect import InFlight
 
 
-class BlackBox:
-    """What a sender has in the air, on shared memory: an array of three whole numbers for each run of tokens there may
-    be. One process writes it; another may read it once the first is dead, at whatever moment that was.
+class CrashLog:
+    """An array of whole numbers in shared memory, three for each run of tokens in flight. The sender writes it; the
+    supervisor may read it once the sender is dead, whenever that happened.
     """
 
     def __init__(self, cells: MutableSequence[int]) -> None:
@@ -16,8 +16,8 @@ class BlackBox:
         self._used = 0  # cells that have ever been
         self._free: list[int] = []
 
-    def take_off(self, part: Slice) -> list[int]:
-        """Note a flight; the numbers to land it with."""
+    def begin(self, part: Slice) -> list[int]:
+        """Note a request that is being sent; returns the numbers for `end`."""
         # Each run: those of one flight may have others between them, which are elsewhere and no suspects.
         return [self._note(job, first, first + len(tokens) - 1) for job, first, _, tokens in part.runs]
 
@@ -31,12 +31,13 @@ class BlackBox:
         self._cells[place] = job  # last: this makes it count
         return place
 
-    def land(self, places: Iterable[int]) -> None:
+    def end(self, places: Iterable[int]) -> None:
+        """Strike out what `begin` noted."""
         for place in places:
             self._cells[place] = 0
             self._free.append(place)
 
     @staticmethod
-    def read(cells: Sequence[int]) -> list[Aloft]:
-        """The flights that the owner of these cells had in the air when it died."""
-        return [Aloft(*cells[place : place + 3]) for place in range(0, len(cells), 3) if cells[place]]
+    def read(cells: Sequence[int]) -> list[InFlight]:
+        """What the owner of these cells had in flight when it died."""
+        return [InFlight(*cells[place : place + 3]) for place in range(0, len(cells), 3) if cells[place]]

@@ -1,7 +1,7 @@
-"""Feeder: due tokens -> the queue of the current generation. The only way onto a queue.
+"""Feeder: from due tokens to the queue of the current generation. Nothing else puts anything on a queue.
 
-The disk is the buffer: the queue and the senders together hold at most so many tokens of each upstream as `rooms` says,
-the rest waits in the spool.
+The disk is the buffer: the queue and the senders together hold at most as many tokens of each upstream as
+`in_hand_limits` says. The rest waits in the spool.
 """
 
 import threading
@@ -12,7 +12,7 @@ from multiprocessing.queues import Queue
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import SMALL, Run, Slice, cut
 from gocm_lib.message.suspect import COMPANY, FATAL
-from gocm_lib.monitoring.collector import Vitals
+from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import cpu, log
 from gocm_lib.senders.credentials import Credentials
 from gocm_lib.state.client import Client, StateUnavailable
@@ -26,9 +26,9 @@ PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more woul
 
 
 def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]:
-    """The same slices, with the credentials of their upstreams (`headers`), but of those with the same message one,
-    where a request takes many tokens: they share it. Not so a retry, for what they shared may have been refused for one
-    of them; and suspects only in small company, twice suspect ones in none, so that the guilty is found.
+    """Put the credentials of their upstreams into slices, and merge slices that carry the same message, so that one GCM
+    request serves several jobs. Never merge a retry: the shared request may have failed because of one of its jobs.
+    Suspects are merged in small company only, and not at all the second time, so that the guilty one is found.
     """
     shared: dict[tuple[str, str, int], list[Run]] = {}
     found: list[Slice] = []
@@ -46,7 +46,9 @@ def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]
 
 
 def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
-    """Slices in portions for the queue: small ones first, together, and large ones cut, so that senders share them."""
+    """The slices in portions for the queue. Small slices come first, together; large ones are cut, so that senders
+    share them.
+    """
     item: list[Slice] = []
     weight = 0
     for claimed in sorted(slices, key=lambda part: part.size > SMALL):
@@ -61,11 +63,15 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
 
 
 class Feeder:
-    def __init__(self, client: Client, credentials: Credentials, rooms: Mapping[str, int], vitals: Vitals) -> None:
+    """Claims tokens for the senders, in a thread of its own in the front process."""
+
+    def __init__(
+        self, client: Client, credentials: Credentials, in_hand_limits: Mapping[str, int], collector: Collector
+    ) -> None:
         self._client = client
-        self._vitals = vitals
+        self._collector = collector
         self._credentials = credentials
-        self._rooms = rooms
+        self._in_hand_limits = in_hand_limits
         self._current: tuple[int, Queue[list[Slice]]] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
@@ -79,10 +85,10 @@ class Feeder:
         self._switched.set()
 
     def hold(self) -> None:
-        """Feed nothing until the next switch; returns when no claim is under way.
+        """Feed nothing until the next `switch`; returns when no claim is under way.
 
         Call State.begin first: it ends a claim that is waiting. After this nothing is claimed for the old generation,
-        so it can be released without anything slipping in behind.
+        so that its release cannot miss a token.
         """
         self._switched.clear()
         self._current = None
@@ -92,7 +98,7 @@ class Feeder:
     def _run(self) -> None:
         cpu.stay()
         while True:
-            self._vitals.move("feeder")
+            self._collector.move("feeder")
             if not self._switched.wait(WAIT):
                 self._look()
                 continue
@@ -102,12 +108,12 @@ class Feeder:
                     self._feed(*current)
 
     def _look(self) -> None:
-        """See whether the state process answers, while there is nothing to ask it for."""
+        """See whether the state process answers, while there is nothing to claim."""
         try:
             self._client.begin(0)
         except StateUnavailable:
             return
-        self._vitals.move("state")
+        self._collector.move("state")
 
     def _feed(self, generation: int, queue: "Queue[list[Slice]]") -> None:
         ready = self._credentials.ready()
@@ -115,7 +121,7 @@ class Feeder:
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
             since = {upstream: header.since for upstream, header in ready.items()}
-            slices, pauses = self._client.claim(generation, self._batch, self._rooms, since, time.time(), wait)
+            slices, pauses = self._client.claim(generation, self._batch, self._in_hand_limits, since, time.time(), wait)
         except StateUnavailable as error:
             if not self._troubled:
                 log.logger.warning("nothing can be sent for now: %s", error)
@@ -123,7 +129,7 @@ class Feeder:
             time.sleep(REST)
             return
         self._troubled = False
-        self._vitals.move("state")
+        self._collector.move("state")
         self._credentials.note(pauses)
         ready |= self._credentials.ready()  # while the claim waited a token may have been renewed
         if any(part.upstream not in ready for part in slices):
@@ -141,9 +147,9 @@ class Feeder:
             time.sleep(LINGER)
 
     def _note_waits(self, slices: Iterable[Slice]) -> None:
-        """Count how long each token has waited for its first attempt. A job's id is when it was accepted."""
+        """Count how long each token has waited for its first attempt. A job's id is the time of its acceptance."""
         now = time.time()
         for part in slices:
             for run in part.runs:
                 if run.attempt == 1:
-                    self._vitals.queue_wait.observe(max(0.0, now - run.job / 1e6), len(run.tokens))
+                    self._collector.queue_wait.observe(max(0.0, now - run.job / 1e6), len(run.tokens))

@@ -1,6 +1,6 @@
-"""Upstream: a dialect, a URL and a PoolManager as one object, one of each per sender process.
+"""Upstream: a dialect, a URL and a PoolManager in one object; each sender process has one for each upstream.
 
-Owns the connecting: urllib3 resolves, connects, verifies TLS; what it returns is made a non-blocking Channel.
+Owns the connecting: urllib3 resolves names, connects and verifies TLS; the result becomes a non-blocking Channel.
 Promises that a failure to connect says whether the network or our configuration is at fault.
 """
 
@@ -30,7 +30,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
 
 
 def _connected(pool: urllib3.HTTPConnectionPool) -> HTTPConnection:
-    """A new connection of a pool's, connected at once, by the calling thread, and not at the first request."""
+    """A new connection of a urllib3 pool. The calling thread connects it at once, not at the first request."""
     connection = pool._new_conn()
     assert isinstance(connection, HTTPConnection)
     connection.timeout = CONNECT_TIMEOUT
@@ -55,7 +55,7 @@ class DialError(Exception):
 
 
 class Upstream:
-    """One upstream as a sender sees it. `requests` and `outcomes` are the dialect's; `dial` gives a Channel."""
+    """One upstream as a sender sees it. `requests` and `outcomes` come from the dialect; `dial` makes a Channel."""
 
     def __init__(
         self, dialect: ModuleType, url: str, *, ca_file: str, connections: int, proxy: Proxy | None = None
@@ -78,7 +78,7 @@ class Upstream:
         self._pool = manager.connection_from_url(url)
 
     def requests(self, claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
-        """The slice cut into requests: each with the bytes to write."""
+        """The slice cut into requests, each with the bytes to write."""
         head = self._head + claimed.authorization.encode("ascii")
         for part, body in self.dialect.requests(claimed):
             yield part, b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
@@ -101,7 +101,7 @@ class Upstream:
 
 
 def _of_proxy(proxy: Proxy, error: Exception) -> Outcome:
-    """A proxy did not bring us to the upstream: whose trouble that is."""
+    """The error for a proxy that did not bring us to the upstream: whose fault that is."""
     # http.client has no class for it: "Tunnel connection failed: 407 Proxy Authentication Required".
     answer = re.search(r"Tunnel connection failed: (\d{3})", str(error))
     if not answer:
@@ -111,7 +111,7 @@ def _of_proxy(proxy: Proxy, error: Exception) -> Outcome:
 
 
 def _reason(error: Exception) -> str:
-    """A few words for the log: certificate problems in OpenSSL's words, everything else by its class."""
+    """A few words for the log: certificate problems in OpenSSL's words, anything else by its class."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, (urllib3.exceptions.NameResolutionError, socket.gaierror)):
@@ -125,7 +125,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tls_context(ca_file: str) -> ssl.SSLContext:
-    """Verification as ssl's default context does it, TLS 1.2 at least; there is no option to turn it off."""
+    """Verifies as ssl's default context does, with TLS 1.2 at least. No option turns this off."""
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
@@ -135,7 +135,7 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 def from_settings(settings: Settings) -> dict[str, Upstream]:
-    """Every upstream, by its name. Raises Fatal where one cannot be made."""
+    """Every upstream, by name. Raises Fatal when one cannot be made."""
     urls = {
         gcm.NAME: settings.gcm_url,
         fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",

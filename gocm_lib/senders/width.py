@@ -1,8 +1,8 @@
-"""Width: how many connections a path to an upstream allows. Pure.
+"""Width: how many connections the path to an upstream allows. Pure.
 
-A firewall or a NAT may turn away what is above its limit, while what is connected works. Then it is no use to dial on:
-what works is used, and now and then one more is tried. What became of new connections, not of old ones, tells it from
-an upstream that breaks connections of either kind.
+A firewall or a NAT may turn away new connections above its limit, while the existing ones work. Then dialling on is
+useless: the sender uses what works, and now and then tries one more. Only the fate of *new* connections counts: an
+upstream that breaks old and new ones alike is another problem.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ STEP = 8  # when the last one was not: grown by one in so many
 
 
 class Width:
-    """`room` is how many connections there may be; `most` is what we want at most."""
+    """`room` is how many connections there may be, `most` how many we want."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -29,7 +29,7 @@ class Width:
         return self.room < self.most
 
     def note(self, works: bool, others: int, now: float) -> None:
-        """A new connection works, or was turned away, while there were so many others."""
+        """A new connection works, or was turned away, while there were this many `others`."""
         self._new.append(works)
         tried, self._trying = self._trying, False
         if works:
@@ -44,7 +44,7 @@ class Width:
             self.room = min(self.room, others)
 
     def allowed(self, connected: int, now: float) -> int:
-        """How many connections there may be now, when there are so many."""
+        """How many connections there may be now, when there are `connected` already."""
         if self.is_narrow and connected >= self.room and now >= self._try_at:
             self.room = min(self.most, self.room + (max(1, self.room // STEP) if self._new[-1] else 1))
             self._try_at, self._trying = now + self._wait, True

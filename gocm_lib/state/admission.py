@@ -1,7 +1,7 @@
 """What is too much for the spool, and when to come again. Pure: `now` is an argument.
 
-GoCM grows to its limits and no further: over them it refuses at once, with the seconds after which there will be room
-at the rate at which messages go out, and goes on sending what it holds.
+GoCM grows to its limits and no further. Over them it refuses a message at once, with the seconds until there will be
+room at the current rate of sending, and goes on sending what it holds.
 """
 
 import math
@@ -19,8 +19,8 @@ DISK_WAIT = 30  # seconds to wait for a disk that others filled: nobody knows wh
 
 
 class Limits(NamedTuple):
-    """How many tokens may be pending, how many bytes the spool may hold, how many must stay free on its disk; over how
-    many upstreams the first is divided, so that the dead one of two does not fill the room of the other.
+    """How many tokens may be pending, how many bytes the spool may hold, how many bytes must stay free on its disk. The
+    pending tokens are divided among `upstreams`, so that one that is down cannot fill the room of the other.
     """
 
     pending: int
@@ -35,8 +35,8 @@ class Limits(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What there is of each: pending tokens, bytes in the spool, bytes free on its disk; and how many of the pending
-    tokens are of the upstream that is asked for.
+    """The pending tokens, the bytes in the spool, the free bytes on its disk, and how many of the pending tokens are
+    for the upstream in question.
     """
 
     pending: int
@@ -46,26 +46,26 @@ class Usage(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """How fast tokens come to their end: a moving sum, and of when it is."""
+    """A decaying count of the tokens that ended, and the time at which it held."""
 
     recent: float
     at: float
 
 
 def drained(drain: Drain, count: int, now: float) -> Drain:
-    """The drain after `count` more tokens came to their end."""
+    """The Drain after `count` more tokens ended."""
     passed = max(0.0, now - drain.at)
     return Drain(drain.recent * 0.5 ** (passed / HALF_LIFE) + count, now)
 
 
 def drain_rate(drain: Drain, now: float) -> float:
-    """Tokens a second that come to their end."""
+    """How many tokens end per second."""
     # A steady r a second sums up to r * HALF_LIFE / ln 2.
     return drained(drain, 0, now).recent * math.log(2) / HALF_LIFE
 
 
 def page(rows: Iterable[Row]) -> list[Row]:
-    """As many rows as an answer may have: texts of PAGE bytes together, but one row at least."""
+    """The rows that fit into one answer: PAGE bytes of text, but at least one row."""
     found: list[Row] = []
     size = 0
     for row in rows:
@@ -77,12 +77,12 @@ def page(rows: Iterable[Row]) -> list[Row]:
 
 
 def wait_for_room(excess: int, rate: float) -> int:
-    """Seconds until `excess` tokens have gone at `rate` tokens a second, as a Retry-After."""
+    """Seconds until `excess` tokens have ended at `rate` tokens a second, as a Retry-After."""
     return LATEST if excess > rate * LATEST else max(SOONEST, math.ceil(excess / rate)) if excess > 0 else SOONEST
 
 
 def refuse(tokens: int, usage: Usage, limits: Limits, rate: float) -> Refused | None:
-    """Whether a message for so many tokens is too much, with what the spool holds already. None: it may come in."""
+    """Why a message for this many tokens is too much, given what the spool holds. None: it may come in."""
     if usage.free_disk < limits.free_disk:
         return Refused(507, "the disk under the spool is nearly full: nothing is taken until there is room", DISK_WAIT)
     if usage.spool > limits.spool and not usage.pending:

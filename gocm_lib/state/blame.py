@@ -1,18 +1,18 @@
 """Blame: whose trouble is it? Pure.
 
-An answer like 503 or 404, or none at all, may be the upstream's trouble or one message's. The rule: *trouble that
-everybody has is the upstream's; trouble that one job has while others get through is that job's*. Two questions follow
-from it, and what others were answered is the evidence for both:
+An answer like 503 or 404, or no answer, may be the upstream's fault or one message's. The rule: *trouble that everybody
+has is the upstream's; trouble that one job has while others get through is that job's*. It leads to two questions, and
+the answers to other messages are the evidence for both:
 
-* Is it everybody's? Then the upstream is paused. It is when nobody has got through for a moment, and more jobs in a row
-  met trouble than their usual share explains. A job that once had trouble again after others got through is hardly a
-  witness: alone it delays nobody, but where such jobs are all that waits, many of them tell of a dead upstream.
-* Is it this token's own? Then its attempts count. Its troubles are judged when it meets the next: by then it is known
-  what others were answered before and after, and whether those that had trouble, too, have got over it. The weight of
-  one trouble is how surprising it would be if it were chance, so an upstream that refuses every fifth message ends none
-  of them early.
+* Is it everybody's? Then the upstream is paused. It is, when no message has got through for a moment, and more jobs in
+  a row met trouble than their usual share explains. A job that had trouble before, while others got through, is a poor
+  witness: alone it delays nobody. But when only such jobs are waiting, many of them together tell of a dead upstream.
+* Is it this token's own? Then its attempts count. A token's trouble is judged when it meets the next one: by then it is
+  known what others were answered before and after, and whether others in trouble got over it. The weight of a trouble
+  is how surprising it would be by chance, so an upstream that refuses every fifth message ends no message early.
 
-What may have been taken, for no answer came that says otherwise, counts always: each repetition may be one more push.
+When the upstream may have taken the message, because no answer said otherwise, the attempt always counts: each
+repetition may push the message once more.
 """
 
 import math
@@ -41,8 +41,8 @@ Value = TypeVar("Value")
 
 
 class Trouble(NamedTuple):
-    """What a token has met so far: how many times, when the last of them, and the surprise of those before, less what
-    was charged for.
+    """What a token has met so far: how many troubles, the time of the last, and the surprise of the earlier ones less
+    what was charged for.
     """
 
     tries: int
@@ -51,8 +51,8 @@ class Trouble(NamedTuple):
 
 
 class Answers:
-    """What an upstream's answers were, when: for how many messages that got through, and for how many that had trouble
-    then, by chance, and got through later. What has trouble always is no evidence about others.
+    """An upstream's answers, by time: how many messages got through, and how many had trouble by chance and got through
+    later. A message that always has trouble is no evidence about others.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,8 @@ class Answers:
             self._ticks.popitem(last=False)
 
     def surprise(self, at: float) -> float:
-        """How surprising a trouble at that time would be as chance, in the light of what others met before and after;
-        0 when nobody got through on one side or the other.
+        """How surprising a trouble at that time would be by chance, given what others met before and after; 0 when
+        nobody got through on one side.
         """
         here = int(at / TICK)
         reach = int(SIDE / TICK)
@@ -87,7 +87,7 @@ class Answers:
 
 
 def again(known: Trouble | None, outcome: Outcome, answers: Answers, now: float) -> tuple[Trouble, bool]:
-    """What is to be remembered of a token that has met trouble, and whether an attempt is charged to it."""
+    """What to remember of a token that has met trouble, and whether an attempt is charged to it."""
     tries, at, surprise = known or Trouble(0, (), 0.0)
     weights = [min(PROOF, answers.surprise(when)) for when in at]
     charged = outcome.may_be_taken
@@ -101,7 +101,7 @@ def again(known: Trouble | None, outcome: Outcome, answers: Answers, now: float)
 
 
 class Row:
-    """The troubles in a row that an upstream's jobs have met since somebody got through, and what is usual."""
+    """The troubles in a row that an upstream's jobs have met since a message got through, and how many are usual."""
 
     def __init__(self) -> None:
         self.through_at = -math.inf  # when somebody last got through
@@ -113,8 +113,8 @@ class Row:
         self._at = 0.0
 
     def weigh(self, job: int, proven: bool, count: int, now: float) -> int:
-        """As how many troubles the same answer to `count` messages of a job counts: all, if others of the job have got
-        through; once in a while, if the job may be at fault itself.
+        """How many troubles the same answer to `count` messages of a job counts as: all, if others of the job got
+        through; only now and then, if the job itself may be at fault.
         """
         if proven:
             return count
@@ -124,7 +124,7 @@ class Row:
         return 1
 
     def lengthen(self, count: int, certain: bool, now: float) -> None:
-        """So many troubles more; `certain` when no job can be at fault: that need not be waited for."""
+        """Add `count` troubles. `certain`: no job can be at fault, so nothing more need be waited for."""
         if certain:
             self._began = -math.inf
         elif not self._length:
@@ -132,11 +132,11 @@ class Row:
         self._length += count
 
     def doubt(self, job: int) -> None:
-        """A suspect job met trouble: each counts once."""
+        """A suspect job met trouble; each counts once."""
         self._doubtful.add(job)
 
     def end(self, through: int, now: float) -> None:
-        """So many messages got through: the row, if there is one, is over."""
+        """`count` messages got through: the row, if there is one, is over."""
         fading = self._fading(now)
         self._usual = [self._usual[0] * fading + through, self._usual[1] * fading + self._length]
         self._at = self.through_at = now
@@ -147,7 +147,7 @@ class Row:
         return math.pow(0.5, max(0.0, now - self._at) / HALF_LIFE)
 
     def is_everybodys(self, now: float) -> bool:
-        """Whether the trouble in this row is the upstream's."""
+        """Whether the troubles in this row are the upstream's fault."""
         length = self._length + len(self._doubtful) // DOUBTFUL
         if not length or 0 <= now - max(self.through_at, self._began) < LULL:
             return False
@@ -159,7 +159,7 @@ class Row:
 
 
 def remember(memory: OrderedDict[Key, Value], key: Key, value: Value) -> None:
-    """Put something into a memory of what came last."""
+    """Put something into a memory of the latest things."""
     memory.pop(key, None)
     memory[key] = value
     if len(memory) > REMEMBERED:

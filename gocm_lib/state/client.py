@@ -1,8 +1,8 @@
 """Client: calls State's verbs in the state process, each within a time limit.
 
-Promises that no call takes longer than its limit: it ends in StateUnavailable instead. A call whose answer was lost
-because the state process died is repeated while there is time, which every verb allows but those whose answer would
-then be another (COUNTING).
+Promises that no call takes longer than its limit: it raises StateUnavailable instead. If the state process dies before
+answering, the call is repeated until the time limit. `replay` and `discard` are not: the second answer would count
+nothing.
 """
 
 import errno
@@ -20,7 +20,7 @@ from typing import Any
 
 from gocm_lib.message.job import Job
 from gocm_lib.message.outcome import Result
-from gocm_lib.message.suspect import Aloft
+from gocm_lib.message.suspect import InFlight
 from gocm_lib.state.contract import (
     Claimed,
     Entry,
@@ -43,14 +43,14 @@ COUNTING = ("replay", "discard")  # they tell how many there were: of a second c
 
 
 class StateUnavailable(Exception):
-    """The state process did not answer within the limit. Whether it did what was asked is not known."""
+    """The state process did not answer within the limit. Whether it did what it was asked is not known."""
 
 
 class Client(Shared):
     """Calls State's verbs in the state process, each within a time limit. Threads may share one; they take turns.
 
-    It speaks to multiprocessing's Manager, but over a socket with kernel time limits: the Manager's own proxies wait
-    for ever for a process that is stopped, in the middle of an answer as in the greeting.
+    It speaks to multiprocessing's Manager over a socket with kernel time limits. The Manager's own proxies would wait
+    for ever for a process that is stopped, in the middle of an answer or of the greeting.
     """
 
     def __init__(self, address: str, authkey: bytes, limit: float = LIMIT) -> None:
@@ -69,17 +69,23 @@ class Client(Shared):
         self._call("begin", generation)
 
     def claim(
-        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
+        self,
+        generation: int,
+        batch: int,
+        in_hand_limits: Mapping[str, int],
+        ready: Mapping[str, float],
+        now: float,
+        wait: float,
     ) -> Claimed:
-        claimed: Claimed = self._call("claim", generation, batch, rooms, ready, now, wait)
+        claimed: Claimed = self._call("claim", generation, batch, in_hand_limits, ready, now, wait)
         return claimed
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         self._call("settle", generation, results, now)
 
-    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
-        buried: int = self._call("accuse", generation, sender, flights, now)
-        return buried
+    def record_crash(self, generation: int, sender: str, flights: Sequence[InFlight], now: float) -> int:
+        set_aside: int = self._call("record_crash", generation, sender, flights, now)
+        return set_aside
 
     def release(self, generation: int | None) -> int:
         released: int = self._call("release", generation)
@@ -149,7 +155,7 @@ class Client(Shared):
         return self._connection
 
     def _greet(self, function: str, argument: str) -> tuple[Connection, Any]:
-        """Call one of the Manager's own functions; the connection, and what it answers."""
+        """Connect, and call one of the Manager's own functions; returns the connection and the answer."""
         sock = socket.socket(socket.AF_UNIX)
         limit = struct.pack("ll", int(self.limit), int(self.limit % 1 * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -1,6 +1,6 @@
-"""What all others know of the shared state: what its verbs are given and what they answer.
+"""What other rooms know of the shared state: its verbs, what they take and what they answer.
 
-Client calls them; how they are kept is the state's own matter.
+Client calls the verbs. How things are stored is the state's own business.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from gocm_lib.message.job import Job, Slice
 from gocm_lib.message.outcome import Result
-from gocm_lib.message.suspect import Aloft
+from gocm_lib.message.suspect import InFlight
 
 COUNTERS = {
     "accepted_messages": "messages that were kept",
@@ -19,7 +19,7 @@ COUNTERS = {
     "replayed": "failed tokens that somebody had sent again, as if they were new",
     "retries": "attempts after which a token is to be tried again",
     "canonicals": "how often the upstream replaced a token",
-    "notregistered": "how often the upstream called a token dead",
+    "notregistered": "how often the upstream called a token unregistered",
     "keys_forgotten": "Idempotency-Keys that were forgotten before their time, there being too many",
     "dropped": "entries that a full list had no room for",
 }
@@ -29,11 +29,11 @@ STATES = ("ready", "deferred", "sending", "delivered", "failed")
 
 
 class Full(Exception):
-    """The disk is full: nothing was kept. It may be tried again."""
+    """The disk is full, and nothing was kept. The call may be repeated."""
 
 
 class Passing(Exception):
-    """It could not be done just now, because another program has the spool locked. It may be tried again."""
+    """Another program has the spool locked just now. The call may be repeated."""
 
 
 class Broken(Exception):
@@ -41,7 +41,7 @@ class Broken(Exception):
 
 
 class Refused(NamedTuple):
-    """A message that was not taken: the status to answer, why, and after how many seconds to come again."""
+    """A message was not taken: the HTTP status to answer, the reason, and after how many seconds to come again."""
 
     status: int
     reason: str
@@ -55,15 +55,15 @@ class Known(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The key was used for another request."""
+    """The key was used before, for another request."""
 
 
 NotKept = Refused | Known | Conflict  # why a job was not kept
 
 
 class Which(NamedTuple):
-    """Which dead tokens: those of a job (0: any), that failed for one of outcome.FAILURES ("": any), with an upstream
-    ("": any), before a time.
+    """A selection of failed tokens: of one job (0: any), for one of outcome.FAILURES ("": any), of one upstream ("":
+    any), that failed before a time.
     """
 
     job: int
@@ -73,7 +73,7 @@ class Which(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a failed token stands among all: its job, and which of that job's tokens it is."""
+    """The position of a failed token among all: its job, and its place in that job."""
 
     job: int
     n: int
@@ -83,7 +83,7 @@ BEFORE_ALL = Place(0, -1)
 
 
 class Failed(NamedTuple):
-    """A dead token: where it belongs, and why it failed."""
+    """A failed token: where it belongs, and why it failed."""
 
     job: int
     n: int
@@ -92,12 +92,12 @@ class Failed(NamedTuple):
     attempts: int
     failure: str
     reason: str
-    died_at: float
+    failed_at: float
 
 
 class Fate(NamedTuple):
-    """What became of a token so far: `state` is one of STATES; `failure` and `reason` as in spool.End, or why it is
-    tried again; `at`: when that is, or when it ended.
+    """What became of a token so far. `state` is one of STATES. `failure` and `reason` as in spool.End, or why it is
+    tried again. `at` is when it is tried again, or when it ended.
     """
 
     n: int
@@ -112,7 +112,7 @@ class Fate(NamedTuple):
 
 class Status(NamedTuple):
     """A job, how many of its tokens are in each state, a page of their fates, and why its upstream is paused ("": it is
-    not). Of the `size` tokens that it came with those may be missing whose time is over.
+    not). The job came with `size` tokens; some of them may be forgotten.
     """
 
     job: int
@@ -133,7 +133,7 @@ class Past(NamedTuple):
 
 
 class Replaced(NamedTuple):
-    """An entry of the list `canonical`: a token, and the one to use instead. `number`: 0 where it is not told."""
+    """An entry of the list `canonical`: a token, and the token to use instead. `number` is 0 where it is not told."""
 
     number: int
     original: str
@@ -141,7 +141,7 @@ class Replaced(NamedTuple):
 
 
 class Unregistered(NamedTuple):
-    """An entry of the list `notregistered`: a token to delete. `number`: 0 where it is not told."""
+    """An entry of the list `notregistered`: a token to delete. `number` is 0 where it is not told."""
 
     number: int
     token: str
@@ -151,7 +151,7 @@ Entry = Replaced | Unregistered
 
 
 class Count(NamedTuple):
-    """Which counter: one of COUNTERS, of which upstream, for which reason ("" where that does not matter)."""
+    """The name of a counter: one of COUNTERS, of one upstream, for one reason ("" where these do not apply)."""
 
     name: str
     upstream: str = ""
@@ -159,13 +159,13 @@ class Count(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What there is to report, all of one moment."""
+    """Everything to report, all of one moment."""
 
     counts: dict[Count, int]
     pending: int  # messages
     tokens: int  # of those, that are to be sent still,
     claimed: int  # of those, that are in senders' hands
-    dead: int  # that were set aside as failed
+    failed: int  # that were set aside as failed
     keys: int  # Idempotency-Keys that are remembered
     over: int  # that came to another end, and are kept for those who ask
     listed: dict[str, int]  # entries in each list
@@ -180,7 +180,7 @@ class Snapshot(NamedTuple):
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters, those of all upstreams and reasons together."""
+        """The counters, summed over all upstreams and reasons."""
         sums = dict.fromkeys(COUNTERS, 0)
         for count, value in self.counts.items():
             sums[count.name] += value
@@ -188,10 +188,10 @@ class Snapshot(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """An upstream that is not sent to until `until`, `delay` seconds after it `began`; then one token probes whether
-    the cause is gone. It is away `since`, over one pause or several.
+    """An upstream is not sent to until `until`, which is `delay` seconds after the pause `began`; then one token probes
+    whether the cause is gone. The upstream is away `since` then, over one pause or several.
 
-    While a job's token is the `probe` (0: none is), `until` is when we stop waiting for its end and send another.
+    While a token is the `probe` (its job; 0: none is), `until` is when we stop waiting for its end and send another.
     `manner` is how the upstream behaves: one of PAUSES.
     """
 
@@ -206,68 +206,78 @@ class Pause(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a claim gives: tokens to send now, and who is paused, or refuses our credential."""
+    """The answer to a claim: tokens to send now, and which upstreams are paused or refuse our credential."""
 
     slices: list[Slice]
     pauses: dict[str, Pause]
 
 
 class Shared(Protocol):
-    """The verbs of the shared state. Each is one transaction: when it returns, what it changed is on disk.
+    """The verbs of the shared state. Each is one transaction: when it returns, its changes are on disk.
 
-    Raises, from State, Full, Passing and Broken; from Client, StateUnavailable.
+    State raises Full, Passing and Broken; Client raises StateUnavailable.
     """
 
     def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Keep jobs, all but those it returns, by their ids."""
+        """Keep jobs. Returns those that were not kept, by their ids, with the reason."""
 
     def begin(self, generation: int) -> None:
-        """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
+        """From now on only this generation, or a newer one, may claim. A waiting claim of an older one ends."""
 
     def claim(
-        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
+        self,
+        generation: int,
+        batch: int,
+        in_hand_limits: Mapping[str, int],
+        ready: Mapping[str, float],
+        now: float,
+        wait: float,
     ) -> Claimed:
-        """Due tokens of the `ready` upstreams for a generation that may have so many of each in hand (`rooms`).
-        `ready` says since when each has had its credential.
+        """Due tokens of the `ready` upstreams, for a generation that may have as many of each in hand as
+        `in_hand_limits` says. `ready` says since when each upstream has had its credential.
 
-        Waits up to `wait` seconds for the first, or for news of a pause. The caller numbers its batches, and goes on to
-        the next number when it has received one. So a batch whose answer was lost, because this process was killed or
-        stood still, is given again, not forgotten in the generation's hands.
+        Waits up to `wait` seconds for the first token, or for news of a pause. The caller numbers its batches, and
+        takes the next number once it has received one. So a batch whose answer was lost, because this process was
+        killed or stood still, is given again, instead of being forgotten in the generation's hands.
         """
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
-        """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
+        """Record what became of tokens in a generation's hands. Tokens that it does not hold (any more) are ignored."""
 
-    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
-        """Hold the death of a sender of this generation against what it had in the air (module suspect); how many
-        tokens were buried for it. A sender dies once, however often this is told.
+    def record_crash(self, generation: int, sender: str, flights: Sequence[InFlight], now: float) -> int:
+        """A sender of this generation died: hold that against what it had in flight (module suspect). Returns how many
+        tokens were set aside for it. Repeating the call changes nothing.
         """
 
     def release(self, generation: int | None) -> int:
-        """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
+        """Make ready again what a generation that has ended still has in hand (None: every generation). Returns how
+        many tokens.
+        """
 
     def snapshot(self) -> Snapshot:
-        """What there is to report."""
+        """Everything to report."""
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
-        """What became of a job, with up to `limit` of its tokens after number `after`, of one of STATES ("": of any).
-        None: there is no such job. Past: jobs as late as this one were forgotten, so it may have been one of them.
+        """What became of a job, with up to `limit` of its tokens after place `after`, in one of STATES ("": any). None:
+        there is no such job. Past: jobs as late as this one were forgotten, and it may have been one of them.
         """
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
-        """Entries of the list `canonical` or `notregistered` numbered above `after`."""
+        """Entries of the list `canonical` or `notregistered` with numbers above `after`."""
 
     def forget(self, which: str, upto: int) -> bool:
-        """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
+        """Delete a list's entries up to number `upto`, because the application has them. Returns whether that number
+        ever existed.
+        """
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
-        """Tokens that were set aside as failed, after this place."""
+        """Failed tokens after this place."""
 
     def replay(self, which: Which, now: float) -> int:
-        """Send some of the failed tokens again, as many as there is room for; how many. 0: there are no more."""
+        """Send some of the failed tokens again, as many as there is room for. Returns how many; 0: none is left."""
 
     def discard(self, which: Which) -> int:
-        """Forget some of the failed tokens; how many. 0: there are no more."""
+        """Forget some of the failed tokens. Returns how many; 0: there are no more."""
 
 
 VERBS = tuple(name for name in vars(Shared) if not name.startswith("_"))

@@ -1,12 +1,12 @@
 """Pace: how fast an upstream may be sent to, and when one that takes nothing is asked again. Pure.
 
-The pace follows the share of answers that say "not now", not their presence: a few in a thousand are what FCM gives on
-a good day. When the share is more than chance explains, the upstream has told us what it can take, for that is what it
-took: the rate becomes that and a little more (the adaptive throttling of Google's SRE book, chapter 21). While nothing
-is refused the rate grows again, gently at first, then doubling each second. Where less was taken after a cut, and no
-smaller share refused, the refusals have nothing to do with the pace, and it is restored.
+The pace follows the *share* of answers that say "not now", not their presence: on a good day FCM gives a few in a
+thousand. When the share is more than chance explains, the upstream has shown what it can take: what it took. The rate
+becomes that and a little more (the adaptive throttling of Google's SRE book, chapter 21). While nothing is refused the
+rate grows again, gently at first, then doubling each second. When a cut lowered what was taken, but not the share that
+was refused, the refusals have nothing to do with the pace, and the rate is restored.
 
-An upstream that nobody gets through to is paused, and asked with one token at a time.
+An upstream that nobody gets through to is paused, and probed with one token at a time.
 """
 
 import math
@@ -34,7 +34,7 @@ LATE = 30.0  # seconds after a cut: what left before it has been answered, or ne
 
 
 class Cut(NamedTuple):
-    """The first of a series of cuts: the rate before it, the share that was refused, how many a second were taken."""
+    """The first of a series of cuts: the rate before it, the share that was refused, how many per second were taken."""
 
     rate: float
     share: float
@@ -74,14 +74,14 @@ def start_pace(limit: float, now: float) -> Pace:
 
 
 def resume(pace: Pace, now: float) -> Pace:
-    """The pace after a pause: a share of what it may be, which doubles each second, nothing being known against it."""
+    """The pace after a pause: a share of what it may be, doubling each second, because nothing is known against it."""
     pace = advance(pace, now)
     rate = max(SLOWEST, _ceiling(pace, now) * FIRST_SHARE)
     return Pace(pace.limit, rate, min(max(1.0, rate * BURST), pace.credit + 1.0), pace.began, now)
 
 
 def advance(pace: Pace, now: float) -> Pace:
-    """The pace at `now`: grown for the time passed, with the credit that has come in."""
+    """The pace at `now`, with the growth and the credit of the time that has passed."""
     passed = max(0.0, now - pace.at)
     growing = passed if pace.is_quiet else min(passed, max(0.0, now - pace.rough_at - LONGEST_WINDOW))
     gentle = min(growing, max(0.0, pace.rough_at + STEADY - now + growing))
@@ -99,18 +99,18 @@ def _ceiling(pace: Pace, now: float) -> float:
 
 
 def spend(pace: Pace, count: int) -> Pace:
-    """The pace after `count` messages went."""
+    """The pace after `count` messages were sent."""
     return pace._replace(credit=pace.credit - count)
 
 
 def until_credit(pace: Pace) -> float:
-    """Seconds until a message may go, and rather a handful than one."""
+    """Seconds until messages may go; a handful of them rather than one."""
     return max(0.0, max(1.0, min(4.0, pace.rate * BURST)) - pace.credit) / pace.rate
 
 
 def heard(pace: Pace, taken: int, refused: int, in_hand: int, now: float) -> Pace:
-    """The pace after so many messages were taken, and so many refused for what is not their own fault; with how many
-    that are still on their way.
+    """The pace after `taken` messages were taken and `refused` were refused through no fault of their own, while this
+    many are still in flight.
     """
     if pace.stale and now < pace.cut_at + LATE:
         return pace._replace(stale=max(0, pace.stale - taken - refused))
@@ -130,7 +130,7 @@ def heard(pace: Pace, taken: int, refused: int, in_hand: int, now: float) -> Pac
 
 
 def _cut(pace: Pace, share: float, taken: float, in_hand: int, now: float) -> Pace:
-    """The pace after so large a share was refused, while `taken` messages a second were taken."""
+    """The pace after this share was refused, while `taken` messages per second were taken."""
     first = pace.first if now - pace.cut_at < EPISODE or now < pace.deaf_until else Cut(pace.rate, share, taken)
     if now < pace.deaf_until:
         if taken > first.taken * 1.1 or pace.rate < first.rate:  # more when it was restored: it was right
@@ -168,7 +168,7 @@ PATIENCE = 0.05  # of the time that an upstream has been away: so long, or as ab
 
 
 def manner(outcome: Outcome) -> str:
-    """How an upstream that nobody gets through to behaves: one of PAUSES."""
+    """How an upstream behaves that nobody gets through to: one of PAUSES."""
     if outcome.verdict is Verdict.UPSTREAM_CONFIG:
         return "refuses"
     if outcome.verdict is Verdict.UNREACHABLE:
@@ -177,9 +177,9 @@ def manner(outcome: Outcome) -> str:
 
 
 def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
-    """The pause after trouble that everybody has, or the longer one when the probe that ended `previous` met it again.
-    An upstream that says when to come again is not asked before, but for one that asks for too much. When it behaves in
-    another manner than before, something has changed: it is asked again soon.
+    """The pause after trouble that everybody has, or the longer one when the probe of the `previous` pause met trouble
+    again. An upstream that says when to come again is not asked before, unless it asks for too much. When it behaves in
+    another manner than before, something has changed, and it is asked again soon.
     """
     how = manner(outcome)
     first, longest = PAUSES[how]
@@ -193,8 +193,8 @@ def pause(previous: Pause | None, outcome: Outcome, now: float) -> Pause:
 
 
 def prolong(paused: Pause, now: float) -> Pause:
-    """The pause after a probe with a job that may be at fault itself: as long again, for it tells little, but an
-    upstream that has been away for long is asked more seldom all the same.
+    """The pause after a probe whose job may itself be at fault. It tells little, so the pause is as long as before; but
+    an upstream that has been away for long is asked less often all the same.
     """
     delay = max(paused.delay, min(LONGEST_PAUSE, PATIENCE * (now - paused.since)))
     return paused._replace(until=now + delay, probe=0)

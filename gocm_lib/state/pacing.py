@@ -1,9 +1,9 @@
-"""Traffic: whether, and how fast, each upstream may be sent to, and whose trouble it is when that fails.
+"""Pacing: whether and how fast each upstream may be sent to, and whose fault it is when that fails.
 
-Owns what is remembered of answers (module blame has the rules), the pauses and the paces (module pace), and the targets
-that have had too much. All of it starts afresh with the process: an upstream that was paused is probed again, a pace
-ramps up again, troubles are forgiven once. Promises that a paused upstream is asked with one token at a time, of a
-different job each time, if there is one.
+Owns the memory of answers (module blame has the rules), the pauses and the paces (module pace), and the targets that
+have had too much. All of it starts afresh with the process: a paused upstream is probed again, a pace ramps up again,
+troubles are forgiven once. Promises that a paused upstream is probed with one token at a time, each of another job
+where there is one.
 """
 
 import math
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.message.job import format_id
-from gocm_lib.message.outcome import BLAMES_UPSTREAM, UNAUTHORIZED, Held, Outcome, Policy, Result, Ruling, Verdict
+from gocm_lib.message.outcome import BLAMES_UPSTREAM, UNAUTHORIZED, Outcome, Result, Verdict
+from gocm_lib.message.retry import Held, Policy, Ruling
 from gocm_lib.process import log
 from gocm_lib.state.blame import Answers, Row, Trouble, again, remember
 from gocm_lib.state.contract import Pause
@@ -26,18 +27,18 @@ LOG_EVERY = 60.0  # seconds between two lines about an upstream's pace
 
 
 class Hold(NamedTuple):
-    """A device or topic that has had too much: nothing goes there until `until`, `delay` seconds after it said so."""
+    """A device or topic that has had too much. Nothing goes to it until `until`, `delay` seconds after it said so."""
 
     until: float
     delay: float
 
     def matters(self, now: float) -> bool:
-        """Whether the next hold would be longer for this one."""
+        """Whether this hold would still make the next one longer."""
         return now < self.until + 2 * self.delay
 
 
 class Standing:
-    """What is known of one upstream."""
+    """Everything known of one upstream."""
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
@@ -52,7 +53,7 @@ class Standing:
         self.told_at = 0.0
 
     def recover(self, through: Sequence[Result]) -> None:
-        """Of what got through: the troubles that it had before were chance."""
+        """These messages got through: their earlier troubles were chance."""
         for result in through:
             for n in range(result.n, result.n + result.span) if result.attempt > 1 else ():
                 trouble = self.troubles.pop((result.job, n), None)
@@ -60,7 +61,7 @@ class Standing:
                     self.answers.note(0, 1, at)
 
     def find_suspects(self, troubles: Sequence[Result], proven: Callable[[int], bool]) -> None:
-        """Note which jobs had trouble before while others got through since, now or once: it says little of the
+        """Note the jobs that had trouble before while others got through since. Their trouble says little of the
         upstream.
         """
         jobs = {result.job for result in troubles}
@@ -73,13 +74,15 @@ class Standing:
             remember(self.odd, job, None)
 
     def last_trouble(self, job: int) -> float:
-        """When a job last met trouble, 0 if it did not: the next probe is to be one for which that is longest ago. Of
-        one that is odd the answer would tell little.
+        """When a job last met trouble, 0 if never: the next probe is of the job for which that is longest ago. An odd
+        job's answer would tell little.
         """
         return self.blamed.get(job, 0.0) + (ODD_LATER if job in self.odd else 0.0)
 
 
-class Traffic:
+class Pacing:
+    """What State remembers of its upstreams. State owns it, and calls it under its lock."""
+
     def __init__(self, paces: Mapping[str, Pace], policy: Policy) -> None:
         self.policy = policy
         self.standings = {name: Standing(pace) for name, pace in paces.items()}
@@ -88,8 +91,8 @@ class Traffic:
     # --------------------------------------------------------------------------------------------- what may be sent
 
     def end_pause(self, upstream: str, since: float, now: float) -> None:
-        """Let a paused upstream be probed at once if its credential, which we have had `since` then, is newer than
-        that, or the clock went back.
+        """Let a paused upstream be probed at once if its credential, which we have had `since` then, is newer than the
+        pause, or if the clock was set back.
         """
         paused = self.pauses.get(upstream)
         if not paused or paused.until <= now:
@@ -101,7 +104,7 @@ class Traffic:
             self.pauses[upstream] = paused._replace(began=now, until=now)
 
     def allow(self, upstream: str, now: float) -> tuple[int, float]:
-        """How many tokens may go there now; when none, after how many seconds to ask again."""
+        """How many tokens may go to an upstream now; when none may, after how many seconds to ask again."""
         paused = self.pauses.get(upstream)
         if paused and now < paused.until:
             return 0, paused.until - now
@@ -114,25 +117,27 @@ class Traffic:
         return int(standing.pace.credit), 0.0
 
     def probing(self, upstream: str) -> Callable[[int], float] | None:
-        """If the upstream is paused: what tells when a job last met trouble, for the probe is to be another."""
+        """For a paused upstream a function that tells when a job last met trouble, so that the probe is of another job.
+        None: it is not paused.
+        """
         return self.standings[upstream].last_trouble if upstream in self.pauses else None
 
     def holds(self, upstream: str, now: float) -> bool:
-        """Whether any target of an upstream has had too much, lately."""
+        """Whether any target of an upstream has had too much lately."""
         holds = self.standings[upstream].holds
         while holds and not next(iter(holds.values())).matters(now):
             holds.popitem(last=False)
         return bool(holds)
 
     def held(self, upstream: str, target: str, now: float) -> float:
-        """Until when what is for a target must wait because that has had too much; 0 when it may go."""
+        """Until when a target that has had too much must wait; 0 when it may be sent to."""
         hold = self.standings[upstream].holds.get(target)
         if hold is None or hold.until <= now or hold.until > now + hold.delay + SET_BACK:
             return 0.0
         return hold.until
 
     def sent(self, upstream: str, count: int, job: int, now: float) -> None:
-        """So many tokens went, the first of a job; the one to a paused upstream is its probe."""
+        """`count` tokens were sent, the first of this job. For a paused upstream it is the probe."""
         if not count:
             return
         standing = self.standings[upstream]
@@ -141,8 +146,8 @@ class Traffic:
             self.pauses[upstream] = paused._replace(until=now + PROBE_WAIT, probe=job)
 
     def news(self) -> dict[str, Pause]:
-        """The pauses; and where the credential is refused, when that was first: what was sent with it is refused for a
-        while after it was renewed.
+        """The pauses; for an upstream that refuses our credential, when it first did. After a renewal, requests with
+        the old credential are refused for a while.
         """
         news = dict(self.pauses)
         for name, standing in self.standings.items():
@@ -161,8 +166,8 @@ class Traffic:
         in_hand: int,
         now: float,
     ) -> None:
-        """Take in what messages were answered that got through, and those that met trouble; pause the upstream or end
-        its pause, and set its pace. `proven`: whether some of a job's tokens have got through.
+        """Take in the answers to messages that got through and to messages that met trouble. Pause the upstream or end
+        its pause, and set its pace. `proven` tells whether some of a job's tokens have got through.
         """
         standing = self.standings[upstream]
         taken = sum([result.span for result in through])
@@ -185,7 +190,7 @@ class Traffic:
             remember(standing.blamed, result.job, now)
 
     def _witness(self, standing: Standing, result: Result, proven: bool, now: float) -> int:
-        """What an answer that tells of trouble weighs; it lengthens the row, but hardly if its job is suspect."""
+        """Lengthen the row by the weight of an answer that tells of trouble; a suspect job's answer weighs little."""
         suspect = result.job in standing.suspects
         refused = result.outcome.verdict is Verdict.UPSTREAM_CONFIG
         if refused and result.outcome.cause == UNAUTHORIZED and not suspect:
@@ -204,7 +209,7 @@ class Traffic:
         return weight
 
     def _judge_probe(self, upstream: str, through: bool, troubles: Sequence[Result], now: float) -> None:
-        """What came while the upstream was paused: of requests from before the pause, or of the probe."""
+        """Take in what came during a pause: answers to requests from before it, or to the probe."""
         paused, standing = self.pauses[upstream], self.standings[upstream]
         if through and (paused.probe or now >= paused.until):
             del self.pauses[upstream]
@@ -241,8 +246,9 @@ class Traffic:
     # ------------------------------------------------------------------------------------------ whose trouble it is
 
     def rule(self, result: Result, held: Held, now: float) -> Ruling:
-        """What is to be held against a token of a result that `hear` was told of, and against its target. Remembered
-        at once: a settle that fails is repeated, which charges nothing twice, for nobody gets through between the two.
+        """Decide what to hold against a token whose result `hear` has taken in, and against its target. This is
+        remembered at once. If the settle then fails and is repeated, nothing is charged twice, because nobody gets
+        through between the two.
         """
         standing, outcome = self.standings[result.upstream], result.outcome
         if outcome.verdict is Verdict.RETURNED:
@@ -259,7 +265,7 @@ class Traffic:
         return Ruling(held.charged + charged, tries=trouble.tries)
 
     def _hold(self, standing: Standing, target: str, outcome: Outcome, now: float) -> float:
-        """Until when a target is held that has said it had too much: longer each time."""
+        """Until when to hold a target that has said it had too much: longer each time."""
         known = standing.holds.get(target)
         if known and now < known.until:
             return known.until  # of a request from before

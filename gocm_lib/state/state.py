@@ -3,9 +3,9 @@
 The state process owns the only SQLite connection. Its verbs are whole steps in a message's life, each one transaction,
 so "accepted", "settled", the counters and the lists cannot disagree. Promises:
 
-* What `accept` has returned for is on disk: WAL with synchronous=FULL, so the commit is fsynced before it returns.
-* Every verb may be repeated: a caller whose answer was lost, because this process died, calls again. (Of replay and
-  discard nothing is done twice either, but how many there were is told once.)
+* When `accept` returns, the jobs are on disk: WAL with synchronous=FULL, so the commit is fsynced before it returns.
+* Every verb may be repeated: a caller whose answer was lost, because this process died, calls again. (A repeated replay
+  or discard does nothing twice, either; but it cannot tell again how many there were.)
 """
 
 import contextlib
@@ -25,22 +25,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.job import Job, Slice, disk_size
-from gocm_lib.message.outcome import (
-    BLAMES_UPSTREAM,
-    FIRST_ANSWERS,
-    LONGEST_RETRY_AFTER,
-    TROUBLE,
-    Action,
-    Held,
-    Outcome,
-    Policy,
-    Result,
-    Ruling,
-    Verdict,
-    next_step,
-    spread,
-)
-from gocm_lib.message.suspect import FATAL, Aloft, unrest
+from gocm_lib.message.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, TROUBLE, Outcome, Result, Verdict
+from gocm_lib.message.retry import LONGEST_RETRY_AFTER, Action, Held, Policy, Ruling, next_step, spread
+from gocm_lib.message.suspect import FATAL, InFlight, unrest
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import DISK_WAIT, Drain, Limits, Usage, drain_rate, drained, refuse
 from gocm_lib.state.contract import (
@@ -63,11 +50,11 @@ from gocm_lib.state.contract import (
     Which,
 )
 from gocm_lib.state.pace import Pace, start_pace
-from gocm_lib.state.pacing import Traffic
+from gocm_lib.state.pacing import Pacing
 from gocm_lib.state.sqlite import keys
 from gocm_lib.state.sqlite.database import (
     Database,
-    Room,
+    DiskSpace,
     checkpoint,
     cut_log,
     open_spool,
@@ -96,13 +83,13 @@ CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it fo
 
 
 class Keeping(NamedTuple):
-    """How much is kept, and how long: the limits of what is pending, seconds and number for the dead, entries for a
-    report's list, seconds and number of tokens for what is over, number of Idempotency-Keys.
+    """How much is kept, and for how long: the limits of what is pending; seconds and number of failed tokens; entries
+    in each list of the report; seconds and number of tokens of what is over; number of Idempotency-Keys.
     """
 
     limits: Limits
-    dead_age: float
-    max_dead: int
+    failed_age: float
+    max_failed: int
     max_report: int
     keep_jobs: float
     max_kept: int
@@ -110,23 +97,23 @@ class Keeping(NamedTuple):
 
 
 class State(Shared):
-    """The shared state. One lock, held for one transaction at a time; `claim` alone waits, without the lock."""
+    """The shared state. One lock is held for one transaction at a time; only a waiting `claim` waits without it."""
 
     def __init__(
         self,
         db: Database,
-        room: Room,
+        disk: DiskSpace,
         policy: Policy,
         keeping: Keeping,
         paces: Mapping[str, Pace],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.db = db
-        self.room = room
+        self.disk = disk
         self.policy = policy
         self.keeping = keeping
         self.draw = draw
-        self.traffic = Traffic(paces, policy)
+        self.pacing = Pacing(paces, policy)
         self.spool = Spool(db)
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
@@ -136,17 +123,17 @@ class State(Shared):
         self.latest = 0.0  # the latest time that anybody told us
         self.tidied = 0.0  # when we last kept house
         self.deaths: deque[float] = deque(maxlen=FATAL)  # when senders died, but for those that a lone suspect ended
-        self.accused: defaultdict[int, dict[str, int]] = defaultdict(dict)  # by generation and sender: tokens buried
+        self.crashes: defaultdict[int, dict[str, int]] = defaultdict(dict)  # by generation and sender: tokens set aside
         self.generation = 0  # the newest; older ones claim nothing more
         self.batches: dict[int, int] = {}  # the last batch each generation was given
         # Jobs whose first answers found the message bad: why, and how often.
-        self.condemned: dict[int, tuple[str, int]] = {}
+        self.rejected_messages: dict[int, tuple[str, int]] = {}
         self.changed = threading.Condition(threading.Lock())
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         spool, report, keys = self.spool, self.report, self.keys
-        before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.condemned.copy()
+        before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.rejected_messages.copy()
         open_tokens, count = spool.open.copy(), keys.count
         try:
             with told():
@@ -156,7 +143,7 @@ class State(Shared):
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            spool.tally, spool.in_hand, report.lengths, self.condemned = before
+            spool.tally, spool.in_hand, report.lengths, self.rejected_messages = before
             spool.open, keys.count = open_tokens, count
             raise
 
@@ -175,9 +162,9 @@ class State(Shared):
         return answers
 
     def _accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Keep those of the jobs whose requests are new and for which there is room; what became of the others."""
-        met = {job.id: self.keys.meet(job) for job in jobs if job.once}
-        known = {job: answer for job, answer in met.items() if answer is not None}
+        """Keep the jobs whose requests are new and for which there is room. Returns what became of the others."""
+        claimed = {job.id: self.keys.claim(job) for job in jobs if job.key}
+        known = {job: answer for job, answer in claimed.items() if answer is not None}
         new = [job for job in jobs if job.id not in known] if known else jobs
         refused = self._make_room(new) if new else {}
         for job in new if refused else ():
@@ -193,7 +180,7 @@ class State(Shared):
         return answers
 
     def _make_room(self, jobs: Sequence[Job]) -> dict[int, Refused]:
-        """Keep those jobs for which there is room; the others, by their ids."""
+        """Keep the jobs for which there is room. Returns the others, by id."""
         rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
         used, free = self._bytes()
         size, tokens = sum(map(disk_size, jobs)), Counter[str]()
@@ -216,26 +203,26 @@ class State(Shared):
         return refused
 
     def _may_make_room(self, jobs: Sequence[Job]) -> bool:
-        """Whether forgetting what is over may help where these are refused: not when too many are pending, nor while
-        somebody who reads in the spool keeps SQLite's log from beginning anew, which it would only make longer.
+        """Whether forgetting what is over could make room for these jobs. Not when too many tokens are pending; nor
+        while a reader of the spool keeps SQLite from truncating its WAL, which would only grow.
         """
         share = self.keeping.limits.share
         fits = any(self.spool.open[job.upstream] + len(job.tokens) <= share for job in jobs)
-        return fits and not self.room.overlong_log()
+        return fits and not self.disk.wal_excess()
 
     def _bytes(self) -> tuple[int, int]:
-        """How many bytes are used, and free."""
+        """How many bytes are used, and how many are free."""
         used, unused = usage(self.db)
-        return used + self.room.overlong_log(), self.room.free() + unused
+        return used + self.disk.wal_excess(), self.disk.free() + unused
 
     def _usage(self, upstream: str, used: int, free: int) -> Usage:
         return Usage(self.spool.tally["tokens"], used, free, self.spool.open[upstream])
 
     def _refuses(self) -> Refused | None:
-        """Why not even the smallest message to the upstream with the most room would be taken now."""
+        """Why not even the smallest message for the upstream with the most room would be taken now; None: it would."""
         tokens = self.spool.tally["tokens"]
         several = self.keeping.limits.upstreams > 1
-        least = min(self.spool.open[name] for name in self.traffic.standings) if several else tokens
+        least = min(self.spool.open[name] for name in self.pacing.standings) if several else tokens
         return refuse(1, Usage(tokens, *self._bytes(), least), self.keeping.limits, 0.0)
 
     def _keep(self, jobs: Sequence[Job]) -> None:
@@ -260,13 +247,19 @@ class State(Shared):
             self.changed.notify_all()
 
     def claim(
-        self, generation: int, batch: int, rooms: Mapping[str, int], ready: Mapping[str, float], now: float, wait: float
+        self,
+        generation: int,
+        batch: int,
+        in_hand_limits: Mapping[str, int],
+        ready: Mapping[str, float],
+        now: float,
+        wait: float,
     ) -> Claimed:
         started = time.monotonic()
         with self.changed:
             if self._keep_house(now):
                 wait = min(wait, SOON)
-            known = self.traffic.news()
+            known = self.pacing.news()
             while True:
                 waited = time.monotonic() - started
                 if generation < self.generation:
@@ -276,17 +269,17 @@ class State(Shared):
                 slices: list[Slice] = []
                 idle = wait - waited
                 for upstream, since in ready.items():
-                    self.traffic.end_pause(upstream, since, now + waited)
-                    found, rest = self._claim(generation, batch, rooms[upstream], upstream, now + waited)
+                    self.pacing.end_pause(upstream, since, now + waited)
+                    found, rest = self._claim(generation, batch, in_hand_limits[upstream], upstream, now + waited)
                     slices += found
                     idle = min(idle, rest)
-                if slices or waited >= wait or self.traffic.news() != known:
-                    return Claimed(slices, self.traffic.news())
+                if slices or waited >= wait or self.pacing.news() != known:
+                    return Claimed(slices, self.pacing.news())
                 self.changed.wait(max(0.001, idle))
 
     def _keep_house(self, now: float) -> bool:
-        """Forget what is too old or too much; see to the reserve; notice a clock that was set back. Whether there is
-        more to be done soon.
+        """Forget what is too old or too much, keep the disk reserve, notice a clock that was set back. Returns whether
+        more is to be done soon.
         """
         if now < self.latest - CLOCK_STEP:
             self._set_back(self.latest - now, now)
@@ -307,26 +300,26 @@ class State(Shared):
             return False
 
     def _tidy(self, now: float) -> bool:
-        if self.room.overlong_log():
+        if self.disk.wal_excess():
             cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room
         if not self.spool.tally["tokens"]:
             shrink(self.db)
-        has_reserve = self.room.keep_reserve(self.keeping.limits.free_disk)
+        has_reserve = self.disk.keep_reserve(self.keeping.limits.free_disk)
         if self.keys.has_old(now):
             with self._transaction():
                 self.keys.prune(now)
         more = False
-        if dead := self.spool.tally["dead"]:
+        if failed := self.spool.tally["failed"]:
             with self._transaction():
-                dropped = self.history.prune_dead(now - self.keeping.dead_age, self.keeping.max_dead)
-            more = dead - self.spool.tally["dead"] >= FORGOTTEN
+                dropped = self.history.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
+            more = failed - self.spool.tally["failed"] >= FORGOTTEN
             if dropped:
-                log.logger.info("%d failed tokens are forgotten: there are more than --max-dead", dropped)
+                log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
         self.spool.oldest()  # so that nobody who asks need pass over many
-        if not self.spool.tally["over"] or self.room.overlong_log():
+        if not self.spool.tally["over"] or self.disk.wal_excess():
             return more
         refused = self._refuses()
-        for_room = not has_reserve or (refused and refused.status == 507 and not self.room.overlong_log())
+        for_room = not has_reserve or (refused and refused.status == 507 and not self.disk.wal_excess())
         with self._transaction():
             before = math.inf if for_room else now - self.keeping.keep_jobs
             return self.history.forget(before, self.keeping.max_kept) or more
@@ -337,11 +330,11 @@ class State(Shared):
         return self.batches[generation]
 
     def _claim(self, generation: int, batch: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
-        """An upstream's share of a claim, and in how many seconds time alone could bring (more of) it."""
+        """One upstream's share of a claim, and in how many seconds there could be more merely because time passes."""
         free = room - self.spool.in_hand[generation, upstream]
         if free <= 0:
             return [], 60.0
-        allowed, rest = self.traffic.allow(upstream, now)
+        allowed, rest = self.pacing.allow(upstream, now)
         if not allowed:
             return [], rest
         due = self.spool.next_due(upstream)
@@ -353,22 +346,24 @@ class State(Shared):
                 batch,
                 min(free, allowed),
                 now,
-                self.traffic.probing(upstream),
+                self.pacing.probing(upstream),
                 self._holding(upstream, now),
             )
             self.report.count({Count("failures", upstream, "expired"): len(expired)})
         taken = sum(part.size for part in slices)
         if taken:
-            self.traffic.sent(upstream, taken, slices[0].job, now)
+            self.pacing.sent(upstream, taken, slices[0].job, now)
             self.batches[generation] = batch
         self._log_ends([("too old", token) for token in expired])
         return slices, 0.0
 
     def _holding(self, upstream: str, now: float) -> Callable[[str], float] | None:
-        """What tells until when a token waits because it, or its topic, has had too much; None if none has."""
-        if not self.traffic.holds(upstream, now):
+        """A function that tells until when a token must wait because it, or its topic, has had too much. None: no
+        target has.
+        """
+        if not self.pacing.holds(upstream, now):
             return None
-        return lambda token: spread(self.traffic.held(upstream, token, now), now, self.draw())
+        return lambda token: spread(self.pacing.held(upstream, token, now), now, self.draw())
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
@@ -390,13 +385,13 @@ class State(Shared):
             self._log_ends(ends)
 
     def _hear(self, delivered: Sequence[Result], others: Sequence[Result], now: float) -> None:
-        """Tell the traffic what came of each upstream's messages."""
+        """Tell Pacing the answers to each upstream's messages."""
         answered = [r for r in others if r.outcome.verdict not in TROUBLE and r.outcome.verdict is not Verdict.RETURNED]
         troubles = [result for result in others if result.outcome.verdict in TROUBLE]
         sound = {r.job for r in (*delivered, *answered) if _finds_sound(r.outcome)} if troubles else set()
         proven = {job: job in sound or self.spool.is_sound(job) for job in {result.job for result in troubles}}
         for upstream in {result.upstream for result in (*delivered, *answered, *troubles)}:
-            self.traffic.hear(
+            self.pacing.hear(
                 upstream,
                 [result for result in (*delivered, *answered) if result.upstream == upstream],
                 [result for result in troubles if result.upstream == upstream],
@@ -406,7 +401,7 @@ class State(Shared):
             )
 
     def _settle_delivered(self, generation: int, results: Iterable[Result], now: float, counts: Counter[Count]) -> None:
-        """Settle what was simply delivered: nearly everything, so in few statements."""
+        """Settle tokens that were simply delivered. That is nearly all of them, so few statements are used."""
         alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
         for upstream, job, n, attempt, _, span in results:
             alike[upstream, attempt == 1].append((job, n, attempt, span))
@@ -418,7 +413,7 @@ class State(Shared):
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[Count], ends: list[tuple[str, str]]
     ) -> bool:
-        """Settle a result's tokens; whether any of them was in the generation's hands."""
+        """Settle a result's tokens. Returns whether any of them was in the generation's hands."""
         found = self.spool.held(generation, result.job, result.n, result.attempt, result.span)
         for held in found:
             self._settle_token(generation, result, held, now, counts, ends)
@@ -437,7 +432,7 @@ class State(Shared):
         outcome, job, n, holder = result.outcome, result.job, held.n, (generation, result.upstream)
         ruling = Ruling(held.charged)
         if outcome.verdict in _RULED:
-            ruling = self.traffic.rule(result, held, now)
+            ruling = self.pacing.rule(result, held, now)
         step = next_step(outcome, ruling, held.expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
             self.spool.give_back(holder, job, n, result.attempt - 1)
@@ -456,7 +451,7 @@ class State(Shared):
             counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
             return
-        how = End(step.counted, step.reason, dead=step.action is Action.BURY)
+        how = End(step.counted, step.reason, failed=step.action is Action.SET_ASIDE)
         self.spool.end(holder, job, n, attempts, how, now)
         counts[Count("failures", result.upstream, step.counted)] += 1
         ends.append((step.reason, held.token))
@@ -465,28 +460,29 @@ class State(Shared):
             self.report.add_notregistered(held.token)
 
     def _try_messages(self, results: Sequence[Result], delivered: set[int], now: float, counts: Counter[Count]) -> None:
-        """Stop the jobs whose first answers all found the message itself bad.
+        """Stop the jobs whose first answers all rejected the message itself.
 
-        An answer of any other kind shows that the message is sound, and then nothing more can stop its job.
+        Any other answer shows that the message is sound, and then nothing more can stop its job. Before it is decided
+        here, the pool of each sender already holds back the job's other requests (Pool._judge_message).
         """
         sound = delivered | {result.job for result in results if _finds_sound(result.outcome)}
         for result in results:
-            if result.outcome.condemns:
-                reason, count = self.condemned.get(result.job, (result.outcome.reason, 0))
+            if result.outcome.rejects_message:
+                reason, count = self.rejected_messages.get(result.job, (result.outcome.reason, 0))
                 count = count * (reason == result.outcome.reason) + result.span
-                self.condemned[result.job] = result.outcome.reason, count
+                self.rejected_messages[result.job] = result.outcome.reason, count
         told = {result.job: result.upstream for result in results}
         jobs = delivered | told.keys()
-        for job in jobs & self.condemned.keys():
+        for job in jobs & self.rejected_messages.keys():
             if job in sound:
-                del self.condemned[job]
-            elif self.condemned[job][1] >= FIRST_ANSWERS:
-                stopped = self.spool.reject_ready(job, self.condemned[job][0], now)
+                del self.rejected_messages[job]
+            elif self.rejected_messages[job][1] >= FIRST_ANSWERS:
+                stopped = self.spool.reject_ready(job, self.rejected_messages[job][0], now)
                 counts[Count("failures", told[job], "bad_message")] += stopped
         self.spool.find_sound(sound)
-        for job in jobs & self.condemned.keys():
+        for job in jobs & self.rejected_messages.keys():
             if not self.spool.is_open(job):
-                del self.condemned[job]
+                del self.rejected_messages[job]
 
     @staticmethod
     def _log_ends(ends: list[tuple[str, str]]) -> None:
@@ -494,25 +490,25 @@ class State(Shared):
             example = next(token for why, token in ends if why == reason)
             log.logger.info("not delivered: %s: %d tokens, one is %s", reason, count, log.token(example))
 
-    def accuse(self, generation: int, sender: str, flights: Sequence[Aloft], now: float) -> int:
-        """Hold the death of a sender of this generation against what it had in the air (module suspect); how many
-        tokens were buried for it. A sender dies once, however often this is told.
+    def record_crash(self, generation: int, sender: str, flights: Sequence[InFlight], now: float) -> int:
+        """Hold the death of a sender of this generation against what it had in flight (module suspect); how many
+        tokens were set aside for it. A sender dies once, however often this is told.
         """
         with self.changed:
-            known = self.accused[generation]
+            known = self.crashes[generation]
             if sender in known:
                 return known[sender]
-            alone = len({aloft.job for aloft in flights}) == 1
+            alone = len({in_flight.job for in_flight in flights}) == 1
             with self._transaction():
                 spare = not alone or unrest(self.deaths, now)
-                buried, spared = self.spool.accuse(generation, flights, spare, now)
-                self.report.count(Counter(Count("failures", each.upstream, "killed_senders") for each in buried))
-                self.report.count(Counter(Count("attempts", each.upstream) for each in buried if each.untried))
-            if not (alone and (buried or spared)):
+                set_aside, spared = self.spool.record_crash(generation, flights, spare, now)
+                self.report.count(Counter(Count("failures", each.upstream, "killed_senders") for each in set_aside))
+                self.report.count(Counter(Count("attempts", each.upstream) for each in set_aside if each.untried))
+            if not (alone and (set_aside or spared)):
                 self.deaths.append(now)
-            known[sender] = len(buried)
-        self._log_ends([("its senders died", each.token) for each in buried])
-        return len(buried)
+            known[sender] = len(set_aside)
+        self._log_ends([("its senders died", each.token) for each in set_aside])
+        return len(set_aside)
 
     def release(self, generation: int | None) -> int:
         """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
@@ -520,33 +516,33 @@ class State(Shared):
             if generation is not None:
                 # A claim of that generation that comes now was given up long ago by who asked for it.
                 self.generation = max(self.generation, generation + 1)
-                self.accused.pop(generation, None)
+                self.crashes.pop(generation, None)
             with self._transaction():
                 released = self.spool.release(generation)
             self.changed.notify_all()
             return released
 
     def checkpoint(self) -> None:
-        """Let SQLite's log begin anew, if nobody reads in it."""
+        """Write SQLite's WAL into the spool and start it afresh, unless somebody reads in it."""
         with self.changed:
             checkpoint(self.db)
 
     def use_reserve(self) -> None:
-        """Go on in the reserve, if it is there."""
-        if self.room.use_reserve():
+        """Give up the disk reserve, if there is one, so that work can go on."""
+        if self.disk.use_reserve():
             log.logger.warning("the disk is full: going on in the spool's reserve")
 
     def snapshot(self) -> Snapshot:
         """What there is to report."""
         with self.changed:
-            tally, pauses = self.spool.tally, self.traffic.pauses
+            tally, pauses = self.spool.tally, self.pacing.pauses
             refused = self._refuses()
             return Snapshot(
                 counts=self.report.counts(),
                 pending=tally["jobs"],
                 tokens=tally["tokens"],
                 claimed=self.spool.claimed_tokens(),
-                dead=tally["dead"],
+                failed=tally["failed"],
                 listed=dict(self.report.lengths),
                 latest_replaced=list(self.report.latest_replaced),
                 latest_unregistered=list(self.report.latest_unregistered),
@@ -573,9 +569,9 @@ class State(Shared):
         """What became of a job."""
         with self.changed:
             found = self.history.status(job, state, after, limit)
-            if not isinstance(found, Status) or found.upstream not in self.traffic.pauses:
+            if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
                 return found
-            return found._replace(paused=self.traffic.pauses[found.upstream].reason)
+            return found._replace(paused=self.pacing.pauses[found.upstream].reason)
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""
@@ -592,7 +588,7 @@ class State(Shared):
         with self.changed:
             with self._transaction():
                 done = 0
-                for upstream in [which.upstream] if which.upstream else self.traffic.standings:
+                for upstream in [which.upstream] if which.upstream else self.pacing.standings:
                     room = min(AT_ONCE - done, self.keeping.limits.share - self.spool.open[upstream])
                     replayed = self.history.replay(which._replace(upstream=upstream), max(0, room), now)
                     self.report.count({Count("replayed", upstream): replayed})
@@ -601,13 +597,13 @@ class State(Shared):
         return done
 
     def last_job(self) -> int:
-        """The highest job id on disk: new ids must be above it, whatever the clock says."""
+        """The highest job id on disk. New ids must be above it, whatever the clock says."""
         with self.changed:
             return self.spool.last_job()
 
     def start(self, now: float, first: bool) -> None:
-        """Bring due times in line with the clock, which may have been set back while we were away. If we are the first
-        state process of this run, make ready what the last run had in hand.
+        """Adjust due times to the clock, which may have been set back while no GoCM ran. The first state process of a
+        run also makes ready what the last run had in hand.
         """
         if first:
             released = self.release(None)
@@ -623,11 +619,11 @@ class State(Shared):
         with self._transaction():
             if by > CLOCK_STEP:
                 self.spool.accepted_by(now)  # so that the next start does not take it for set back again
-            for upstream in self.traffic.standings:
+            for upstream in self.pacing.standings:
                 self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
 
     def close(self) -> None:
-        """Close the database between two transactions; nothing can be called any more."""
+        """Close the database between two transactions. Nothing can be called any more."""
         self.changed.acquire()
         self.db.close()
 
@@ -636,13 +632,13 @@ class State(Shared):
 
 
 def _is_plain(outcome: Outcome) -> bool:
-    """Whether the token was delivered, and no more is to be said of it."""
+    """Whether a token was delivered, and there is nothing more to say of it."""
     return outcome.verdict is Verdict.DELIVERED and not outcome.canonical
 
 
 def _finds_sound(outcome: Outcome) -> bool:
     """Whether an outcome shows that the message itself is good."""
-    return not outcome.condemns and outcome.verdict not in _RULED and outcome.verdict is not Verdict.SHARED
+    return not outcome.rejects_message and outcome.verdict not in _RULED and outcome.verdict is not Verdict.SHARED
 
 
 class _Manager(multiprocessing.managers.BaseManager):
@@ -650,10 +646,10 @@ class _Manager(multiprocessing.managers.BaseManager):
 
 
 class _Edge:
-    """The verbs as the Manager's threads call them. On a full disk SQLite's log is begun anew, which may be all it
-    takes, then the reserve is used. A disk that stays full, and a spool that somebody else has locked, are told to the
-    caller, who may try again. After any other failure nobody knows what the next commit would keep, so the process
-    ends, and the log decides at the next start.
+    """The verbs, as the Manager's threads call them. When the disk is full, the WAL is checkpointed, which may be
+    enough, then the reserve is given up. A disk that stays full, and a spool that another program has locked, are told
+    to the caller, who may try again. After any other failure nobody knows what the next commit would keep, so the
+    process ends, and the next start goes on from what is on disk.
     """
 
     def __init__(self, state: State) -> None:
@@ -692,23 +688,23 @@ def _make(db: Database, settings: Settings, now: float) -> State:
     fcm = settings.credentials or settings.token_command or settings.fcm_metadata
     upstreams = bool(settings.apikey) + bool(fcm)
     limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, upstreams))
-    kept = settings.max_dead, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
-    keeping = Keeping(limits, settings.dead_age, *kept)
+    kept = settings.max_failed, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
+    keeping = Keeping(limits, settings.failed_age, *kept)
     unpaced = start_pace(UNPACED, now)
     paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
-    return State(db, Room(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
+    return State(db, DiskSpace(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
 
 
 def _serve(address: str, authkey: bytes) -> os.stat_result:
-    """Listen there for calls, from a thread; what the socket is."""
+    """Listen at this address for calls, in a thread. Returns the stat of the socket."""
     server = _Manager(address=address, authkey=authkey).get_server()
     threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
     return os.lstat(address)
 
 
 def _stay_reachable(address: str, authkey: bytes, socket: os.stat_result) -> None:
-    """Make the socket anew when somebody has removed it: who is connected would notice nothing, and nobody else could
-    connect any more.
+    """Make the socket again when it was removed. Existing connections would not notice, but nobody could connect any
+    more.
     """
     while True:
         time.sleep(LOOK_EVERY)
@@ -724,8 +720,8 @@ def _stay_reachable(address: str, authkey: bytes, socket: os.stat_result) -> Non
 
 
 def main(settings: Settings, address: str, authkey: bytes, first: bool, control: Connection) -> None:
-    """The state process, the first of this run or one in place of another that died. Tells `control` the highest job
-    id on disk when it serves, or why it refuses; then waits there for the word to finish.
+    """The state process: the first of this run, or one in place of another that died. Tells `control` the highest job
+    id on disk once it serves, or why it refuses; then waits there for the word to finish.
     """
     child.enter("state", settings)
     try:

@@ -1,11 +1,11 @@
-"""Turns: which of the waiting tokens go next, so that what is small does not wait for what is large. Pure.
+"""Turns: which of the waiting tokens go next, so that small jobs do not wait for large ones. Pure.
 
-Jobs are sorted by size into lanes. Half of what may go belongs to the jobs of more than SMALL tokens, in the order of
-their arrival; the other half goes to the smallest first, lane by lane, in each in the order of arrival. What one half
-does not need is the other's. So a small job waits for other small ones only, large ones keep half of the pace between
-them, and nothing starves: the oldest large job is always the next in its half, the oldest small one in the other.
+Jobs are sorted by size into lanes. Half of what may go belongs to jobs of more than SMALL tokens, in the order of their
+arrival. The other half goes to the smallest jobs first, lane by lane, and within a lane in the order of arrival. Either
+half may use what the other does not need. So a small job waits for other small ones only, large jobs share half of the
+pace, and nothing starves: the oldest large job is always next in its half, the oldest small one in the other.
 
-A token's turn stands in its `rank`, which the spool keeps: its lane, and when it came. A retry comes when it is due.
+The spool keeps a token's turn in its `rank`: the lane, and the time of arrival. A retry arrives when it is due.
 """
 
 from collections import Counter
@@ -25,42 +25,42 @@ WIDTH = 1 << 53
 
 
 def lane(size: int) -> int:
-    """The lane of a job with so many tokens: 0 for the smallest."""
+    """The lane of a job with this many tokens: 0 for the smallest."""
     return sum(size > most for most in SIZES)
 
 
 def rank(which: int, came: float) -> float:
-    """The rank of a token in a lane that came at a time in microseconds: a job's id is one."""
+    """The rank of a token that arrived in a lane at a time in microseconds. A job's id is such a time."""
     return (LANES - 1 - which) * WIDTH + came
 
 
 def lane_of(token_rank: float) -> int:
-    """The lane that a rank is in."""
+    """The lane of a rank."""
     return LANES - 1 - min(LANES - 1, int(token_rank // WIDTH))
 
 
 def bounds(which: int) -> tuple[float, float]:
-    """The lowest rank of a lane, and the first above it."""
+    """The lowest rank of a lane, and the first rank above it."""
     return rank(which, 0.0), rank(which - 1, 0.0)
 
 
 def came(token_rank: float) -> float:
-    """When a token of this rank came."""
+    """The time of arrival of a rank."""
     return token_rank % WIDTH
 
 
 def save(credit: float, limit: int) -> float:
-    """What the large jobs may take of the next `limit` tokens: their share, and what is left of an earlier one, up to
-    a token, so that the share holds for claims of one token, too.
+    """What large jobs may take of the next `limit` tokens: their share, and what was left of the last one, up to a
+    token. So the share also holds for claims of one token.
     """
     share = limit * LARGE_SHARE
     return min(credit + share, max(1.0, share))
 
 
 def pick(lanes: Sequence[Sequence[tuple[Any, ...]]], limit: int, credit: float) -> tuple[list[tuple[Any, ...]], float]:
-    """Up to `limit` of the tokens that wait: rows that end with their ranks, by lane, in each in the order of the ranks
-    and as many as there are up to the limit. `credit` is what the large jobs may take (see `save`); what is left of it
-    comes back.
+    """Up to `limit` of the waiting tokens. The rows end with their rank; there is a list for each lane, in the order of
+    ranks, with as many rows as there are up to the limit. `credit` is what large jobs may take (see `save`); what is
+    left of it is returned.
     """
     if sum(map(len, lanes)) <= limit:  # mostly: nobody has to wait
         return [row for waiting in lanes for row in waiting], 0.0

@@ -1,1 +1,1 @@
-"""The commands beside the server: the sandbox, the benchmark, the bundle, and those that ask a running server."""
+"""The commands beside the server: sandbox, benchmark, bundle, and those that call a running server."""

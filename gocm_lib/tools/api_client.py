@@ -1,4 +1,4 @@
-"""Speaks to a running server, for the commands that ask it something."""
+"""Calls a running server, for the commands that need one."""
 
 import http.client
 import json
@@ -19,12 +19,14 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def show(*columns: object) -> None:
-    """Print what came from the network, in a line: whoever answers at a port must not reach the terminal's escapes."""
+    """Print one line of text that came from the network, without control characters: the server at a port may be
+    anybody's.
+    """
     print(*(log.one_line(str(column)[:WIDEST]) for column in columns), sep="\t", flush=True)
 
 
-class RemoteError(Fatal):
-    """The server does not answer, or refuses; str() is the line for the operator. The exit code is 1."""
+class ApiError(Fatal):
+    """The server does not answer, or refuses. str() is the line for the operator. The exit code is 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Exit.FAILED)
@@ -38,21 +40,21 @@ class Answer(NamedTuple):
     body: bytes
 
     def reason(self) -> str:
-        """Why it refuses, as it says itself."""
+        """The server's own reason for refusing."""
         try:
             return str(json.loads(self.body)["error"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return f"HTTP {self.status}"
 
     def retry_after(self) -> int:
-        """After how many seconds it asks to be asked again; 1 when it does not say."""
+        """After how many seconds the server asks us to come again; 1 when it does not say."""
         given = self.headers.get("Retry-After", "")
         return max(1, int(given)) if re.fullmatch("[0-9]{1,5}", given) else 1
 
 
-class Remote:
-    """A server at a URL, or on the UNIX socket at a path. `ca`: PEM file of the authorities to trust, "" for the
-    system's, None to ask whoever answers (nothing secret must be told then).
+class ApiClient:
+    """A server at a URL, or at the path of its UNIX socket. `ca`: PEM file of the authorities to trust, "" for the
+    system's, None to accept any server (then no secret may be sent).
     """
 
     def __init__(self, to: str, token: str = "", ca: str | None = "") -> None:
@@ -76,31 +78,29 @@ class Remote:
             return Answer(answer.status, answer.headers, content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise RemoteError(f"no GoCM answers at {self._to}: {reason}") from None
+            raise ApiError(f"no GoCM answers at {self._to}: {reason}") from None
         finally:
             self._connection.close()  # the next request opens it again
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """What it answers to a post. Raises RemoteError when nobody does."""
+        """The answer to a POST. Raises ApiError when there is none."""
         return self._request("POST", path, body, headers)
 
     def ask(self, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
-        """The status and the JSON that it answers. Raises RemoteError when it answers nothing of the kind."""
+        """The status and the JSON of an answer. Raises ApiError when the answer is something else."""
         answer = self._request(method, path, body.encode() if body else None, FORM if body is not None else {})
         try:
             return answer.status, json.loads(answer.body)
         except (ValueError, RecursionError) as error:
-            raise RemoteError(f"no GoCM answers at {self._to}: {error}") from None
+            raise ApiError(f"no GoCM answers at {self._to}: {error}") from None
 
     def take(self, method: str, path: str, has: str, body: str | None = None) -> dict[str, Any]:
-        """The JSON of an answer that is 200, an object that has this member. Raises RemoteError with what it says
-        otherwise.
-        """
+        """The JSON object of a 200 that has this member. Raises ApiError with the server's reason otherwise."""
         status, told = self.ask(method, path, body)
         if status != 200:
-            raise RemoteError(str(isinstance(told, dict) and told.get("error") or f"HTTP {status}"))
+            raise ApiError(str(isinstance(told, dict) and told.get("error") or f"HTTP {status}"))
         if not isinstance(told, dict) or has not in told:
-            raise RemoteError(f"what answers at {self._to} is no GoCM")
+            raise ApiError(f"what answers at {self._to} is no GoCM")
         return told
 
 

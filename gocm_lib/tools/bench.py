@@ -1,9 +1,9 @@
-"""`gocm bench`: what this machine can do, as the CPU time that a message costs and the rates that follow from it.
+"""`gocm bench`: what this machine can do, as CPU time per message and the rates that follow from it.
 
-Starts a server on a spool of its own and the sandbox as its upstream, posts messages from a process of its own, and
-reads from the operating system what each of the server's processes has used. Figures of CPU per message hardly vary
-from run to run; rates do, where other programs share the machine. `floor` is what the same bytes to the upstream cost
-a bare loop over non-blocking sockets: nothing that writes them from Python can be cheaper.
+Starts a server on a new spool, with the sandbox as its upstream; posts messages from another process; and reads from
+the operating system what each process of the server has used. CPU per message hardly varies from run to run; rates do,
+when other programs share the machine. `floor` is the cost of exchanging the same bytes with the upstream in a bare loop
+over non-blocking sockets: no Python program that writes them can be cheaper.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ TOKEN = "b" * 140  # with its number as long as FCM's tokens are
 
 
 class Scenario(NamedTuple):
-    """What is posted: so many posts, each of so many lines with a message of its own (0: one message and no lines) to
-    so many tokens, to an upstream; over kept connections or not.
+    """What is posted: `posts` posts, each with `lines` messages of their own (0: one message, not as lines) to `tokens`
+    tokens, to one upstream; over kept connections or new ones.
     """
 
     meaning: str
@@ -74,7 +74,7 @@ SCENARIOS = {
 
 
 class Server:
-    """A GoCM command of ours, running; its log is a file."""
+    """A running GoCM command; its log is a file."""
 
     def __init__(self, directory: Path, name: str, *words: str) -> None:
         self.log = directory / f"{name}.log"
@@ -107,7 +107,7 @@ class Server:
             time.sleep(0.02)
 
     def processes(self) -> dict[str, list[int]]:
-        """Process ids by what they are: front, state, senders."""
+        """Process ids by role: front, state, senders."""
         found: dict[str, list[int]] = {"front": [self.process.pid], "state": [], "senders": []}
         for name, pid in re.findall(r"front: (state|sender)\S* is process (\d+)", self.log.read_text()):
             found["senders" if name == "sender" else name].append(int(pid))
@@ -129,18 +129,18 @@ class Server:
 
 
 def cpu_used(pid: int) -> float:
-    """Microseconds of CPU time that a process has used, in its own code and in the kernel."""
+    """Microseconds of CPU time that a process has used, in user code and in the kernel."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) * TICK
 
 
 def memory(pid: int) -> float:
-    """MB of memory that is a process's own, or its share of what it shares (PSS)."""
+    """MB of memory of a process, with its share of shared memory (PSS)."""
     return _figure(r"^Pss:\s+(\d+)", f"/proc/{pid}/smaps_rollup") / 1024
 
 
 def written(pid: int) -> int:
-    """Bytes that a process has caused to be written to disks."""
+    """Bytes that a process has caused to be written to disk."""
     return _figure(r"^write_bytes: (\d+)", f"/proc/{pid}/io")
 
 
@@ -166,7 +166,7 @@ def body(scenario: Scenario) -> tuple[bytes, bytes]:
 
 
 def request(scenario: Scenario) -> bytes:
-    """The first post; the others differ in NUMBER only."""
+    """The first post. The others differ only in NUMBER."""
     kind, content = body(scenario)
     connection = b"keep-alive" if scenario.keep_alive else b"close"
     head = (
@@ -177,7 +177,7 @@ def request(scenario: Scenario) -> bytes:
 
 
 class Load:
-    """Posts a scenario's messages, from one loop over CLIENTS connections; `rate` a second, or as fast as it goes."""
+    """Posts a scenario's messages, in one loop over CLIENTS connections: `rate` per second, or as fast as possible."""
 
     def __init__(self, port: int, scenario: Scenario, rate: float | None) -> None:
         self.port = port
@@ -236,7 +236,7 @@ class Load:
             self.selector.modify(sock, selectors.EVENT_READ)
 
     def _on_ready(self, sock: socket.socket) -> list[socket.socket]:
-        """Go on with a connection; itself or its successor if that has nothing to do now."""
+        """Go on with a connection. Returns it, or its successor, if there is nothing to do for it now."""
         if self.unsent[sock]:
             self._write(sock)
             return []
@@ -264,7 +264,7 @@ def _load(port: int, scenario: Scenario, rate: float | None, pipe: Connection) -
 
 
 def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Connection) -> None:
-    """The requests that a sender would write, one after the other on so many connections; as little else as can be."""
+    """Exchange a sender's requests over `connections` connections, with as little else as possible."""
     import urllib3  # noqa: F401  (what Upstream needs is loaded before the clock runs)
 
     from gocm_lib.message.dialects import DIALECTS
@@ -305,7 +305,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
 
 
 class Bench:
-    """A sandbox, and a server for each scenario, in a directory of their own."""
+    """A sandbox, and a server for each scenario, in a temporary directory."""
 
     def __init__(self, settings: BenchSettings, directory: Path) -> None:
         self.settings = settings
@@ -332,7 +332,7 @@ class Bench:
         return json.loads(content) if content.startswith(b"{") else None
 
     def serve(self, scenario: Scenario, *more: str) -> Server:
-        """A server on an empty spool that sends to the sandbox."""
+        """A server with an empty spool that sends to the sandbox."""
         words = ["--port", "0", "--spool", str(self.directory / "spool" / "gocm.db"), "--log-level", "debug"]
         words += ["--senders", str(self.settings.senders), "--upstream-ca", self.ca, "--max-pending", "2000000"]
         if scenario.upstream == "gcm":
@@ -349,7 +349,7 @@ class Bench:
         return Server(self.directory, "server", *words, *more)
 
     def elsewhere(self, function: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-        """Run a function in a process of its own; None until what it sends arrives."""
+        """Run a function in another process; returns what it sends."""
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(target=function, args=(*arguments, theirs))
         process.start()
@@ -372,7 +372,7 @@ class Bench:
         return {"delivered_per_s": scenario.posts / found["seconds"], "cpu_us": {"total": total}}
 
     def measure(self, name: str, scenario: Scenario, show: Callable[[str], None]) -> dict[str, Any]:
-        """Run a scenario; its figures, CPU time and bytes for each token."""
+        """Run a scenario. Returns its figures: CPU time and bytes for each token."""
         self.ask("POST", "/sandbox/reset")
         server = self.serve(scenario, *(PATIENT if name == "backlog" else ()))
         try:
@@ -415,8 +415,8 @@ class Bench:
         }
 
     def warm_up(self, server: Server, scenario: Scenario, show: Callable[[str], None]) -> int:
-        """Have connections made, caches filled, code loaded, uncounted: until a round opens hardly any connection, for
-        a handshake costs what ten messages do. How many were opened in all.
+        """Have connections made, caches filled and code loaded before counting: until a round opens hardly any
+        connection, because a handshake costs as much as ten messages. Returns how many were opened in all.
         """
         part, opened = scenario._replace(posts=max(1, scenario.posts // 2)), 0
         for _ in range(WARM_UPS):
@@ -435,7 +435,7 @@ class Bench:
     def post(
         self, server: Server, scenario: Scenario, rate: float | None, show: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Post a scenario's messages; what the load found."""
+        """Post a scenario's messages. Returns what the load found."""
         began = time.monotonic()
         for found in self.elsewhere(_load, server.port, scenario, rate):
             server.note_memory()
@@ -474,7 +474,7 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
 
 
 def make_certificate(directory: Path) -> Path:
-    """A certificate for 127.0.0.1 that vouches for itself, and key.pem beside it."""
+    """Make a self-signed certificate for 127.0.0.1, and key.pem beside it."""
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     words += ["-days", "2", "-subj", "/CN=gocm bench", "-addext", "subjectAltName=IP:127.0.0.1"]
     words += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "ca.pem")]
@@ -505,7 +505,7 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of every scenario as a table; those that a scenario has not, empty."""
+    """The figures of all scenarios as a table. What a scenario does not have is left empty."""
     rows = [["scenario", *(title for title, _ in COLUMNS)]]
     for name, found in results.items():
         rows.append([name])
@@ -519,7 +519,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def command(settings: BenchSettings) -> int:
-    """`gocm bench`: run the scenarios asked for and print the table, or with --json the same. Raises Fatal."""
+    """`gocm bench`: run the scenarios that are asked for and print a table, or JSON with --json. Raises Fatal."""
     names = settings.scenarios.split(",") if settings.scenarios else list(SCENARIOS)
     for name in names:
         if name not in SCENARIOS:
@@ -552,12 +552,12 @@ def command(settings: BenchSettings) -> int:
 
 
 def scaled(scenario: Scenario, tokens: int) -> Scenario:
-    """The scenario with about so many tokens; as it is when 0."""
+    """The scenario with about this many tokens; unchanged when 0."""
     return scenario._replace(posts=max(1, tokens // scenario.in_a_post())) if tokens else scenario
 
 
 def _progress(name: str) -> Callable[[str], None]:
-    """A function that shows, on a terminal, in one line what a scenario is doing."""
+    """A function that shows on a terminal, in one line, what a scenario is doing."""
 
     def show(what: str) -> None:
         if sys.stderr.isatty():

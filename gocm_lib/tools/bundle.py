@@ -1,9 +1,9 @@
 """Builds the single file: an executable zip with GoCM, urllib3 and their licences inside.
 
-Promises the same bytes for the same sources, whichever Python builds it: files in order, not compressed, all of one
-time (SOURCE_DATE_EPOCH, else 1980) and one mode. What pip has installed goes in only if it is what pip noted of it.
-Beside the bundle stands a list of what is in it, with hashes. Needs the standard library only, and works from a
-checkout, from an installation and from the single file itself.
+Promises the same bytes for the same sources, whichever Python builds it: files in order, uncompressed, all with one
+time (SOURCE_DATE_EPOCH, else 1980) and one mode. An installed package goes in only if its files are the ones that pip
+recorded. Beside the bundle it writes a list of the contents, with hashes. Needs only the standard library, and works
+from a checkout, from an installation and from the single file itself.
 """
 
 import base64
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 def _walk(directory: Any, name: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a folder, on a disk or in a zip, by their paths in the bundle."""
+    """The files of a folder, on disk or in a zip, by their paths in the bundle."""
     for each in directory.iterdir():
         if each.is_dir():
             if each.name != "__pycache__":
@@ -47,8 +47,8 @@ def _walk(directory: Any, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _check(place: Any, about: Any) -> None:
-    """Raise Fatal unless each file of an installed package is the one that was installed, by the RECORD in its
-    metadata (packaging.python.org/specifications/recording-installed-packages).
+    """Raise Fatal unless each file of an installed package is the one that was installed, by the RECORD in its metadata
+    (packaging.python.org/specifications/recording-installed-packages).
     """
     if not (about / "RECORD").is_file():
         if isinstance(place, Path):
@@ -62,13 +62,13 @@ def _check(place: Any, about: Any) -> None:
 
 
 def _about(place: Any, package: str) -> Any:
-    """The folder of an installed package's metadata, beside it; None when there is none."""
+    """The metadata folder of an installed package, beside it; None: there is none."""
     found = [each for each in place.iterdir() if re.fullmatch(rf"{package}-[^-]+\.dist-info", each.name)]
     return found[0] if found else None
 
 
 def contents() -> dict[str, bytes]:
-    """What goes into the bundle, by path. Raises Fatal when a licence is missing."""
+    """The contents of the bundle, by path. Raises Fatal when a licence is missing."""
     ours: Any = files("gocm_lib")
     theirs: Any = files("urllib3")
     found = {"__main__.py": MAIN, **dict(_walk(ours, "gocm_lib")), **dict(_walk(theirs, "urllib3"))}
@@ -87,7 +87,7 @@ def contents() -> dict[str, bytes]:
 
 
 def build(found: Mapping[str, bytes], epoch: int) -> bytes:
-    """The bundle of these files, all changed last at `epoch` (seconds since 1970)."""
+    """The bundle of these files, with `epoch` (seconds since 1970) as their time."""
     target = io.BytesIO()
     target.write(SHEBANG)
     changed = time.gmtime(max(epoch, EARLIEST))[:6]
@@ -117,7 +117,7 @@ def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
 
 
 def _put(path: str, content: bytes, mode: int) -> None:
-    """Put a file into its place, whole. Raises Fatal."""
+    """Write a file whole, then move it into place. Raises Fatal."""
     fresh = f"{path}.{os.getpid()}"
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:

@@ -9,37 +9,37 @@ from urllib.parse import urlencode
 from gocm_lib.config import values
 from gocm_lib.config.settings import Exit, FailedSettings, Fatal
 from gocm_lib.front import auth
-from gocm_lib.tools.api_client import Remote, RemoteError, show
+from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
 
 def command(words: Sequence[str]) -> int:
-    """Run `gocm failed` with these words; its exit code. Raises Fatal."""
+    """Run `gocm failed` with these words; returns the exit code. Raises Fatal."""
     action = words[0] if words else ""
     if action not in ("list", "replay", "discard"):
         raise Fatal("say what to do: gocm failed list, replay or discard", Exit.USAGE)
     given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
     token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""
-    remote = Remote(given.to, token, given.ca)
+    server = ApiClient(given.to, token, given.ca)
     fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
     if action == "list":
-        return _list(remote, fields, given.json)
+        return _list(server, fields, given.json)
     form = urlencode(fields | ({"all": 1} if given.all else {}))
-    done = remote.take("POST", f"/gcm/failed/{action}", f"{action}ed", form)
+    done = server.take("POST", f"/gcm/failed/{action}", f"{action}ed", form)
     show(f"{done[action + 'ed']} {action}ed" + ("; for the others there is no room now" if done.get("left") else ""))
     return Exit.OK
 
 
-def _list(remote: Remote, fields: dict[str, Any], as_json: bool) -> int:
+def _list(server: ApiClient, fields: dict[str, Any], as_json: bool) -> int:
     after: dict[str, Any] = {"limit": 1000}
     try:
-        while page := (answer := remote.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
+        while page := (answer := server.take("GET", f"/gcm/failed?{urlencode(fields | after)}", "failed"))["failed"]:
             for entry in page:
                 _show(entry, as_json)
             if answer["next"] is None:
                 break
             after["after"] = answer["next"]
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise RemoteError("what answers there is no GoCM") from None
+        raise ApiError("what answers there is no GoCM") from None
     return Exit.OK
 
 

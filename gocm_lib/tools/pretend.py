@@ -1,8 +1,8 @@
 """What the pretend GCM and FCM answer: a request and a ledger in, status and body out. No sockets.
 
 The bodies are those that Google's services were seen to send, with their inconsistencies (details in either order, or
-missing). It imports nothing from the dialects, or the sandbox would share their mistakes. A token asks for its fate by
-how it begins: FATES.
+missing). It imports nothing from the dialects: otherwise the sandbox would share their mistakes. How a token begins
+decides its fate: FATES.
 """
 
 import base64
@@ -24,6 +24,8 @@ BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 
 
 class Answer(NamedTuple):
+    """An answer: its status, body and headers."""
+
     status: int
     body: bytes
     content_type: str = "application/json; charset=UTF-8"
@@ -31,8 +33,8 @@ class Answer(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """How a token begins, and what becomes of it: in legacy GCM (from the match and how often it arrived), in FCM v1
-    (the name of one of ANSWERS, "" for sent), and in words.
+    """How a token begins, and what becomes of it: in legacy GCM (a function of the match and of how often the token
+    arrived), in FCM v1 (the name of one of ANSWERS; "": sent), and in words.
     """
 
     pattern: re.Pattern[str]
@@ -42,7 +44,7 @@ class Fate(NamedTuple):
 
 
 FATES = (
-    Fate(re.compile(r"gone-"), lambda m, n: {"error": "NotRegistered"}, "unregistered", "dead: it is reported"),
+    Fate(re.compile(r"gone-"), lambda m, n: {"error": "NotRegistered"}, "unregistered", "unregistered: it is reported"),
     Fate(
         re.compile(r"canonical-(.*)"),
         lambda m, n: {"registration_id": "new-" + m[1]},
@@ -80,7 +82,7 @@ SLOW = re.compile(r"slow-(\d{1,3})-")  # `slow-5-X`: answered 5 seconds later th
 
 
 def find_fate(token: str) -> tuple[Fate, re.Match[str]] | None:
-    """The fate that a token asks for, and the match that says so; None when it asks for none."""
+    """The fate that a token asks for, and the match; None: it asks for none."""
     for fate in FATES if _ANY_FATE.match(token) else ():
         found = fate.pattern.match(token)
         if found:
@@ -198,7 +200,7 @@ _TARGETS = ("token", "fid", "topic", "condition")
 
 
 class Mode:
-    """How the pretend upstream behaves as a whole; every field can be set by POST /sandbox/mode."""
+    """How the pretend upstream behaves. POST /sandbox/mode sets every field."""
 
     FIELDS: dict[str, tuple[type, ...]] = {
         "latency": (int, float), "status": (int,), "retry_after": (int, str), "silent": (bool,), "close": (bool,),
@@ -227,7 +229,7 @@ KINDS = {*ANSWERS, "silent", "close"}  # of errors that strike here and there
 
 
 def mistake(name: str, value: Any) -> str:
-    """What is wrong with a mode's field beyond its type; "" when nothing is."""
+    """What is wrong with a mode's field beyond its type; "": nothing."""
     match name:
         case "answer" | "refusal" if value not in ANSWERS and (value or name == "refusal"):
             return "known are " + ", ".join(ANSWERS)
@@ -271,13 +273,13 @@ class Ledger:
         return json.dumps(vars(self)).encode() + b"\n"
 
     def counts(self) -> bytes:
-        """The same without the tokens: of each table how many different ones it has."""
+        """The ledger without tokens: for each table, how many different ones it has."""
         short = {name: len(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
         return json.dumps(short).encode() + b"\n"
 
 
 class Pretender:
-    """The pretend services. `key` checks a signature made with the generated service account, when there is one."""
+    """The pretend services. `key` checks a signature of the generated service account, if there is one."""
 
     def __init__(self, mode: Mode, key: Any = None) -> None:
         self._key = key
@@ -286,13 +288,13 @@ class Pretender:
         self.reset(mode)
 
     def reset(self, mode: Mode) -> None:
-        """Start afresh: nothing has arrived, no quota is used up. Access tokens that were given stay good."""
+        """Start afresh: nothing has arrived, no quota is used up. Access tokens stay valid."""
         self.mode = mode
         self.ledger = Ledger()
         self._strain = Strain()
 
     def answer(self, request: Request) -> tuple[float, Answer | None]:
-        """Seconds to wait and the answer then; None for closing without one, after infinity for never."""
+        """The seconds to wait, then the answer. None: close without one; after infinity: never."""
         path = request.path
         if path == "/token":
             return 0.0, self._oauth(request)
@@ -308,7 +310,7 @@ class Pretender:
         return self.mode.latency, ANSWERS["not_found_page"][0]
 
     def _finish(self, answer: Answer, targets: list[str], taken: list[str]) -> tuple[float, Answer | None]:
-        """Put the mode's failures over an answer, and into the ledger what was taken in the end."""
+        """Apply the mode's failures to an answer, and put what is taken in the end into the ledger."""
         mode = self.mode
         delay = mode.latency
         if any(map(SLOW.match, targets)):
@@ -380,7 +382,7 @@ class Pretender:
     # ------------------------------------------------------------------------------------------------------ FCM v1
 
     def _v1(self, request: Request, project: str) -> tuple[Answer, list[str], list[str]]:
-        """In Google's order: who asks, for which project, then the message."""
+        """Check in Google's order: who asks, for which project, then the message."""
         if self.mode.revoke:
             self.mode.revoke = False
             self._good_until.clear()
@@ -469,7 +471,7 @@ class Pretender:
 
 
 def _is_signed(assertion: str, key: Any) -> bool:
-    """Whether a JWT is signed (RS256) by the service account's key, for Google, and in force now."""
+    """Whether the service account's key has signed this JWT (RS256), for Google, and it is valid now."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding

@@ -28,7 +28,7 @@ from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_
 from gocm_lib.front import auth, response
 from gocm_lib.front.request import Reader, Request
 from gocm_lib.message.job import BadRequest
-from gocm_lib.process import child, log
+from gocm_lib.process import child, log, resources
 from gocm_lib.tools.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
 
 MAX_BODY = 16 * 1024 * 1024
@@ -45,7 +45,7 @@ def render(answer: Answer) -> bytes:
 
 
 class _Peer:
-    """A connection: its socket, what it sent, what it is owed."""
+    """A connection: its socket, what it sent, what it is to get."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -56,10 +56,12 @@ class _Peer:
 
 
 class Sandbox:
+    """The pretend upstream on one listening socket."""
+
     def __init__(
         self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None, host: str = ""
     ) -> None:
-        """`host`: by what name, beside addresses and localhost, it may be called to be told what to do."""
+        """`host`: the name, beside addresses and localhost, under which it may be called to change its behaviour."""
         self.normal = pretender.mode.latency
         self.pretender = pretender
         self._tls = tls
@@ -76,7 +78,7 @@ class Sandbox:
         return self.pretender.ledger
 
     def answer(self, request: Request) -> tuple[float, bytes | None]:
-        """Seconds to wait and the bytes to send then, None for closing; inf for never."""
+        """The seconds to wait, then the bytes to send. None: close; after infinity: never."""
         if request.path.startswith("/sandbox/"):
             return 0.0, render(self._control(request))
         delay, answer = self.pretender.answer(request)
@@ -200,7 +202,7 @@ class Sandbox:
 
 
 def change(mode: Mode, fields: Any) -> None:
-    """Set the given fields of a mode. Raises BadRequest on an unknown one or a value of the wrong type."""
+    """Set fields of a mode. Raises BadRequest for an unknown field, or a value of the wrong type."""
     if not isinstance(fields, dict):
         raise BadRequest("must be a JSON object")
     for name, value in fields.items():
@@ -216,8 +218,8 @@ def change(mode: Mode, fields: Any) -> None:
 
 
 def point_at(settings: Settings, port: int) -> Settings:
-    """The server's settings, sending to the sandbox at a port: with its metadata server for access tokens, unless there
-    is a --credentials file; one that does not exist yet is made.
+    """The server's settings, changed to send to the sandbox at a port. Its metadata server gives the access tokens,
+    unless there is a --credentials file; a missing one is made.
     """
     here = f"127.0.0.1:{port}"
     settings = replace(settings, gcm_url=f"http://{here}/gcm/send", fcm_url=f"http://{here}", apikey="sandbox")
@@ -229,7 +231,7 @@ def point_at(settings: Settings, port: int) -> Settings:
 
 
 def write_credentials(path: str, port: int) -> None:
-    """Make a service account's file, as Google makes them, for the sandbox at a port. Raises Fatal."""
+    """Write a service account's file for the sandbox at a port, in Google's form. Raises Fatal."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import rsa
@@ -255,7 +257,7 @@ def write_credentials(path: str, port: int) -> None:
 
 
 def public_key(path: str) -> Any:
-    """The key that checks what is signed with a service account's file; None without one."""
+    """The key that checks the signatures made with a service account's file; None: there is no file."""
     try:
         from cryptography.hazmat.primitives import serialization
 
@@ -280,9 +282,9 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
 
 
 def command(settings: SandboxSettings) -> NoReturn:
-    """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises Fatal when it cannot be."""
-    child.raise_file_limit()
-    child.collect_seldom()
+    """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises Fatal when it cannot run."""
+    resources.raise_file_limit()
+    resources.collect_seldom()
     tls = None
     if settings.tls_cert:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,8 +1,8 @@
 """`gocm send`: one message to many tokens, from words, a file or stdin, posted in batches to a running server.
 
-Promises that a token is posted once however often the same run is begun again: each batch has an Idempotency-Key of the
-run's name and its number, so who was cut off goes on with the same command and `--run NAME`. All tokens are looked at
-before the first is sent.
+Promises that each token is posted once, however often the same run is started: each batch has an Idempotency-Key made
+of the run's name and the batch's number. After an interruption the same command with `--run NAME` goes on. All tokens
+are checked before the first is sent.
 """
 
 import csv
@@ -20,8 +20,9 @@ from gocm_lib.config.settings import Exit, Fatal, SendSettings
 from gocm_lib.front import auth
 from gocm_lib.message import job
 from gocm_lib.message.job import BadRequest
+from gocm_lib.message.retry import backoff
 from gocm_lib.process import log
-from gocm_lib.tools.api_client import Remote, RemoteError, show
+from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
 PATIENCE = 120.0  # seconds in which a server that does not answer is asked again
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two such tries
@@ -30,21 +31,21 @@ WIDTH = 30  # characters of the bar itself
 
 
 class Found(NamedTuple):
-    """A token, and where it stands, for whoever must mend it."""
+    """A token and where it was found, for whoever must correct it."""
 
     token: str
     where: str
 
 
 class Batch(NamedTuple):
-    """A post: its number in the run, its tokens, and what they are sent."""
+    """A post: its number in the run, its tokens, and the message."""
 
     number: int
     tokens: Sequence[Found]
     message: Mapping[str, Any]
 
     def body(self) -> bytes:
-        """As it is posted; made anew each time: those of a whole run would take as much memory again."""
+        """The body to post. Made afresh each time: those of a whole run would take as much memory again."""
         # Escaped, so that what is no Unicode (half a surrogate pair) is told by the reader, not by the encoder.
         return json.dumps({**self.message, "tokens": [each.token for each in self.tokens]}).encode()
 
@@ -53,8 +54,8 @@ class Batch(NamedTuple):
 
 
 def read_tokens(words: Sequence[str], path: str, column: str, stdin: TextIO) -> list[Found]:
-    """The tokens that are given: as words, and in a file (`-`: stdin), one a line, or in a column of CSV. One that
-    comes twice is taken once. Raises Fatal.
+    """The tokens in the words and in a file (`-`: stdin): one a line, or in a column of CSV. A repeated token is taken
+    once. Raises Fatal.
     """
     found = [Found(word, f"token {place} of the command line") for place, word in enumerate(words, 1)]
     try:
@@ -94,7 +95,7 @@ def _from_lines(file: Iterable[str], name: str, column: str) -> Iterator[Found]:
 
 
 def read_message(settings: SendSettings) -> dict[str, Any]:
-    """What the tokens are sent, as a JSON post has it. Raises Fatal."""
+    """The message, as a JSON post has it. Raises Fatal."""
     message: dict[str, Any] = dict(_pair(text, "--field") for text in settings.field)
     for name, text in message.items():
         if name in ("tokens", "payload"):
@@ -137,7 +138,7 @@ def _pair(text: str, what: str) -> tuple[str, str]:
 
 
 def make_batches(found: Sequence[Found], message: Mapping[str, Any], size: int) -> list[Batch]:
-    """The posts of a run, all of them looked at. Raises Fatal for what no server would take."""
+    """The posts of a run, all checked. Raises Fatal for what no server would take."""
     batches: list[Batch] = []
     for start in range(0, len(found), size):
         batch = Batch(len(batches) + 1, found[start : start + size], message)
@@ -150,7 +151,7 @@ def make_batches(found: Sequence[Found], message: Mapping[str, Any], size: int) 
 
 
 def _blame(batch: Batch, problem: BadRequest) -> str:
-    """The problem as one of a token where it stands, if it is one of a token."""
+    """The problem, named by token and place if it is about a token."""
     for each in batch.tokens if problem.field == "tokens" else ():
         try:
             job.parse("application/json", batch._replace(tokens=[each]).body(), 1)
@@ -163,7 +164,7 @@ def _blame(batch: Batch, problem: BadRequest) -> str:
 
 
 class Bar:
-    """A progress bar on a terminal; nothing where there is none."""
+    """A progress bar on a terminal; nothing where there is no terminal."""
 
     def __init__(self, total: int, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
@@ -174,14 +175,14 @@ class Bar:
         self.done = 0
 
     def advance(self, count: int) -> None:
-        """So many more tokens are done."""
+        """`count` more tokens are done."""
         self.done += count
         now = self._clock()
         if now - self._shown >= REFRESH or self.done == self._total:
             self._show(now, "")
 
     def note(self, text: str) -> None:
-        """Tell something in the place of how long it will take."""
+        """Show a note in the place of the remaining time."""
         self._show(self._clock(), log.one_line(text))
 
     def _show(self, now: float, note: str) -> None:
@@ -191,14 +192,14 @@ class Bar:
             self._stream.flush()
 
     def clear(self) -> None:
-        """Take it away, so that other lines can be written."""
+        """Remove the bar, so that other lines can be written."""
         if self._stream:
             self._stream.write("\r\033[K")
             self._stream.flush()
 
 
 def bar(done: int, total: int, passed: float, note: str) -> str:
-    """The bar after so many seconds, and a note, or how long it will take still."""
+    """The bar after this many seconds, with a note or the remaining time."""
     full = WIDTH * done // total
     rate = done / passed if passed > 0 else 0.0
     rest = note or (f"{rate:,.0f}/s, {(total - done) / rate:.0f} s left" if rate else "")
@@ -206,28 +207,29 @@ def bar(done: int, total: int, passed: float, note: str) -> str:
 
 
 class Taken(NamedTuple):
-    """What the server answered for a batch: its message's id, and whether it had been taken before."""
+    """The server's answer for a batch: its message's id, and whether it had been taken before."""
 
     job: str
     before: bool
 
 
-def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -> Taken:
-    """Post a batch until it is taken. Raises RemoteError when it is refused, or nobody answers for PATIENCE seconds."""
+def _post(server: ApiClient, batch: Batch, run: str, tell: Callable[[str], None]) -> Taken:
+    """Post a batch until it is taken. Raises ApiError when it is refused, or nobody answers for PATIENCE seconds."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}.{batch.number}"}
-    deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
+    deadline, failures = time.monotonic() + PATIENCE, 0
     while True:
         try:
-            answer = remote.post("/gcm/send", batch.body(), headers)
-        except RemoteError as problem:
+            answer = server.post("/gcm/send", batch.body(), headers)
+        except ApiError as problem:
+            failures += 1
+            wait = backoff(failures, FIRST_WAIT, LONGEST_WAIT)
             if time.monotonic() + wait > deadline:
                 raise
             tell(f"{problem}; again in {wait:.0f} s")
             time.sleep(wait)
-            wait = min(wait * 2, LONGEST_WAIT)
             continue
         if answer.status == 200 and "X-GoCM-Job" not in answer.headers:
-            raise RemoteError("what answers there is no GoCM")
+            raise ApiError("what answers there is no GoCM")
         if answer.status == 200:
             return Taken(answer.headers["X-GoCM-Job"], "Idempotency-Replayed" in answer.headers)
         reason = answer.reason()
@@ -237,12 +239,12 @@ def _post(remote: Remote, batch: Batch, run: str, tell: Callable[[str], None]) -
                     f"run {run} sent something else as message {batch.number}: the tokens, the message or --batch have"
                     " changed; put that back, or take another --run, which sends all of them"
                 )
-            raise RemoteError(reason)
+            raise ApiError(reason)
         # It holds what it has and will take more: as long as it says so, there is nothing to give up for.
         seconds = min(answer.retry_after(), LONGEST_WAIT)
         tell(f"{reason}; again in {seconds:.0f} s")
         time.sleep(seconds)
-        deadline, wait = time.monotonic() + PATIENCE, FIRST_WAIT
+        deadline, failures = time.monotonic() + PATIENCE, 0
 
 
 def command(settings: SendSettings, words: Sequence[str]) -> int:
@@ -255,11 +257,11 @@ def command(settings: SendSettings, words: Sequence[str]) -> int:
     if not re.fullmatch("[A-Za-z0-9._-]{1,64}", run):
         raise Fatal("--run is a name of up to 64 letters, digits and . _ -")
     token = auth.first_token(settings.auth_token_file) if settings.auth_token_file else ""
-    remote = Remote(settings.to, token, settings.ca)
+    server = ApiClient(settings.to, token, settings.ca)
     progress, before = Bar(len(found), sys.stderr), 0
     try:
         for batch in batches:
-            taken = _post(remote, batch, run, progress.note)
+            taken = _post(server, batch, run, progress.note)
             before += len(batch.tokens) if taken.before else 0
             progress.advance(len(batch.tokens))
             if settings.json:
@@ -267,13 +269,13 @@ def command(settings: SendSettings, words: Sequence[str]) -> int:
         progress.clear()
         if not settings.json:
             show(_summary(len(found), len(batches), before, run, taken.job))
-    except (RemoteError, OSError, KeyboardInterrupt) as problem:
+    except (ApiError, OSError, KeyboardInterrupt) as problem:
         progress.clear()
         if isinstance(problem, OSError):  # what we print cannot be written, nor need what is left of it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         so_far = f"{progress.done:,} of {len(found):,} tokens were taken"
         go_on = f"go on with the same command and --run {run}"
-        raise RemoteError(f"{str(problem) or 'interrupted'} ({so_far}; {go_on})") from None
+        raise ApiError(f"{str(problem) or 'interrupted'} ({so_far}; {go_on})") from None
     return Exit.OK
 
 

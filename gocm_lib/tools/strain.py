@@ -1,8 +1,8 @@
 """Strain: what the pretend upstream refuses for a while, as Google does on bad days. No sockets; time and chance are
 arguments.
 
-Three kinds of trouble, which a sender must tell apart: errors that strike here and there, whoever asks; a capacity, the
-whole upstream's; a quota, one device's or one topic's alone.
+There are three kinds, which a sender must tell apart: errors that strike at random, whoever asks; a capacity of the
+whole upstream; a quota of one device or topic.
 """
 
 from collections import OrderedDict
@@ -13,14 +13,14 @@ REMEMBERED = 100_000  # targets whose quotas are kept; of more, those that were 
 
 
 class Bucket:
-    """A token bucket that begins full: `rate` a second, `depth` at once."""
+    """A token bucket that begins full: `rate` per second, `depth` at once."""
 
     def __init__(self, depth: float, now: float) -> None:
         self.level = depth
         self.at = now
 
     def take(self, count: int, rate: float, depth: float, now: float) -> bool:
-        """Take `count`, if there are so many, or the bucket is full."""
+        """Take `count`, if the bucket has as many, or is full. Returns whether it did."""
         self.level = min(depth, self.level + max(0.0, now - self.at) * rate)
         self.at = now
         if self.level < min(count, depth):
@@ -30,7 +30,7 @@ class Bucket:
 
 
 class Strain:
-    """The buckets of a pretend upstream. What they hold when is told with each call, for it may be changed between."""
+    """The buckets of a pretend upstream. Each call tells their size, because the mode may change in between."""
 
     def __init__(self) -> None:
         self._capacity: Bucket | None = None
@@ -38,7 +38,9 @@ class Strain:
 
     @staticmethod
     def strike(errors: Mapping[str, float], draw: float) -> str:
-        """The kind of error that strikes a request: `errors` has the share of each, `draw` is chance, 0 to 1. Or ""."""
+        """The kind of error that strikes a request, or "". `errors` has the share of each kind, `draw` is chance, 0 to
+        1.
+        """
         for kind, share in errors.items():
             if draw < share:
                 return kind
@@ -46,7 +48,7 @@ class Strain:
         return ""
 
     def overloads(self, count: int, capacity: float, now: float) -> bool:
-        """Whether `count` messages are too much for an upstream that takes `capacity` a second."""
+        """Whether `count` messages are too much for an upstream that takes `capacity` per second."""
         depth = max(1.0, capacity * BURST)
         if self._capacity is None:
             self._capacity = Bucket(depth, now)

@@ -1,4 +1,4 @@
-"""`gocm watch`: what goes on in a running server, live in a terminal, or a line at a time where there is none."""
+"""`gocm watch`: what goes on in a running server, live in a terminal; elsewhere a line at a time."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from gocm_lib.config.settings import Exit, WatchSettings
 from gocm_lib.front import auth
 from gocm_lib.process import log
-from gocm_lib.tools.api_client import Remote, RemoteError, show
+from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
 HOME, REST = "\033[H", "\033[K\n"  # to the first line; clear what is right of here, and go on below
 BELOW = "\033[J"  # clear all that is below
@@ -23,16 +23,16 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def line(told: dict[str, Any]) -> str:
-    """What /api/status tells, in a line."""
+    """The answer of /api/status in one line."""
     if told["pending"] is None:
         return str(told["sentence"])
     totals = told["totals"]
-    counts = f"{totals['delivered']} delivered, {totals['failures']} failed, {totals['notregistered']} dead"
+    counts = f"{totals['delivered']} delivered, {totals['failures']} failed, {totals['notregistered']} unregistered"
     return f"{told['pending']['tokens']} to be sent, {told['sent_per_second']}/s, {counts}: {told['sentence']}"
 
 
 def screen(told: dict[str, Any], width: int, height: int) -> list[str]:
-    """The same as lines of at most `width` characters, and no more than fit."""
+    """The same as lines of at most `width` characters, as many as fit."""
     rate = [point["sent"] for point in told["trend"]["points"]]
     lines = [f"GoCM {told['version']}  {told['sentence']}", ""]
     if told["pending"] is not None:
@@ -41,7 +41,7 @@ def screen(told: dict[str, Any], width: int, height: int) -> list[str]:
             f"to be sent   {pending['tokens']:>12,}   {pending['messages']:,} messages, {pending['sending']:,} sending",
             f"delivered    {totals['delivered']:>12,}   {told['sent_per_second']:,}/s  {sparkline(rate, 60)}",
             f"failed       {totals['failures']:>12,}   {told['failed']:,} can be replayed",
-            f"dead tokens  {totals['notregistered']:>12,}   {lists['notregistered']['waiting']:,} not read yet",
+            f"unregistered {totals['notregistered']:>12,}   {lists['notregistered']['waiting']:,} not read yet",
             f"replaced     {totals['canonicals']:>12,}   {lists['canonical']['waiting']:,} not read yet",
         ]
     lines += [f"senders      {told['senders']['ready']:>12,}   {told['senders']['died']:,} died", ""]
@@ -65,8 +65,8 @@ def _duration(seconds: float | None) -> str:
 def command(settings: WatchSettings) -> int:
     """`gocm watch`. Raises Fatal; ends at Ctrl-C."""
     token = auth.first_token(settings.auth_token_file) if settings.auth_token_file else ""
-    remote = Remote(settings.to, token, settings.ca)
-    told = remote.take("GET", "/api/status", "sentence")
+    server = ApiClient(settings.to, token, settings.ca)
+    told = server.take("GET", "/api/status", "sentence")
     if settings.once:
         show(line(told))
         return Exit.OK
@@ -76,16 +76,16 @@ def command(settings: WatchSettings) -> int:
         while True:
             _show(told)
             time.sleep(settings.interval)
-            told = _next(remote, told)
+            told = _next(server, told)
     except KeyboardInterrupt:
         return Exit.OK
 
 
-def _next(remote: Remote, told: dict[str, Any]) -> dict[str, Any]:
-    """What the server tells now; while it tells nothing, the last with that as its sentence."""
+def _next(server: ApiClient, told: dict[str, Any]) -> dict[str, Any]:
+    """The next answer of the server; while there is none, the last one with the problem as its sentence."""
     try:
-        return remote.take("GET", "/api/status", "sentence")
-    except RemoteError as problem:
+        return server.take("GET", "/api/status", "sentence")
+    except ApiError as problem:
         return told | {"sentence": str(problem)}
 
 

@@ -449,7 +449,7 @@ def test_every_option_is_told_in_one_table():
     names = [row.name for row in fields(Settings)]
     assert len(names) == len(set(names)) and all(row.metadata["help"] for row in fields(Settings))
     hidden = {row.name for row in fields(Settings) if row.metadata["hidden"]}
-    assert hidden == {"apikey", "feedback_url"} and settings.option_variable(fields(Settings)[0]) == "GOCM_CONFIG"
+    assert hidden == {"apikey", "feedback_url"} and settings.as_variable(fields(Settings)[0].name) == "GOCM_CONFIG"
 
 
 @short
@@ -460,3 +460,35 @@ def test_an_option_may_be_given_several_times():
         parse(*KEY, "--host", "none", "--host", "127.0.0.1")
     with pytest.raises(Fatal, match="--host 0.0.0.0 can be reached"):
         parse(*KEY, "--host", "127.0.0.1", "--host", "0.0.0.0")
+
+
+@short
+def test_an_option_s_old_name_goes_on_working(tmp_path, capsys):
+    file = tmp_path / "gocm.toml"
+    file.write_text('max-dead = 7\napikey = "K"\n')
+    file.chmod(0o600)
+    assert parse(*KEY, "--max-dead", "5", "--dead-age=60").max_failed == 5
+    assert parse(*KEY, GOCM_DEAD_AGE="60").failed_age == 60
+    assert parse("--config", str(file)).max_failed == 7
+    assert parse("--config", str(file), "--max-failed", "9").max_failed == 9, "what counts more, by either name"
+    shown = "\n".join(values.describe(values.load([*KEY, "--max-dead", "5"], {"GOCM_DEAD_AGE": "60"})))
+    assert "max_failed = 5  # --max-dead (old name of --max-failed)" in shown
+    assert "failed_age = 60  # GOCM_DEAD_AGE (old name of GOCM_FAILED_AGE)" in shown
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "dead" not in capsys.readouterr().out
+
+
+@short
+@pytest.mark.parametrize(
+    "words, environ, problem",
+    [
+        (["--max-dead", "x"], {}, r"--max-dead \(old name of --max-failed\) must be a number"),
+        (["--max-dead", "1", "--max-failed", "1"], {}, "--max-dead is the old name of --max-failed: give one of them"),
+        ([], {"GOCM_MAX_DEAD": "1", "GOCM_MAX_FAILED": "1"}, "GOCM_MAX_DEAD is the old name of GOCM_MAX_FAILED"),
+        (["--max-dea", "1"], {}, "did you mean --max-(?!dead)"),
+    ],
+)
+def test_old_names_that_make_no_sense(words, environ, problem):
+    with pytest.raises(Fatal, match=problem):
+        parse(*KEY, *words, **environ)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FORM, OTHER, TOKEN, Http, dial, eventually, form, https, issue, secret
 
-from gocm_lib.config.settings import Settings
+from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.front import auth, listener
 from gocm_lib.front.auth import Policy
 from gocm_lib.message.job import BadRequest
@@ -331,7 +331,7 @@ def test_of_old_tls_only_what_is_sound(authority, tmp_path):
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.get_ciphers() and all(cipher["aead"] for cipher in context.get_ciphers())
     (tmp_path / "none.pem").write_text("nothing")
-    with pytest.raises(listener.ListenError, match="--tls-client-ca .* holds no PEM"):
+    with pytest.raises(Fatal, match="--tls-client-ca .* holds no PEM"):
         listener.tls_context(str(tmp_path / "tls.pem"), str(tmp_path / "key.pem"), str(tmp_path / "none.pem"))
 
 

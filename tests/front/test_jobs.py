@@ -77,7 +77,7 @@ def test_the_answer_says_where_and_head_says_as_much(server):
 
 
 def test_while_it_is_being_sent(start, sandbox):
-    """What waits says why and until when; what is in the air is told as that; an upstream that is paused is named."""
+    """What waits says why and until when; what is in flight is told as that; an upstream that is paused is named."""
     server = start("--retry-base", "600")
     job, other = server.send(["flaky-1-a"]), server.send(["slow-5-b"])
     eventually(lambda: look_up(server, job)["states"] == states(deferred=1))
@@ -211,23 +211,23 @@ def test_what_is_counted_is_what_there_is():
     state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED)], 1000.0)
     check(jobs=2, tokens=3, over=1, finished=0)
     state.settle(1, [Result("gcm", 1, 1, 1, DELIVERED), Result("gcm", 2, 0, 1, busy)], 1000.0)
-    check(jobs=1, tokens=1, over=2, dead=1, finished=1)
+    check(jobs=1, tokens=1, over=2, failed=1, finished=1)
     state.settle(1, [Result("gcm", 1, 2, 1, busy)], 1000.0)
-    check(jobs=0, tokens=0, over=2, dead=2, finished=4)
+    check(jobs=0, tokens=0, over=2, failed=2, finished=4)
     with state._transaction():
         assert state.history.forget(1000.0, 0)
-    check(over=0, dead=2, finished=0)
+    check(over=0, failed=2, finished=0)
     assert state.discard(Which(1, "", "", 2000.0)) == 1
-    check(over=1, dead=1, finished=3)
+    check(over=1, failed=1, finished=3)
     with state._transaction():
         state.history.forget(1000.0, 0)
-    check(over=0, dead=1, finished=0)
+    check(over=0, failed=1, finished=0)
     assert state.replay(Which(2, "", "", 2000.0), 1001.0) == 1
-    check(jobs=1, tokens=1, dead=0, finished=0)
+    check(jobs=1, tokens=1, failed=0, finished=0)
     state.settle(1, [Result("gcm", *place, 1, busy) for place in claim(state, now=1001.0)], 1001.0)
-    check(jobs=0, dead=1, finished=1)
+    check(jobs=0, failed=1, finished=1)
     assert state.replay(Which(2, "", "", 2000.0), 1002.0) == 1
-    check(jobs=1, tokens=1, dead=0, finished=0)
+    check(jobs=1, tokens=1, failed=0, finished=0)
 
 
 @short
@@ -258,7 +258,7 @@ def test_much_is_forgotten_in_steps_and_soon():
 
 @short
 def test_a_message_with_failed_tokens_stays_for_them():
-    state = new_state(keeping=KEEPING._replace(keep_jobs=10.0, dead_age=100.0))
+    state = new_state(keeping=KEEPING._replace(keep_jobs=10.0, failed_age=100.0))
     state.accept([new_job(1, ["a", "b"])])
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     ends = [DELIVERED, gone]
@@ -279,7 +279,7 @@ def test_it_makes_room_before_a_message_is_refused(limits, monkeypatch):
     """The second: a disk that is all but full, of which `:memory:` says that it never is."""
     state = new_state(keeping=KEEPING._replace(limits=limits))
     free = limits.free_disk + 600_000
-    monkeypatch.setattr(state.room, "free", lambda: free - state.db.execute("PRAGMA page_count").fetchone()[0] * 4096)
+    monkeypatch.setattr(state.disk, "free", lambda: free - state.db.execute("PRAGMA page_count").fetchone()[0] * 4096)
     for job in range(1, 101):
         finish(state, job, ["x" * 1000] * 20, 1000.0)
     assert state.status(1, "", -1, 9) == Past() and state.status(100, "", -1, 99).states["delivered"] == 20
@@ -334,5 +334,5 @@ def test_the_oldest_is_found_whatever_the_order_in_which_they_come():
 def test_a_paused_upstream_is_told():
     state = new_state()
     state.accept([new_job(1, ["a"])])
-    state.traffic.pauses["gcm"] = Pause("HTTP 401", 1000.0, 1.0, 2000.0, 1000.0)
+    state.pacing.pauses["gcm"] = Pause("HTTP 401", 1000.0, 1.0, 2000.0, 1000.0)
     assert state.status(1, "", -1, 9).paused == "HTTP 401"

@@ -13,9 +13,8 @@ import sys
 import pytest
 from kit import LIMIT, Http, Program, Server, ends, eventually
 
-from gocm_lib.config.settings import Exit
+from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.front import listener
-from gocm_lib.front.listener import ListenError
 
 short = pytest.mark.short
 SEEN = []  # (event, mode) of files in the directory that is watched, when something is about to happen to one
@@ -64,7 +63,7 @@ def test_no_other_file_is_given_the_mode_that_is_for_the_socket(tmp_path, made):
     SWAPPED[:] = [str(tmp_path / "shared"), str(victim)]
     try:
         made.append(listener.unix(str(tmp_path / "shared" / "s"), 0o666, ""))
-    except ListenError:
+    except Fatal:
         pass  # rather
     finally:
         SWAPPED.clear()
@@ -90,7 +89,7 @@ def _swap(event, arguments):
 def test_a_live_one_is_not_taken_and_a_stale_one_is_replaced(tmp_path, made):
     path = str(tmp_path / "s")
     made.append(listener.unix(path, 0o600, ""))
-    with pytest.raises(ListenError, match="another server listens on it"):
+    with pytest.raises(Fatal, match="another server listens on it"):
         listener.unix(path, 0o600, "")
     made.pop().sock.close()
     made.append(listener.unix(path, 0o600, ""))
@@ -114,7 +113,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path, what):
         case _:
             path.symlink_to(tmp_path / "nowhere")
     before = sorted(os.listdir(tmp_path)), os.lstat(path).st_ino
-    with pytest.raises(ListenError, match="cannot listen on the socket"):
+    with pytest.raises(Fatal, match="cannot listen on the socket"):
         listener.unix(str(path), 0o600, "")
     assert (sorted(os.listdir(tmp_path)), os.lstat(path).st_ino) == before
     assert (tmp_path / "other").read_text() == "mine"
@@ -125,7 +124,7 @@ def make_each(directory, ready, counts, turns):
     held = []
     for turn in range(turns):
         ready.wait()
-        with contextlib.suppress(ListenError):
+        with contextlib.suppress(Fatal):
             held.append(listener.unix(os.path.join(directory, str(turn)), 0o600, ""))
             with counts.get_lock():
                 counts[turn] += 1
@@ -146,7 +145,7 @@ def test_of_many_that_start_at_once_one_has_it(tmp_path):
 
 @short
 def test_an_unknown_group_is_told(tmp_path):
-    with pytest.raises(ListenError, match="no such group"):
+    with pytest.raises(Fatal, match="no such group"):
         listener.unix(str(tmp_path / "s"), 0o600, "nosuchgroup")
     assert os.listdir(tmp_path) == []
 
@@ -251,7 +250,7 @@ def test_a_server_on_two_addresses(start):
 def test_an_address_taken_among_several_is_told():
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ListenError, match=f"127.0.0.2 port {port}: Address already in use"):
+        with pytest.raises(Fatal, match=f"127.0.0.2 port {port}: Address already in use"):
             listener.tcp(["127.0.0.1", "127.0.0.2"], port)
         for each in listener.tcp(["127.0.0.1"], port):  # which was let go
             each.sock.close()
@@ -268,7 +267,7 @@ def test_nobody_else_can_keep_a_socket_from_being_made(temporary, monkeypatch):
     made.remove()
     assert not list(temporary.iterdir())
     (temporary / "gocm.sock.lock").symlink_to(temporary / "elsewhere")
-    with pytest.raises(listener.ListenError):
+    with pytest.raises(Fatal):
         listener.unix(str(temporary / "gocm.sock"), 0o600, "")
     assert not (temporary / "elsewhere").exists()
     os.close(held)

@@ -12,7 +12,7 @@ COUNT = 10_000
 
 
 def dead_tokens(server, per_message=100):
-    """Post messages to COUNT tokens that are all dead, from a thread."""
+    """Post messages to COUNT tokens that are all unregistered, from a thread."""
 
     def post():
         client = server.http()

@@ -10,24 +10,24 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
 from gocm_lib import __version__
-from gocm_lib.front import handlers, openapi
+from gocm_lib.front import openapi, query, routes
 from gocm_lib.message.job import FIELDS
 
 short = pytest.mark.short
-DOCUMENT = openapi.document(handlers.ROUTES)
+DOCUMENT = openapi.document(routes.ROUTES)
 
 
 @short
 def test_it_has_the_routes_and_no_others():
     described = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
-    assert described == set(openapi.OPERATIONS) == {(route.method, route.path) for route in handlers.ROUTES}
+    assert described == set(openapi.OPERATIONS) == {(route.method, route.path) for route in routes.ROUTES}
     assert DOCUMENT["info"]["version"] == __version__
 
 
 @short
 def test_it_has_the_fields_of_a_message():
     assert set(openapi.SCHEMAS["Push"]["properties"]) == set(openapi._PUSH_FORM["properties"]) == set(FIELDS)
-    assert set(openapi.KEPT["enum"]) == set(handlers.KEPT_FAILURES)
+    assert set(openapi.KEPT["enum"]) == set(query.KEPT_FAILURES)
 
 
 @short
@@ -72,7 +72,7 @@ FITS, DOES_NOT = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 # What takes nothing cannot be asked wrongly.
 TAKES = [
     route
-    for route in handlers.ROUTES
+    for route in routes.ROUTES
     if {"parameters", "requestBody"} & set(openapi.OPERATIONS[route.method, route.path])
 ]
 
@@ -81,8 +81,8 @@ TAKES = [
     "mode, route",
     [
         pytest.param(mode, route, id=f"{route.method} {route.path} {mode.value}")
-        for mode, routes in ((FITS, handlers.ROUTES), (DOES_NOT, TAKES))
-        for route in routes
+        for mode, table in ((FITS, routes.ROUTES), (DOES_NOT, TAKES))
+        for route in table
     ],
 )
 def test_the_server_keeps_to_it(described, mode, route):

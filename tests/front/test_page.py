@@ -80,12 +80,12 @@ def test_the_numbers_change_after_a_send(page):
     send(page, ["canonical-phone-4", "flaky-1-phone-5"], upstream="gcm")
     eventually(lambda: text(page, "failures") == "3")
     eventually(lambda: text(page, "delivered") == "2 delivered in all")
-    assert text(page, "dead") == "1" and text(page, "unread") == "1 not read yet"
+    assert text(page, "unregistered") == "1" and text(page, "unread") == "1 not read yet"
     assert text(page, "failed") == "1 can be replayed" and text(page, "senders") >= "1"
     reasons = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#reasons tr")]
     assert len(reasons) == 3 and any("delete these tokens" in row for row in reasons)
-    [dead] = page.find_elements(By.CSS_SELECTOR, "#last-dead li")
-    assert dead.text.startswith("gone-p...") and "gone-phone-2" not in page.page_source, "shortened"
+    [listed] = page.find_elements(By.CSS_SELECTOR, "#last-unregistered li")
+    assert listed.text.startswith("gone-p...") and "gone-phone-2" not in page.page_source, "shortened"
     assert " by new-p..." in text(page, "last-replaced")
     upstreams = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#upstreams tr")]
     assert [row.split()[0] for row in upstreams] == ["fcm", "gcm"] and "404: 1" in upstreams[0]
@@ -163,7 +163,7 @@ def test_a_push_is_sent_from_the_page_with_the_keyboard(page):
     field.clear()
     field.send_keys("gone-from-the-page", Keys.ENTER)
     eventually(lambda: text(page, "sent").startswith("Taken as message 0"))
-    eventually(lambda: text(page, "dead") == "1")
+    eventually(lambda: text(page, "unregistered") == "1")
     page.find_element(By.NAME, "payload").send_keys("}", Keys.ENTER)
     eventually(lambda: "payload is not valid JSON" in text(page, "sent"))
     assert [entry for entry in complaints(page) if "400" not in entry] == []
@@ -242,15 +242,15 @@ def test_a_page_that_nobody_sees_asks_nothing(page):
     count = "return performance.getEntriesByType('resource').length"
     send(page, ["gone-meanwhile"])
     eventually(lambda: page.execute_script("return performance.now()") > 0)
-    assert page.execute_script(count) == 0 and text(page, "dead") == "0"
+    assert page.execute_script(count) == 0 and text(page, "unregistered") == "0"
     page.execute_script("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
-    eventually(lambda: text(page, "dead") == "1")
+    eventually(lambda: text(page, "unregistered") == "1")
     assert page.execute_script(count) >= 1
 
 
 @pytest.fixture
 def named(tmp_path):
-    """A function that starts a server which is called gocm.lan, with a dead token in its list."""
+    """A function that starts a server which is called gocm.lan, with an unregistered token in its list."""
     running = []
 
     def begin(*more, **headers):
@@ -294,7 +294,7 @@ def test_a_browser_asks_for_the_password(chromium, named, tmp_path):
     # With the password in the address: given only to a challenge that the browser understands.
     chromium.get(f"http://gocm:{TOKEN}@gocm.lan:{server.port}/status")
     chromium.get(f"http://gocm.lan:{server.port}/status")
-    eventually(lambda: text(chromium, "dead") == "1")
+    eventually(lambda: text(chromium, "unregistered") == "1")
     chromium.get("about:blank")
 
 

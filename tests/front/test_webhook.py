@@ -1,4 +1,4 @@
-"""The webhook: each dead and replaced token arrives, signed, whatever happens on the way."""
+"""The webhook: each unregistered and replaced token arrives, signed, whatever happens on the way."""
 
 import base64
 import hmac

@@ -1,4 +1,4 @@
-"""fcm: what is posted, and what each answer means. Never a dead token without FcmError UNREGISTERED."""
+"""fcm: what is posted, and what each answer means. Never an unregistered token without FcmError UNREGISTERED."""
 
 import json
 from pathlib import Path
@@ -165,7 +165,7 @@ def test_recorded_answers(path):
     outcome = judge(reply["status"], body.encode(), reply.get("headers"))
     told = {"verdict": str(outcome.verdict), "reason": outcome.reason}
     told |= {"retry_after": outcome.retry_after} if outcome.retry_after is not None else {}
-    told |= {"condemns": True} if outcome.condemns else {}
+    told |= {"rejects_message": True} if outcome.rejects_message else {}
     assert told == reply["outcome"]
 
 

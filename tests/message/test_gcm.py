@@ -1,4 +1,4 @@
-"""gcm: for any status and any bytes exactly one outcome per token, and never a dead token without NotRegistered."""
+"""gcm: for any status and any bytes exactly one outcome per token, and never unregistered without NotRegistered."""
 
 import json
 
@@ -191,7 +191,7 @@ def test_topics_and_conditions_are_one_request(target, to):
     [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"message_id": 123}', NOW)
     assert outcome == DELIVERED
     [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"error": "NotRegistered"}', NOW)
-    assert outcome.verdict is Verdict.REJECTED, "there is no token to be dead"
+    assert outcome.verdict is Verdict.REJECTED, "there is no token to be unregistered"
 
 
 @pytest.mark.parametrize("given, field", [({"fid": ["x"]}, "fid"), ({"tokens": ["x"], "message": {}}, "message")])

@@ -8,19 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gocm_lib.message.job import Run, Slice
-from gocm_lib.message.outcome import (
-    DELIVERED,
+from gocm_lib.message.outcome import DELIVERED, TROUBLE, Outcome, Result, Verdict, address, join
+from gocm_lib.message.retry import (
     RATE_LIMIT_WAIT,
     SECOND_LOOK,
-    TROUBLE,
     Action,
-    Outcome,
     Policy,
-    Result,
     Ruling,
-    Verdict,
-    address,
-    join,
     next_step,
     parse_retry_after,
     retry_delay,
@@ -44,9 +38,9 @@ def test_every_outcome_has_one_next_step(outcome, ruling, expires_at, draw, poli
     if ruling.back:
         assert step.action is Action.RETURN
     elif outcome.verdict in TROUBLE | {Verdict.PUT_OFF} and ruling.charged >= policy.max_attempts:
-        assert step.action is Action.BURY and step.counted == "attempts"
+        assert step.action is Action.SET_ASIDE and step.counted == "attempts"
     elif outcome.verdict in TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.SHARED, Verdict.RETURNED}:
-        assert step.action in (Action.RETRY, Action.BURY)
+        assert step.action in (Action.RETRY, Action.SET_ASIDE)
         if step.action is Action.RETRY:
             assert step.due_at >= NOW and (step.due_at < expires_at or outcome.verdict is Verdict.SHARED)
     else:
@@ -58,9 +52,9 @@ def test_what_is_everybodys_trouble_counts_no_attempt_and_a_back_off_ends_no_mes
     busy = Outcome(Verdict.DEFERRED, "HTTP 503", cause="unavailable")
     step = next_step(busy, Ruling(4, tries=40), NOW + 100, NOW, 1.0, policy)
     assert (step.action, step.due_at) == (Action.RETRY, NOW + 50)
-    assert next_step(busy, Ruling(5), NOW + 100, NOW, 0.1, policy).action is Action.BURY
+    assert next_step(busy, Ruling(5), NOW + 100, NOW, 0.1, policy).action is Action.SET_ASIDE
     asked = next_step(busy._replace(retry_after=200.0), Ruling(), NOW + 100, NOW, 1.0, policy)
-    assert (asked.action, asked.counted) == (Action.BURY, "expired")
+    assert (asked.action, asked.counted) == (Action.SET_ASIDE, "expired")
 
 
 def test_what_was_refused_is_tried_again_soon_while_it_is_not_known_to_be_at_fault():

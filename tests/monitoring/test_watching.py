@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gocm_lib.message.outcome import FAILURES, RETRIES
 from gocm_lib.monitoring import counters, health, metrics
-from gocm_lib.monitoring.collector import CAUSES, Vitals
-from gocm_lib.monitoring.counters import CODES, LATENCY, Histogram, Meter
+from gocm_lib.monitoring.collector import CAUSES, Collector
+from gocm_lib.monitoring.counters import CODES, LATENCY, Counters, Histogram
 from gocm_lib.monitoring.health import Abilities
 from gocm_lib.monitoring.metrics import METRICS, Sample
 from gocm_lib.state.client import Client
@@ -66,7 +66,7 @@ def test_the_figures_of_some_messages(start, sandbox):
         ("gocm_report_entries", "notregistered"): 1,
         ("gocm_queue_wait_seconds_count",): 8,
         ("gocm_pending",): 0,
-        ("gocm_spool_tokens", "dead"): 1,
+        ("gocm_spool_tokens", "failed"): 1,
         ("gocm_spool_tokens", "ready"): 0,
         ("gocm_spool_oldest_seconds",): 0,
     }
@@ -187,7 +187,7 @@ def test_a_histogram_counts_each_value_once(values):
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["a", "b"]), st.sampled_from([0, 200, 418, 503]))))
 def test_meters_add_up(events):
     cells = [[0.0] * counters.cells(2) for _ in range(3)]
-    meters = [Meter(each, ["a", "b"]) for each in cells]
+    meters = [Counters(each, ["a", "b"]) for each in cells]
     for now, (which, upstream, status) in enumerate(events, 1):
         if status:
             meters[which].answered(upstream, status, 0.25, float(now))
@@ -204,19 +204,19 @@ def test_meters_add_up(events):
 
 
 def test_the_time_of_processes_that_are_gone_still_counts():
-    vitals = Vitals()
+    collector = Collector()
     burn = subprocess.Popen([sys.executable, "-c", "while True: pass"])
 
     def used():
-        return vitals.figures(Client("/nowhere", b"", 0.1), dict).processes["sender"].cpu
+        return collector.figures(Client("/nowhere", b"", 0.1), dict).processes["sender"].cpu
 
-    vitals.child_started("sender-1.1", burn.pid)
+    collector.child_started("sender-1.1", burn.pid)
     try:
         before = eventually(lambda: (cpu := used()) >= 0.1 and cpu)
     finally:
         burn.kill()
         burn.wait()
-    vitals.child_ended("sender", "sender-1.1", died=True)
+    collector.child_ended("sender", "sender-1.1", died=True)
     assert used() == used() >= before, "and once only"
 
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FORM, Program, Sandbox, eventually, form
 
+from gocm_lib.config.proxy import DIRECTLY
 from gocm_lib.config.settings import Exit, Fatal
-from gocm_lib.senders import credentials
-from gocm_lib.senders.credentials import CredentialError, Token
+from gocm_lib.senders import access_token, credentials
+from gocm_lib.senders.access_token import CredentialError, Token
 from gocm_lib.tools.sandbox import write_credentials
 
 
@@ -24,11 +25,6 @@ from gocm_lib.tools.sandbox import write_credentials
 def test_a_token_is_renewed_before_its_end_but_not_at_once(fetched_at, life):
     token = Token("x", fetched_at, fetched_at + life)
     assert fetched_at + min(life / 2, life - 300) <= credentials.renewal(token) <= token.expires_at
-
-
-@given(st.integers(1, 1000))
-def test_failed_renewals_back_off(failures):
-    assert 0 < credentials.retry_delay(failures) <= credentials.retry_delay(failures + 1) <= 60
 
 
 # ------------------------------------------------------------------------------------------- three ways to a token
@@ -247,7 +243,7 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, what):
     if BAD_FILES[what] is not None:
         path.write_text(BAD_FILES[what])
     with pytest.raises(Fatal) as caught:
-        credentials.from_file(str(path))
+        access_token.from_file(str(path))
     assert caught.value.code == Exit.SENDER
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -266,7 +262,7 @@ def test_a_missing_extra_is_told(tmp_path, monkeypatch):
     (tmp_path / "fcm.json").write_text(json.dumps(ACCOUNT))
     monkeypatch.setitem(sys.modules, "google.auth", None)
     with pytest.raises(Fatal, match=r"pip install 'gocm\[fcm\]'"):
-        credentials.from_file(str(tmp_path / "fcm.json"))
+        access_token.from_file(str(tmp_path / "fcm.json"))
 
 
 ODD = ["Infinity", "1e999", "NaN", "-5", '"q"', "null", "[]", "1" + "0" * 400]
@@ -275,7 +271,7 @@ ODD = ["Infinity", "1e999", "NaN", "-5", '"q"', "null", "[]", "1" + "0" * 400]
 @pytest.mark.parametrize("life", ODD)
 def test_an_odd_life_is_an_error_and_no_end_of_the_thread(life):
     with pytest.raises(CredentialError):
-        credentials._from_json(b'{"access_token":"x","expires_in":%b}' % life.encode(), 0.0, "it")
+        access_token._from_json(b'{"access_token":"x","expires_in":%b}' % life.encode(), 0.0, "it")
 
 
 @pytest.mark.parametrize("answer", [b"D\xe9sol\xe9", b"[1]", b"{}", b'{"access_token":"x","expires_in":"q"}'])
@@ -320,12 +316,12 @@ def upstream_of_bytes():
 @pytest.mark.parametrize("command", ["/nowhere/at/all", "false", "echo", "echo {}", "printf 'a b'", "yes", ""])
 def test_a_command_that_gives_no_token_is_told_without_what_it_printed(command):
     with pytest.raises(CredentialError) as caught:
-        credentials.from_command(command, "/")(0.0)
+        access_token.from_command(command, "/")(0.0)
     assert "--token-command" in str(caught.value) and "a b" not in str(caught.value)
 
 
 def test_a_command_may_print_json():
-    fetch = credentials.from_command("""echo '{"access_token": "x", "expires_in": 60}'""", "/")
+    fetch = access_token.from_command("""echo '{"access_token": "x", "expires_in": 60}'""", "/")
     assert fetch(1000.0) == Token("x", 1000.0, 1060.0)
 
 
@@ -347,10 +343,10 @@ FLAVOR = b"Metadata-Flavor: Google"
 def test_a_metadata_server_says_that_it_is_one(upstream):
     def ask(*lines, body=GOOD):
         host = upstream(answers(*lines, body=body)).url().split("/")[2]
-        return credentials.ask_metadata(host, "instance/service-accounts/default/token")
+        return access_token.ask_metadata(host, "instance/service-accounts/default/token")
 
     assert ask(FLAVOR) == GOOD
-    with pytest.raises(credentials.CredentialError, match="is no metadata server"):
+    with pytest.raises(access_token.CredentialError, match="is no metadata server"):
         ask()
 
 
@@ -362,8 +358,8 @@ def test_what_a_token_server_packs_is_not_unpacked(upstream):
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for lines, body in (((b"Content-Encoding: gzip", FLAVOR), packed), ((FLAVOR,), b" " * 1_000_000)):
         host = upstream(answers(*lines, body=body)).url().split("/")[2]
-        with pytest.raises(credentials.CredentialError, match="is no token server"):
-            credentials.ask_metadata(host, "x")
-        with pytest.raises(credentials.CredentialError, match="is no token server"):
-            credentials._Outwards("", credentials.DIRECTLY).request("POST", f"http://{host}/token", body=b"x")
+        with pytest.raises(access_token.CredentialError, match="is no token server"):
+            access_token.ask_metadata(host, "x")
+        with pytest.raises(access_token.CredentialError, match="is no token server"):
+            access_token._Outwards("", DIRECTLY).request("POST", f"http://{host}/token", body=b"x")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 20_000  # KiB

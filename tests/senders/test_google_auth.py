@@ -12,8 +12,8 @@ import pytest
 import trustme
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.senders import credentials
-from gocm_lib.senders.credentials import CredentialError
+from gocm_lib.senders import access_token, credentials
+from gocm_lib.senders.access_token import CredentialError
 
 pytest.importorskip("google.auth", reason="google-auth is not installed")
 short = pytest.mark.short
@@ -143,7 +143,7 @@ def test_each_kind_of_file_gives_a_token(tokens, tmp_path, monkeypatch, kind):
         monkeypatch.setenv(f"AWS_{name}", value)
     path = tmp_path / "file.json"
     path.write_text(json.dumps(made(kind, tokens.url, tmp_path)))
-    fetch, project = credentials.from_file(str(path), project="project-1")
+    fetch, project = access_token.from_file(str(path), project="project-1")
     assert fetch(time.time()).value == KINDS[kind] and project == "project-1" and tokens.asked
 
 
@@ -151,7 +151,7 @@ def test_each_kind_of_file_gives_a_token(tokens, tmp_path, monkeypatch, kind):
 def test_a_file_that_was_replaced_is_read_again(tokens, tmp_path):
     path = tmp_path / "file.json"
     path.write_text(json.dumps(authorized_user()))
-    fetch, _ = credentials.from_file(str(path), project="project-1")
+    fetch, _ = access_token.from_file(str(path), project="project-1")
     assert fetch(time.time()).value == "token-of-user"
     tokens.good = {"next"}
     with pytest.raises(CredentialError, match="clock"):
@@ -172,17 +172,17 @@ def test_the_token_server_is_trusted_as_the_upstream_is(tokens, tmp_path):
     path = tmp_path / "file.json"
     url = tokens.url.replace("http:", "https:")
     path.write_text(json.dumps(made("external_account file", url, tmp_path)))
-    fetch, _ = credentials.from_file(str(path), str(tmp_path / "ca.pem"), "project-1")
+    fetch, _ = access_token.from_file(str(path), str(tmp_path / "ca.pem"), "project-1")
     assert fetch(time.time()).value == "token-of-sts"
     with pytest.raises(CredentialError):
-        credentials.from_file(str(path), project="project-1")[0](time.time())
+        access_token.from_file(str(path), project="project-1")[0](time.time())
 
 
 @short
 def test_what_the_file_refers_to_may_change_too(tokens, tmp_path):
     path = tmp_path / "file.json"
     path.write_text(json.dumps(made("external_account file", tokens.url, tmp_path)))
-    fetch, _ = credentials.from_file(str(path), project="project-1")
+    fetch, _ = access_token.from_file(str(path), project="project-1")
     (tmp_path / "subject").write_text("stale")
     with pytest.raises(CredentialError):
         fetch(time.time())

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from kit import KEEPING
 
 from gocm_lib.message.job import Job
-from gocm_lib.message.outcome import DELIVERED, Outcome, Policy, Result, Verdict
+from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
+from gocm_lib.message.retry import Policy
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.sqlite import database
-from gocm_lib.state.sqlite.database import Room
+from gocm_lib.state.sqlite.database import DiskSpace
 from gocm_lib.state.state import State
 
 TICK = 0.02  # seconds: how often answers are settled and tokens claimed
@@ -97,7 +98,9 @@ class Simulation:
         chance = random.Random(seed)
         db, _ = database.open_spool(":memory:")
         policy = policy or Policy(10.0, 600.0, 5)
-        self.state = State(db, Room(":memory:"), policy, KEEPING, {"fcm": start_pace(limit, START)}, draw=chance.random)
+        self.state = State(
+            db, DiskSpace(":memory:"), policy, KEEPING, {"fcm": start_pace(limit, START)}, draw=chance.random
+        )
         self.upstream, self.room = upstream, room
         self.arrivals = sorted(arrivals)
         self.asked = []  # when the upstream was, and with which job

@@ -23,11 +23,12 @@ from gocm_lib.state.admission import (
     wait_for_room,
 )
 from gocm_lib.state.contract import Which
-from gocm_lib.state.sqlite.database import Room
+from gocm_lib.state.sqlite.database import DiskSpace
 from gocm_lib.state.state import State
 
 short = pytest.mark.short
 ENOUGH = 1 << 50
+OLD = {"GOCM_DEAD_AGE": "1"}
 
 # --------------------------------------------------------------------------------------------------------- the rules
 
@@ -100,13 +101,13 @@ def dead_tokens(state):
 
 @short
 def test_the_dead_are_kept_for_their_time_and_in_their_number():
-    state = new_state(keeping=KEEPING._replace(dead_age=100.0, max_dead=3, keep_jobs=30.0))
+    state = new_state(keeping=KEEPING._replace(failed_age=100.0, max_failed=3, keep_jobs=30.0))
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     state.accept([new_job(1, "ab"), new_job(2, "c", now=1010.0)])
     for place in claim(state, now=1010.0):
         state.settle(1, [Result("gcm", *place, 1, gone)], 1000.0 + 10 * place[0])
     claim(state, now=1050.0)
-    assert state.spool.tally["dead"] == 3
+    assert state.spool.tally["failed"] == 3
     state.accept([new_job(3, "d", now=1060.0)])
     for place in claim(state, now=1060.0):
         state.settle(1, [Result("gcm", *place, 1, gone)], 1060.0)
@@ -116,21 +117,21 @@ def test_the_dead_are_kept_for_their_time_and_in_their_number():
     assert dead_tokens(state) == ["c", "d"]
     assert [row[0] for row in state.db.execute("SELECT id FROM job")] == [2, 3], "the message goes with its last token"
     claim(state, now=1200.0), claim(state, now=1202.0)
-    assert state.db.execute("SELECT count(*) FROM job").fetchone() == (0,) and state.spool.tally["dead"] == 0
+    assert state.db.execute("SELECT count(*) FROM job").fetchone() == (0,) and state.spool.tally["failed"] == 0
 
 
 @short
 def test_a_flood_of_the_dead_is_given_up_in_steps_and_soon():
-    state = new_state(keeping=KEEPING._replace(max_dead=10))
+    state = new_state(keeping=KEEPING._replace(max_failed=10))
     state.accept([new_job(1, ["x"] * 12_000)])
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     claim(state, room=12_000)
     state.settle(1, [Result("gcm", 1, 0, 1, gone, 12_000)], 1000.0)
-    assert state.spool.tally["dead"] == 12_000
+    assert state.spool.tally["failed"] == 12_000
     claim(state, now=1002.0)
-    assert 5000 < state.spool.tally["dead"] < 10_000, "one step of it, so that nobody waits long"
+    assert 5000 < state.spool.tally["failed"] < 10_000, "one step of it, so that nobody waits long"
     claim(state, now=1002.1), claim(state, now=1002.2)
-    assert state.spool.tally["dead"] == 10
+    assert state.spool.tally["failed"] == 10
 
 
 @short
@@ -175,7 +176,7 @@ def test_a_dead_upstream_does_not_fill_the_room_of_the_other():
     mixed = state.accept([new_job(7, "a"), new_job(8, "b", upstream="fcm")])
     assert set(mixed) == {7, 8} and "shared by 2 upstreams" in mixed[7].reason
     assert "pending" in state.snapshot().refusing
-    state = State(state.db, Room(":memory:"), POLICY, keeping, paces("fcm", "gcm"))
+    state = State(state.db, DiskSpace(":memory:"), POLICY, keeping, paces("fcm", "gcm"))
     assert state.spool.open == {"fcm": 5, "gcm": 5}
     for job, n in claim(state):
         state.settle(1, [Result(("gcm", "fcm")[job == 6], job, n, 1, DELIVERED)], 1000.0)
@@ -191,7 +192,7 @@ def test_what_is_replayed_fits_into_its_upstream_s_share():
         state.accept([new_job(number, tokens, upstream=upstream)])
         for job, n in claim(state):
             state.settle(1, [Result(upstream, job, n, 1, gone)], 1000.0)
-    assert state.snapshot().dead == 8
+    assert state.snapshot().failed == 8
     assert state.replay(Which(0, "", "", math.inf), 1000.0) == 6 and state.spool.open == {"fcm": 2, "gcm": 4}
     assert state.replay(Which(0, "", "", math.inf), 1000.0) == 0
 
@@ -229,8 +230,10 @@ def test_a_full_disk_refuses_before_it_is_full(start):
     assert status == 507 and int(headers["Retry-After"]) >= 1 and "disk" in json.loads(body)["error"]
 
 
-def test_failed_tokens_are_forgotten_after_their_time(start, sandbox):
-    server = start("--dead-age", "1", "--max-attempts", "1")
+@pytest.mark.parametrize("words, environ", [(["--failed-age", "1"], {}), (["--dead-age", "1"], {}), ([], OLD)])
+def test_failed_tokens_are_forgotten_after_their_time(start, sandbox, words, environ):
+    """Told by the option's name of today, by its old one, or by the old one's variable."""
+    server = start(*words, "--max-attempts", "1", environ=environ)
     server.send(["flaky-1-a"])
     assert server.settled()["failures"] == 1
     began = time.monotonic()

@@ -18,7 +18,8 @@ from simulation import (
     stream,
 )
 
-from gocm_lib.message.outcome import DELIVERED, Policy
+from gocm_lib.message.outcome import DELIVERED
+from gocm_lib.message.retry import Policy
 
 HASTY = Policy(1.0, 20.0, 5)  # so that what is given up is given up within minutes
 KINDS = {"503": UNAVAILABLE, "500": INTERNAL, "429": QUOTA, "404": NOT_FOUND, "401": UNAUTHORIZED, "broken": BROKEN}
@@ -84,7 +85,7 @@ def test_a_dead_upstream_is_asked_seldom_where_all_that_waits_is_odd(kind):
     sim = Simulation(upstream, stream(10, 10, "odd-") + stream(1, 200), policy=Policy(10.0, 20.0, 100)).run(200)
     upstream.bad = [(200, 9999)]
     sim.run(2000)
-    assert len(sim.state.traffic.standings["fcm"].odd) == 100
+    assert len(sim.state.pacing.standings["fcm"].odd) == 100
     assert sim.asks(1600, 2200) <= 600 / 30 + 1
 
 
@@ -99,7 +100,7 @@ def test_hundreds_of_odd_jobs_do_not_hide_the_return(kind, good, odd):
 
 @kinds("503", "404", "429")
 def test_jobs_known_to_be_odd_do_not_hide_the_return(kind):
-    """Those that were in the air when the upstream went are found among hundreds that nobody takes."""
+    """Those that were in flight when the upstream went are found among hundreds that nobody takes."""
     arrivals = stream(10, 30, "odd-") + stream(10, 100, begin=0.05)
     sim = Simulation(Upstream(bad=[(100, 160)], odd=kind), arrivals, policy=Policy(5.0, 10.0, 1000)).run(220)
     assert len(sim.delivered) == 1000
@@ -139,7 +140,7 @@ def test_odd_jobs_before_a_good_one_delay_it_for_a_moment(kind):
 def test_one_odd_job_alone_pauses_nobody_once_it_is_known(kind):
     sim = Simulation(Upstream(odd=kind), [Arrival(0.0, ("odd-1",)), Arrival(5.0, ("good-1",))]).run(10)
     for _ in range(600):
-        assert not sim.run(0.2).state.traffic.pauses
+        assert not sim.run(0.2).state.pacing.pauses
     assert len(sim.asked) > 3 and len(sim.delivered) == 1
 
 
@@ -172,7 +173,7 @@ def test_an_upstream_that_refuses_many_ends_no_message(kind, share):
 @kinds("404", "401")
 def test_refusals_say_nothing_about_the_pace(kind):
     sim = Simulation(Upstream(odd=kind), stream(100, 60) + stream(30, 60, "odd-"), limit=1000.0)
-    rates = [sim.run(1).state.traffic.standings["fcm"].pace.rate for _ in range(60)]
+    rates = [sim.run(1).state.pacing.standings["fcm"].pace.rate for _ in range(60)]
     assert rates == sorted(rates) and rates[-1] > 980, "it was never cut"
 
 
@@ -190,7 +191,7 @@ def test_an_odd_job_of_many_tokens_delays_nobody(kind):
 def test_a_few_sporadic_errors_cost_nobody_anything(kind):
     sim = Simulation(Upstream(sporadic=[(kind, 0.05)]), stream(300, 40, begin=20.0), limit=1000.0).run(60)
     assert sim.rate(25, 60) >= 0.95 * 300 and sim.late(1.5) <= 0.055 * 12_000
-    assert sim.state.traffic.standings["fcm"].pace.rate > 980, "the pace is what it would have been"
+    assert sim.state.pacing.standings["fcm"].pace.rate > 980, "the pace is what it would have been"
 
 
 @pytest.mark.parametrize("kind, capacity", [(UNAVAILABLE, 20), (QUOTA, 20), (UNAVAILABLE, 200), (QUOTA, 1000)])

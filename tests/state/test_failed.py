@@ -9,7 +9,7 @@ import time
 import pytest
 from kit import ALL, FORM, claim, ends, eventually, form, new_job, new_state, output, secret, stand_still
 
-from gocm_lib.front import handlers
+from gocm_lib.front import query
 from gocm_lib.message.outcome import Outcome, Result, Verdict
 
 short = pytest.mark.short
@@ -170,7 +170,7 @@ def test_no_more_is_replayed_than_there_is_room_for():
     state.settle(1, [Result("gcm", *place, 1, BUSY) for place in claim(state)], 1000.0)
     state.accept([new_job(2, ["d"])])
     assert state.replay(ALL, 1001.0) == 2 and state.replay(ALL, 1001.0) == 0
-    assert state.snapshot().tokens == 3 and state.snapshot().dead == 1
+    assert state.snapshot().tokens == 3 and state.snapshot().failed == 1
 
 
 @short
@@ -178,15 +178,15 @@ def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
     state = new_state()
     state.accept([new_job(1, ["a"], life=50.0)])
     claim(state, now=time.time() + 1e6)
-    assert len(state.failed(handlers._which({"all": "1"}), (0, -1), 9)) == 1
-    assert state.failed(handlers._which({"older": "0"}), (0, -1), 9) == []
+    assert len(state.failed(query.which({"all": "1"}, time.time()), (0, -1), 9)) == 1
+    assert state.failed(query.which({"older": "0"}, time.time()), (0, -1), 9) == []
 
 
 @short
 def test_what_is_replayed_starts_anew():
     state = new_state()
     state.accept([new_job(1, ["a"], life=50.0), new_job(2, ["b"], life=50.0)])
-    assert claim(state, now=1060.0) == {} and state.snapshot().dead == 2
+    assert claim(state, now=1060.0) == {} and state.snapshot().failed == 2
     assert [each.failure for each in state.failed(ALL, (0, -1), 9)] == ["expired", "expired"]
     assert state.failed(ALL._replace(before=1060.0), (0, -1), 9) == []
     assert state.replay(ALL._replace(job=2), 2000.0) == 1 and state.snapshot().pending == 1

@@ -28,7 +28,7 @@ short = pytest.mark.short
 
 def keyed(number, key, body=b"b", tokens=("a",), now=1000.0):
     """A job whose request has a key and a body."""
-    return new_job(number, list(tokens), now)._replace(once=idempotency.read(key, body))
+    return new_job(number, list(tokens), now)._replace(key=idempotency.read(key, body))
 
 
 @short
@@ -115,7 +115,7 @@ def test_a_key_takes_no_more_room_than_is_said(tmp_path):
 
 def test_a_spool_of_the_version_before_keeps_its_keys(tmp_path):
     db, held = database.open_spool(str(tmp_path / "s.db"))
-    state = State(db, database.Room(":memory:"), POLICY, KEEPING, paces("gcm"))
+    state = State(db, database.DiskSpace(":memory:"), POLICY, KEEPING, paces("gcm"))
     state.accept([keyed(1, "k"), keyed(2, "l")])
     once = [hashlib.sha256(each).digest() for each in (b"k", b"b", b"l", b"b")]
     state.db.executescript(

@@ -19,8 +19,8 @@ from gocm_lib.config.settings import Fatal
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
 from gocm_lib.state.contract import COUNTERS, STATES, Broken, Past, Which
 from gocm_lib.state.sqlite import database, history
-from gocm_lib.state.sqlite.database import Room
-from gocm_lib.state.sqlite.spool import DEAD, OVER
+from gocm_lib.state.sqlite.database import DiskSpace
+from gocm_lib.state.sqlite.spool import FAILED, OVER
 from gocm_lib.state.state import State
 
 pytestmark = pytest.mark.short
@@ -46,7 +46,7 @@ class Model(RuleBasedStateMachine):
         self.state.begin(1)
         self.waiting = {}  # (job, n) -> attempts, for READY
         self.held = {}  # (job, n) -> (generation, attempt)
-        self.dead = set()
+        self.failed = set()
         self.over = {}  # (job, n) -> its failure, "" if it was delivered
         self.sizes = {}  # job -> how many tokens
         self.finished = {}  # job -> when the last of them ended
@@ -72,7 +72,7 @@ class Model(RuleBasedStateMachine):
         taken = claim(self.state, generation, self.now, room, batch)
         if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
             if restarted:
-                self.state = State(self.state.db, self.state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+                self.state = State(self.state.db, self.state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
                 self.state.begin(self.generation)
             assert claim(self.state, generation, self.now, room, batch) == taken
         assert not (older and taken)
@@ -102,7 +102,7 @@ class Model(RuleBasedStateMachine):
         generation, attempt = self.held.get(place, (self.generation, 1))
         results = [Result("gcm", *place, attempt, outcome)] * (1 + twice)
         self.state.settle(generation + by, results, self.now)
-        self.state.traffic.pauses.clear()
+        self.state.pacing.pauses.clear()
         if by or place not in self.held:
             return
         del self.held[place]
@@ -130,7 +130,7 @@ class Model(RuleBasedStateMachine):
 
     def end(self, place, failure):
         if failure is None:
-            self.dead.add(place)
+            self.failed.add(place)
         else:
             self.over[place] = failure
         if not any(job == place[0] for job, _ in (*self.waiting, *self.held)):
@@ -176,20 +176,20 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def replay(self):
-        assert self.state.replay(Which(0, "", "", self.now + 1), self.now) == len(self.dead)
-        self.waiting.update(dict.fromkeys(self.dead, 0))
-        self.counters["replayed"] += len(self.dead)
-        for job, _ in self.dead:
+        assert self.state.replay(Which(0, "", "", self.now + 1), self.now) == len(self.failed)
+        self.waiting.update(dict.fromkeys(self.failed, 0))
+        self.counters["replayed"] += len(self.failed)
+        for job, _ in self.failed:
             self.finished.pop(job, None)
             self.whole.discard(job)
-        self.dead.clear()
+        self.failed.clear()
 
     @rule()
     def discard(self):
-        assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.dead)
-        self.over.update(dict.fromkeys(self.dead, "failed"))
-        self.whole |= {job for job, _ in self.dead} & self.finished.keys()
-        self.dead.clear()
+        assert self.state.discard(Which(0, "", "", self.now + 1)) == len(self.failed)
+        self.over.update(dict.fromkeys(self.failed, "failed"))
+        self.whole |= {job for job, _ in self.failed} & self.finished.keys()
+        self.failed.clear()
 
     @rule(age=st.sampled_from([0.0, 10.0]), most=st.sampled_from([0, 3, 1000]))
     def forget(self, age, most):
@@ -230,17 +230,17 @@ class Model(RuleBasedStateMachine):
         ended = self.state.db.execute(
             "SELECT job, n, generation, failure <> '' FROM token WHERE generation < 0"
         ).fetchall()
-        assert {(job, n) for job, n, generation, _ in ended if generation == DEAD} == self.dead
+        assert {(job, n) for job, n, generation, _ in ended if generation == FAILED} == self.failed
         assert {(job, n): failed for job, n, generation, failed in ended if generation == OVER} == {
             place: bool(failure) for place, failure in self.over.items()
         }
-        counted = {"tokens": len(rows), "dead": len(self.dead), "over": len(self.over), "finished": self.kept()}
+        counted = {"tokens": len(rows), "failed": len(self.failed), "over": len(self.over), "finished": self.kept()}
         snapshot = self.state.snapshot()
         assert self.state.spool.tally == counted | {"jobs": snapshot.pending}
         assert snapshot.counters == self.counters
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
         open_jobs = {job for job, _ in (*self.waiting, *self.held)}
-        jobs = open_jobs | {job for job, _ in (*self.dead, *self.over)}
+        jobs = open_jobs | {job for job, _ in (*self.failed, *self.over)}
         assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
         assert (self.state.spool.oldest() is None) == (not open_jobs)
         for job, size in self.sizes.items():
@@ -268,12 +268,12 @@ def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
     assert claim(state, now=1040.0)[1, 0].attempt == 2
 
 
-def test_what_grew_too_old_is_buried_not_sent():
+def test_what_grew_too_old_is_set_aside_not_sent():
     state = new_state()
     state.accept([new_job(1, ["a", "b"], life=50.0)])
     assert claim(state, now=1050.0) == {}
     assert state.snapshot().pending == 0
-    assert state.snapshot().dead == 2
+    assert state.snapshot().failed == 2
     assert state.snapshot().counters["failures"] == 2 and state.snapshot().counters["attempts"] == 0
 
 
@@ -315,7 +315,7 @@ def test_a_retry_takes_its_turn_when_it_is_due():
         state.settle(
             1, [Result("gcm", job, n, token.attempt, Outcome(Verdict.DEFERRED, "x", retry_after=50.0))], 1000.0
         )
-    state.traffic.pauses.clear()
+    state.pacing.pauses.clear()
     early, late = int(1010e6), int(2000e6)
     state.accept([new_job(early, ["a", "b"], now=1010.0), new_job(late, ["c", "d"], now=2000.0)])
     order = [job for room in range(1, 9) for job, _ in claim(state, now=3000.0, room=room)]
@@ -353,7 +353,7 @@ def test_what_was_in_hand_before_a_restart_is_not_behind_what_comes_after(waits)
     assert len(claim(state, room=2)) == 2
     if waits:
         state.accept([new_job(51, [f"w{n}" for n in range(waits)])])
-    state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+    state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
     state.start(1000.0, first=True)
     state.accept([new_job(job, ["c"]) for job in range(60, 70)])
     large = {(51, 0), (51, 1)} if waits else set()
@@ -366,10 +366,10 @@ def test_an_upstream_has_room_of_its_own():
     assert len(claim(state, room=10)) == 11
 
 
-def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
+def test_a_rejected_message_is_not_sent_to_the_rest_of_its_job():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(100)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
+    bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     held = claim(state, room=4)
     state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
     assert state.snapshot().counters["failures"] == 2, "two may be chance"
@@ -388,7 +388,7 @@ def test_a_condemned_message_is_not_sent_to_the_rest_of_its_job():
 def test_a_settle_repeated_is_no_second_answer():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
+    bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     results = [Result("gcm", *place, 1, bad) for place in claim(state, room=2)]
     for _ in range(3):
         state.settle(1, results, 1000.0)
@@ -399,7 +399,7 @@ def test_a_message_that_was_found_sound_is_never_stopped():
     """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
+    bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     [first] = claim(state, room=1)
     state.settle(1, [Result("gcm", *first, 1, DELIVERED)], 1000.0)
     state.settle(1, [Result("gcm", *place, 1, bad) for place in claim(state, room=10)], 1000.0)
@@ -409,7 +409,7 @@ def test_a_message_that_was_found_sound_is_never_stopped():
 def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(20)])])
-    bad, back = Outcome(Verdict.REJECTED, "bad", condemns=True), Outcome(Verdict.RETURNED)
+    bad, back = Outcome(Verdict.REJECTED, "bad", rejects_message=True), Outcome(Verdict.RETURNED)
     places = list(claim(state))
     for place in places[:3]:  # one at a time, as at a low rate
         state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
@@ -494,7 +494,7 @@ def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_its
     def probe(now, since):
         slices, pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
         state.settle(1, [Result("gcm", *place, 1, refused) for place in tokens_of(slices)], now)
-        return len(tokens_of(slices)), state.traffic.pauses["gcm"].until - now
+        return len(tokens_of(slices)), state.pacing.pauses["gcm"].until - now
 
     assert probe(1000.0, 0.0) == (2, 2.0)
     assert probe(1001.0, 1000.5) == (1, 2.0), "at once, and then the same pause again"
@@ -539,16 +539,16 @@ def test_a_claim_that_comes_late_takes_nothing():
 
 
 def test_what_cannot_be_tidied_keeps_nobody_from_sending(tmp_path):
-    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(dead_age=1.0))
+    state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(failed_age=1.0))
     state.db.execute("PRAGMA busy_timeout = 0")
     state.accept([new_job(1, ["a"], life=1.0)])
-    assert claim(state, now=1002.0) == {} and state.spool.tally["dead"] == 1
+    assert claim(state, now=1002.0) == {} and state.spool.tally["failed"] == 1
     other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert claim(state, now=1010.0) == {}
     other.execute("ROLLBACK")
     claim(state, now=1020.0)
-    assert state.spool.tally["dead"] == 0
+    assert state.spool.tally["failed"] == 0
 
 
 def test_a_release_ends_the_claims_of_its_generation():
@@ -564,7 +564,7 @@ def test_a_failed_commit_is_no_answer():
     """It is settled again, and what was heard once counts once."""
     state = new_state()
     state.accept([new_job(1, [f"t{n}" for n in range(50)])])
-    bad = Outcome(Verdict.REJECTED, "bad payload", condemns=True, cause="bad_message")
+    bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     [place] = claim(state, room=1)
     state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
     for _ in range(FIRST_ANSWERS - 1):
@@ -584,7 +584,7 @@ def test_a_clock_that_was_set_back_is_told_once():
     due = state.spool.next_due("gcm")
     assert due >= 9 * DAY + 30
     for _ in range(3):
-        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"))
+        state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"))
         state.start(9 * DAY + 1, first=True)
         assert state.spool.next_due("gcm") == due, "at the next starts it is due as it was told"
 
@@ -602,10 +602,10 @@ def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
     for place in list(claim(state, now=now))[:2]:
         state.settle(1, [Result("gcm", *place, 1, later)], now)
-    state.traffic.pauses.clear()
+    state.pacing.pauses.clear()
     state.release(1)
     if restarted:
-        state = State(state.db, state.room, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
+        state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
         state.start(now - DAY, first=True)
     state.begin(2)
     at_once = {job - minted for job, _ in claim(state, 2, now=now - DAY)}
@@ -630,7 +630,7 @@ def test_all_is_there_after_a_crash(tmp_path):
     )
     # No close: a second connection sees what a restart after SIGKILL would.
     db = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
-    again = State(db, Room(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
+    again = State(db, DiskSpace(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
     assert again.release(None) == 2
     assert set(claim(again)) == {(1, 0), (2, 0)}
     assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]
@@ -697,7 +697,7 @@ def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
         (place / f"s.db{suffix}").symlink_to(place / "elsewhere")
         try:
             _, held = database.open_spool(str(place / "s.db"))
-            database.Room(str(place / "s.db")).keep_reserve(0)
+            database.DiskSpace(str(place / "s.db")).keep_reserve(0)
             os.close(held)
         except Fatal:
             pass

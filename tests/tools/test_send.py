@@ -337,7 +337,7 @@ def test_watch_shows_the_report_live(server):
     try:
         eventually(lambda: "All is well, and nothing is waiting" in terminal.read())
         server.send(["a", "gone-b"])
-        eventually(lambda: re.search(r"dead tokens +1 +1 not read yet", terminal.read()))
+        eventually(lambda: re.search(r"unregistered +1 +1 not read yet", terminal.read()))
         assert "delete these tokens" in terminal.shown
         server.kill_group()
         eventually(lambda: "no GoCM answers at" in terminal.read())
@@ -351,7 +351,11 @@ def test_watch_without_a_terminal_is_lines(server):
     server.send(["a"])
     server.settled()
     code, printed = output("watch", *there(server), "--once")
-    assert code == 0 and printed.startswith("0 to be sent, ") and "1 delivered, 0 failed, 0 dead: All is" in printed
+    assert (
+        code == 0
+        and printed.startswith("0 to be sent, ")
+        and "1 delivered, 0 failed, 0 unregistered: All is" in printed
+    )
     program = Program("watch", *there(server), "--interval", "0.2", stdout=True)
     try:
         assert [program.process.stdout.readline().count("delivered") for _ in range(3)] == [1, 1, 1]

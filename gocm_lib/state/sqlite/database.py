@@ -1,8 +1,8 @@
 """The spool's file: made, locked, checked and opened.
 
-Promises that one GoCM at a time has it, and that a file which is damaged, foreign or from another version is refused
-and left as it is: starting empty instead would lose what had been accepted. Knows how much room there is for it, and
-keeps some in reserve: a disk that others fill up must not keep us from noting what was sent.
+Promises that only one GoCM at a time has it, and that a file that is damaged, foreign or from another version is
+refused and left untouched: starting with an empty one would lose what had been accepted. Knows how much room there is
+on the disk and keeps a reserve: a disk that other programs fill must not keep us from recording what was sent.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def _lock(path: str) -> int:
 
 
 def _create(path: str) -> None:
-    """Make an empty spool under another name and rename it: a spool is there whole or not at all."""
+    """Make an empty spool under another name and rename it: a spool exists whole or not at all."""
     fresh = path + ".new"
     Path(fresh).unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -72,8 +72,8 @@ def _lay_out(db: sqlite3.Connection) -> None:
 
 
 def _check_owner(path: str) -> None:
-    """Refuse a spool of which any file belongs to another user, may be read by everybody, or is a link: tokens are in
-    it, and SQLite uses those that it finds.
+    """Refuse a spool if one of its files belongs to another user, is readable by everybody, or is a link: it holds
+    tokens, and SQLite uses whatever files it finds.
     """
     for name in (path, *(path + suffix for suffix in BESIDE)):
         try:
@@ -91,7 +91,7 @@ def _check_owner(path: str) -> None:
 
 
 def _inspect(path: str) -> None:
-    """Refuse what is no spool of ours, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
+    """Refuse a file that is not our spool, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -141,13 +141,13 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _upgrade(db: sqlite3.Connection) -> None:
-    """Bring a spool of an older format to ours, each step a transaction."""
+    """Bring a spool of an older format to ours, each step in one transaction."""
     while steps := UPGRADES.get(version := db.execute("PRAGMA user_version").fetchone()[0]):
         db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version + 1}; COMMIT;")
 
 
 def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
-    """The connection to the spool at `path` (made when missing) and its lock's descriptor. Raises Fatal."""
+    """Open the spool at `path`, or make it; returns the connection and the descriptor of the lock. Raises Fatal."""
     if path == ":memory:":
         return _connect(path), -1
     try:
@@ -157,7 +157,7 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         if os.path.exists(path):
             _inspect(path)
         held = _lock(path)
-        Room(path).use_reserve()  # a start on a full disk needs it; it is taken again when there is room
+        DiskSpace(path).use_reserve()  # a start on a full disk needs it; it is taken again when there is room
         if not os.path.exists(path):
             _create(path)
     except OSError as error:
@@ -180,8 +180,8 @@ def _open_files() -> set[str]:
 
 
 def _check_opened(path: str, before: set[str]) -> None:
-    """Refuse the spool if of what was opened since `before` anything is another user's: SQLite opens by name, and where
-    others can rename, another file may have the name by then.
+    """Refuse the spool if any file opened since `before` belongs to another user. SQLite opens files by name, and where
+    others may rename, the name may lead to another file by then.
     """
     for name in _open_files() - before:
         try:
@@ -194,9 +194,9 @@ def _check_opened(path: str, before: set[str]) -> None:
 
 
 def _guard(path: str) -> None:
-    """From now on nobody in this process but SQLite may open the spool's files. Closing any descriptor of a file drops
-    the locks that this process holds on it (POSIX), SQLite's too: the next program that looks into the spool would
-    then delete the log under us, and what was accepted with it. (sqlite.org/howtocorrupt.html, section 2.2)
+    """From now on only SQLite may open the spool's files in this process. Closing any descriptor of a file drops all
+    locks that this process holds on it (POSIX), SQLite's too. Then the next program that looks into the spool would
+    delete the WAL under us, and what was accepted with it. (sqlite.org/howtocorrupt.html, section 2.2)
     """
     files = {os.path.abspath(path + suffix) for suffix in ("", "-wal", "-shm")}
 
@@ -209,7 +209,7 @@ def _guard(path: str) -> None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Raise what SQLite says in here as one of the contract's errors."""
+    """Raise SQLite's errors in this block as the contract's errors."""
     try:
         yield
     except sqlite3.Error as error:
@@ -224,7 +224,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def usage(db: sqlite3.Connection) -> tuple[int, int]:
-    """Bytes of the spool that hold something, and bytes in its file that are free to be used again."""
+    """How many bytes of the spool hold something, and how many bytes in its file are free for use."""
     [[size]], [[pages]], [[unused]] = (
         db.execute(f"PRAGMA {count}") for count in ("page_size", "page_count", "freelist_count")
     )
@@ -232,7 +232,7 @@ def usage(db: sqlite3.Connection) -> tuple[int, int]:
 
 
 def checkpoint(db: sqlite3.Connection) -> None:
-    """Write the log into the spool's file, as far as nobody reads in it and there is room, so that it begins anew."""
+    """Write the WAL into the spool's file, as far as readers and the disk allow, so that it can start afresh."""
     try:
         db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.OperationalError as error:
@@ -241,7 +241,7 @@ def checkpoint(db: sqlite3.Connection) -> None:
 
 
 def cut_log(db: sqlite3.Connection) -> None:
-    """Cut SQLite's log to nothing, unless somebody reads in it just now."""
+    """Truncate the WAL, unless somebody is reading in it."""
     db.execute("PRAGMA busy_timeout = 0")
     try:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -250,8 +250,8 @@ def cut_log(db: sqlite3.Connection) -> None:
 
 
 def shrink(db: sqlite3.Connection) -> None:
-    """Give back to the disk what a backlog has left free in the spool's file, if that is much, and little to keep:
-    then it takes a moment. (SQLite could do it bit by bit, auto_vacuum, but that costs a fifth more for each message.)
+    """Give the disk back what a backlog has left free in the spool's file, if that is much and little else is in it:
+    then it takes a moment. (SQLite's auto_vacuum would do it bit by bit, but costs a fifth more for each message.)
     """
     used, unused = usage(db)
     if used < SHRUNK and unused > WORTH_SHRINKING:
@@ -259,8 +259,8 @@ def shrink(db: sqlite3.Connection) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-class Room:
-    """The room that a spool has on its disk, and our reserve of it. For `:memory:` there is always enough."""
+class DiskSpace:
+    """The room on the spool's disk, and our reserve of it. For `:memory:` there is always enough."""
 
     def __init__(self, path: str) -> None:
         self._directory = "" if path == ":memory:" else os.path.dirname(os.path.abspath(path))
@@ -268,14 +268,14 @@ class Room:
         self._log = path + "-wal"
 
     def free(self) -> int:
-        """Bytes that are free on the disk beyond the reserve; below 0 while there is no room for that."""
+        """Free bytes on the disk beyond the reserve; negative while there is no room for the reserve."""
         if not self._directory:
             return sys.maxsize
         disk = os.statvfs(self._directory)
         return disk.f_bavail * disk.f_frsize - (0 if os.path.exists(self._reserve) else RESERVE)
 
     def keep_reserve(self, least: int) -> bool:
-        """Take the reserve, unless less than `least` bytes would be left beyond it; whether we have it now."""
+        """Take the reserve, unless that would leave less than `least` bytes. Returns whether it is there now."""
         if not self._directory or os.path.exists(self._reserve):
             return True
         if self.free() < least:
@@ -290,15 +290,15 @@ class Room:
         finally:
             os.close(descriptor)
 
-    def overlong_log(self) -> int:
-        """By how many bytes SQLite's log is longer than it should be: it grows while somebody reads in the spool."""
+    def wal_excess(self) -> int:
+        """By how many bytes the WAL is longer than it should be: it grows while somebody reads in the spool."""
         try:
             return max(0, os.stat(self._log).st_size - LOG) if self._directory else 0
         except FileNotFoundError:
             return 0
 
     def use_reserve(self) -> bool:
-        """Give the reserve's room to the spool; whether there was one."""
+        """Give up the reserve. Returns whether there was one."""
         try:
             os.unlink(self._reserve)
         except OSError:

@@ -1,8 +1,8 @@
-"""What became of tokens: looked up, the dead replayed or discarded, and all of it forgotten in the end.
+"""What became of tokens: looked up, replayed or discarded if they failed, and in the end forgotten.
 
-Works on the spool's tables, on rows that nobody sends any more. What is kept of messages that came to their end is for
-those who ask; it never stands in the way of a new message: it is forgotten when its time is over, when there is more
-than `most` of it, and before a message is refused for want of room. The caller owns the transaction and the lock.
+Works on the spool's tables, on rows that nobody sends any more. Finished messages are kept for those who ask, and never
+stand in the way of a new message: they are forgotten when their time is over, when there are more than `most`, and
+before a message is refused for want of room. The caller owns the transaction and the lock.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any
 
 from gocm_lib.state import admission
 from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Status, Which
-from gocm_lib.state.sqlite.spool import DEAD, OVER, Spool
+from gocm_lib.state.sqlite.spool import FAILED, OVER, Spool
 from gocm_lib.state.turns import lane, rank
 
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long for the lock
@@ -29,20 +29,22 @@ _COUNTS = ", ".join(f"count(*) FILTER (WHERE {is_so})" for is_so in _STATES.valu
 
 
 def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
-    """Which failed tokens, in SQL, and the values for it."""
+    """A selection of failed tokens in SQL, and the values for it."""
     given = {"job = ?": which.job, "failure = ?": which.failure, "upstream = ?": which.upstream}
     wanted = {condition: value for condition, value in given.items() if value}
     return " AND ".join(["due_at < ?", *wanted]), (which.before, *wanted.values())
 
 
 class History:
+    """The part of the spool that has ended, for State."""
+
     def __init__(self, spool: Spool) -> None:
         self.db = spool.db
         self.spool = spool
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
-        """What became of a job, with up to `limit` of its tokens after number `after`, of one state ("": of any). None:
-        there is no such job. Past: jobs as late as this one have been forgotten, so it may have been one of them.
+        """What became of a job, with up to `limit` of its tokens after place `after`, in one state ("": any). None:
+        there is no such job. Past: jobs as late as this one were forgotten, and it may have been one of them.
         """
         row = self.db.execute(
             "SELECT id, upstream, target, accepted_at, since, expires_at, size, abs(finished) FROM job WHERE id = ?",
@@ -61,34 +63,36 @@ class History:
         return Status._make([*row, dict(zip(_STATES, counts)), page, ""])
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
-        """Up to `limit` dead tokens, those after a place (job and number in it), in the order of their places."""
+        """Up to `limit` failed tokens after a place, in the order of places."""
         conditions, values = _conditions(which)
         rows = self.db.execute(
             "SELECT job, n, token, upstream, attempts, failure, reason, due_at FROM token INDEXED BY token_dead"
-            f" WHERE generation = {DEAD} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
+            f" WHERE generation = {FAILED} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
             (*after, *values, limit),
         )
         return [Failed(*row) for row in admission.page(rows)]
 
     def discard(self, which: Which, limit: int) -> int:
-        """Give up to `limit` dead tokens up; how many there were."""
+        """Discard up to `limit` failed tokens. Returns how many."""
         found = self.failed(which, BEFORE_ALL, limit)
         self._give_up([(each.job, each.n) for each in found])
         return len(found)
 
     def _give_up(self, places: Sequence[tuple[int, int]]) -> None:
-        """Dead tokens, by job and number, are over; their jobs are forgotten with the next if their time has come."""
+        """These failed tokens, by job and place, are over. Their jobs are forgotten with the next ones if their time
+        has come.
+        """
         self.db.executemany(f"UPDATE token SET generation = {OVER} WHERE job = ? AND n = ?", places)
         for job in _jobs(places):
             row = self.db.execute(
                 "UPDATE job SET finished = -finished WHERE id = ? AND finished < 0 RETURNING size", job
             ).fetchone()
             self.spool.tally["finished"] += row[0] if row else 0
-        self.spool.tally["dead"] -= len(places)
+        self.spool.tally["failed"] -= len(places)
         self.spool.tally["over"] += len(places)
 
     def replay(self, which: Which, limit: int, now: float) -> int:
-        """Make up to `limit` dead tokens ready again, as if they had come now; how many."""
+        """Make up to `limit` failed tokens ready again, as if they had come now. Returns how many."""
         found = self.failed(which, BEFORE_ALL, limit)
         jobs = _jobs((each.job, each.n) for each in found)
         reopened = [self._reopen(job) for (job,) in jobs]
@@ -109,11 +113,11 @@ class History:
         self.spool.tally["jobs"] += sum(reopened)
         self.spool.tally["tokens"] += len(found)
         self.spool.open.update(each.upstream for each in found)
-        self.spool.tally["dead"] -= len(found)
+        self.spool.tally["failed"] -= len(found)
         return len(found)
 
     def _reopen(self, job: int) -> bool:
-        """A job is finished no more; whether it was."""
+        """A job is no longer finished. Returns whether it was."""
         row = self.db.execute("SELECT finished, size FROM job WHERE id = ? AND finished <> 0", (job,)).fetchone()
         if row is None:
             return False
@@ -121,14 +125,14 @@ class History:
         self.spool.tally["finished"] -= row[1] if row[0] > 0 else 0
         return True
 
-    def prune_dead(self, before: float, most: int) -> int:
-        """Give the dead up that died before a time, and the oldest if there are more than `most`, some at a time; how
-        many were given up only because there are too many.
+    def prune_failed(self, before: float, most: int) -> int:
+        """Discard some of the tokens that failed before a time, and of the oldest if there are more than `most`.
+        Returns how many were discarded only because there are too many.
         """
-        excess = min(self.spool.tally["dead"] - most, FORGOTTEN)
+        excess = min(self.spool.tally["failed"] - most, FORGOTTEN)
         too_many, limit = (float("inf"), excess) if excess > 0 else (before, FORGOTTEN)
         rows = self.db.execute(
-            f"SELECT job, n, due_at FROM token INDEXED BY token_dead_age WHERE generation = {DEAD} AND due_at < ?"
+            f"SELECT job, n, due_at FROM token INDEXED BY token_dead_age WHERE generation = {FAILED} AND due_at < ?"
             " ORDER BY due_at LIMIT ?",
             (too_many, limit),
         ).fetchall()
@@ -136,8 +140,8 @@ class History:
         return sum(row[2] >= before for row in rows)
 
     def forget(self, before: float, most: int) -> bool:
-        """Forget what is over of jobs that finished before a time, and of those that finished first if there are more
-        than `most` tokens of finished jobs, some at a time; whether there was something to forget.
+        """Forget some of the jobs that finished before a time, and of those that finished first if finished jobs have
+        more than `most` tokens. Returns whether there was something to forget.
         """
         excess = self.spool.tally["finished"] - most
         jobs, count = [], 0
@@ -156,7 +160,7 @@ class History:
         self.spool.tally["over"] -= gone
         self.spool.tally["finished"] -= count
         self.db.executemany("DELETE FROM job WHERE id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE job = id)", jobs)
-        self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with dead tokens
+        self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with failed tokens
         self.db.execute("UPDATE forgotten SET job = max(job, ?)", max(jobs))
         return True
 

@@ -1,10 +1,9 @@
-"""Requests that are made once, however often they are sent: the client names each by an Idempotency-Key.
+"""Idempotency-Keys: a request that carries one is made once, however often it is sent.
 
-Owns the table `idempotency`, the only SQL for it. The same key with the same body within LIFE is one job, and is
-answered alike; with another body it is a mistake. The caller owns the transaction: a key is kept together with its job
-or not at all, so neither a crash nor a restart comes between. Of keys and bodies only hashes are kept. Keys take room
-of their own: when there are too many the oldest are forgotten, before their time, and no message is refused because of
-them.
+Owns the table `idempotency` and all SQL for it. The same key with the same body within LIFE is one job, and gets the
+same answer; with another body it is a mistake. The caller owns the transaction: a key is kept together with its job or
+not at all, so neither a crash nor a restart comes between. Only hashes of keys and bodies are kept. Keys have room of
+their own: when there are too many, the oldest are forgotten early, and no message is refused because of them.
 """
 
 import sqlite3
@@ -38,22 +37,25 @@ DROP TABLE whole;
 
 
 def most(keys: int, spool: int) -> int:
-    """How many keys are kept: so many, but no more than a spool of so many bytes has room for."""
+    """How many keys are kept: `keys`, but no more than a share of a spool of this many bytes has room for."""
     return min(keys, spool // PART // BYTES)
 
 
 class Keys:
+    """The keys that are remembered, for State."""
+
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         [[self.count]] = db.execute("SELECT count(*) FROM idempotency")
 
-    def meet(self, job: Job) -> Known | Conflict | None:
-        """Whether the job's request was made before; it may have become this very job, if a caller repeats itself whose
-        answer was lost. None: it was not, and now its key is kept.
+    def claim(self, job: Job) -> Known | Conflict | None:
+        """Claim a job's key for it. None: the key is new, and is kept now. Known: the request was made before; perhaps
+        it became this very job, when a caller repeats a call whose answer was lost. Conflict: the key was used for
+        another request.
         """
-        assert job.once is not None
-        key, body = job.once
+        assert job.key is not None
+        key, body = job.key
         found = self.db.execute("SELECT body, job, accepted_at FROM idempotency WHERE key = ?", (key,)).fetchone()
         if found is None or found[2] <= job.accepted_at - LIFE:
             self.db.execute(
@@ -64,22 +66,22 @@ class Keys:
         return Known(found[1]) if found[0] == body else Conflict()
 
     def forget(self, job: Job) -> None:
-        """Take a job's key back: there was no room for it."""
-        if job.once is not None:
-            self._forget("key = ? AND job = ?", job.once.key, job.id)
+        """Give a job's key back, because there was no room for the job."""
+        if job.key is not None:
+            self._forget("key = ? AND job = ?", job.key.key, job.id)
 
     def has_old(self, now: float) -> bool:
-        """Whether some keys' time is over."""
+        """Whether any key's time is over."""
         oldest = self.db.execute("SELECT accepted_at FROM idempotency ORDER BY job LIMIT 1").fetchone()
         return oldest is not None and oldest[0] <= now - LIFE
 
     def prune(self, now: float) -> None:
-        """Forget keys whose time is over, of the PRUNED oldest."""
+        """Forget the keys whose time is over, among the PRUNED oldest."""
         oldest = "job IN (SELECT job FROM idempotency ORDER BY job LIMIT ?)"
         self._forget(f"{oldest} AND accepted_at <= ?", PRUNED, now - LIFE)
 
     def fit(self, most: int) -> int:
-        """Forget the oldest keys if there are more than `most`, up to PRUNED of them; how many."""
+        """Forget up to PRUNED of the oldest keys if there are more than `most`. Returns how many."""
         if (excess := min(self.count - most, PRUNED)) <= 0:
             return 0
         return self._forget("job IN (SELECT job FROM idempotency ORDER BY job LIMIT ?)", excess)

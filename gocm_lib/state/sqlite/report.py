@@ -1,10 +1,10 @@
-"""The run report: counters, and the tokens an application must replace or delete. The only SQL for them.
+"""The run report: counters, and the tokens that an application must replace or delete.
 
-Owns the tables `counter`, `canonical` and `notregistered`. Each entry of the two lists has a number that only grows,
-so a reader can say "I have everything up to N" and nothing that came meanwhile is lost. A token is in a list once. A
-list that nobody reads grows to `longest` entries; what is dropped then is counted, and will be reported again when the
-token is sent to again. The caller owns the transaction: a count changes together with the token's row that it counts,
-or not at all.
+Owns the tables `counter`, `canonical` and `notregistered` and all SQL for them. Each entry of the two lists has a
+number that only grows, so that a reader can say "I have everything up to N" and loses nothing that comes meanwhile. A
+token is in a list only once. A list that nobody reads grows to `longest` entries; what is dropped then is counted, and
+reported again when the token is sent to again. The caller owns the transaction: a count changes together with the
+token's row that it counts, or not at all.
 """
 
 import sqlite3
@@ -42,6 +42,8 @@ FORGET = {
 
 
 class RunReport:
+    """The counters and the two lists, for State."""
+
     def __init__(self, db: sqlite3.Connection, longest: int) -> None:
         self.db = db
         self.longest = longest
@@ -51,7 +53,7 @@ class RunReport:
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
     def count(self, changes: Mapping[Count, int]) -> None:
-        """Add to counters; names not in COUNTERS are a mistake of ours."""
+        """Add to counters. A name outside COUNTERS is a mistake of ours."""
         for count, change in changes.items():
             assert count.name in COUNTERS, count
             if change:
@@ -67,14 +69,14 @@ class RunReport:
         return {Count(*row[:3]): row[3] for row in rows}
 
     def add_canonical(self, original: str, canonical: str) -> None:
-        """Report that a token was replaced; a newer replacement takes the place of an older one."""
+        """Report that a token was replaced. A newer replacement takes the place of an older one."""
         gone = self.db.execute("DELETE FROM canonical WHERE original = ? AND canonical <> ?", (original, canonical))
         self.lengths["canonical"] -= gone.rowcount
         self.latest_replaced.appendleft(Replaced(0, original, canonical))
         self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
 
     def add_notregistered(self, token: str) -> None:
-        """Report that a token is dead."""
+        """Report that a token is unregistered."""
         self.latest_unregistered.appendleft(Unregistered(0, token))
         self._add("notregistered", "(token) VALUES (?)", token)
 
@@ -87,13 +89,14 @@ class RunReport:
             self.lengths[which] += added.rowcount
 
     def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries of a list numbered above `after`."""
+        """Up to `limit` entries of a list with numbers above `after`."""
         kind = KINDS[which]
         return admission.page(kind(*row) for row in self.db.execute(PAGES[which], (after, limit)))
 
     def forget(self, which: str, upto: int) -> bool:
-        """Delete a list's entries up to number `upto`, and nothing when no entry ever had that number: whoever says so
-        means another list, and has not got what is in this one. Whether they are gone; repeating it changes nothing.
+        """Delete a list's entries up to number `upto`. When no entry ever had that number, delete nothing: the caller
+        means another list, and has not got what is in this one. Returns whether they are gone; repeating the call
+        changes nothing.
         """
         found = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (which,)).fetchone()
         if upto > (found[0] if found else 0):

@@ -1,5 +1,5 @@
-"""The tokens on disk, from their acceptance to their end: the only SQL for them, but for what is asked and forgotten of
-those that have ended (module history).
+"""The tokens on disk, from their acceptance to their end. All SQL for them is here, except for tokens that have
+ended: module history looks those up and forgets them.
 
 Owns the tables `job` and `token`. The unit of truth is the token: a job of 1,000 tokens of which one failed has one
 left to send. A token is one row, in exactly one of these states:
@@ -7,28 +7,28 @@ left to send. A token is one row, in exactly one of these states:
         accept             claim               deliver, or end: unregistered, rejected
       ---------> READY -------------> CLAIMED ---------------------------------------------> OVER
                  ^ | |                | | |
-                 | | |                | | +-- end: out of attempts, too old ---------------> DEAD
+                 | | |                | | +-- end: out of attempts, too old ---------------> FAILED
                  +-|-|----------------+ |
                  | | |   retry: deferred (due later); give_back: not tried, through no fault of its own
                  +-|-|------------------+
                    | |   release: its generation ended
-                   | +--- claim: its job has expired --------------------------------------> DEAD
+                   | +--- claim: its job has expired --------------------------------------> FAILED
                    +----- reject_ready: the job's message was found bad -------------------> OVER
 
-    CLAIMED --- accuse: its sender died a third time with it in the air -------------------> DEAD
-    DEAD ------ replay --------------------------------------------------------------------> READY
-    DEAD ------ discard; too old, or too many of them -------------------------------------> OVER
-    OVER ------ its job ended long ago, or there is no room to remember it ----------------> gone
+    CLAIMED --- record_crash: its sender died a third time with it in flight -------------> FAILED
+    FAILED ---- replay ------------------------------------------------------------------> READY
+    FAILED ---- discard; too old, or too many of them -----------------------------------> OVER
+    OVER ------ its job ended long ago, or there is no room to remember it --------------> gone
 
 READY and CLAIMED are rows of `token` with generation 0 and above 0; of a claimed token only the generation that
 claimed it may say what became of it. The ready ones are taken in the order that module turns makes of their `rank`. One
 that waits for a retry (`waits`) gets a new rank, and is taken by it, once it is due. `deaths` counts the senders that
-died with it in the air since it last came to ground.
+died with it in flight since it last had an answer.
 
-OVER and DEAD are the generations below 0, and `due_at` is when they ended. Only of the dead is the message needed
+OVER and FAILED are the generations below 0, and `due_at` is when they ended. Only a FAILED token's message is needed
 again. A job's row has the number of its tokens that are `open`, ready or claimed; when that comes to 0 it is
-`finished`, at that time, and negative when there is no more to forget of it than its dead tokens. The row stays as long
-as any of its tokens' rows.
+`finished`, at that time, and negative when there is no more to forget of it than its failed tokens. The
+row stays as long as any of its tokens' rows.
 
 Every method may be repeated safely; `retry`, `give_back` and `end` for what `held`, in the same transaction, says is in
 the generation's hands. The caller owns the transaction and the lock.
@@ -44,11 +44,11 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from gocm_lib.message.job import Job, Run, Slice
-from gocm_lib.message.outcome import Held
-from gocm_lib.message.suspect import FATAL, Aloft
+from gocm_lib.message.retry import Held
+from gocm_lib.message.suspect import FATAL, InFlight
 from gocm_lib.state.turns import LANES, bounds, lane, lane_of, pick, rank, save
 
-OVER, DEAD = -1, -2  # generations of tokens that nobody sends any more
+OVER, FAILED = -1, -2  # generations of tokens that nobody sends any more
 
 SCHEMA = f"""
 CREATE TABLE job (
@@ -86,8 +86,8 @@ CREATE TABLE token (
 CREATE INDEX token_fresh ON token (upstream, rank) WHERE generation = 0 AND waits = 0;
 CREATE INDEX token_waiting ON token (upstream, due_at) WHERE generation = 0 AND waits = 1;
 CREATE INDEX token_claimed ON token (generation, batch) WHERE generation > 0;
-CREATE INDEX token_dead ON token (job) WHERE generation = {DEAD};
-CREATE INDEX token_dead_age ON token (due_at) WHERE generation = {DEAD};
+CREATE INDEX token_dead ON token (job) WHERE generation = {FAILED};
+CREATE INDEX token_dead_age ON token (due_at) WHERE generation = {FAILED};
 CREATE TABLE forgotten (job INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
 """
@@ -128,7 +128,7 @@ _CLAIMED = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
 WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
-POISONED = f"its sender died {FATAL} times"  # why a token is dead
+SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 RECENT = 1000  # jobs
 LOOKED_AT = 100  # jobs of a lane among which the probe of a paused upstream is chosen
 QUEUED = 2000  # retries that get their turns in one claim: if more are due, nobody waits for the lock so long
@@ -139,18 +139,18 @@ Span = tuple[int, int, int, int]  # job, number of the first token, attempt, how
 
 
 class End(NamedTuple):
-    """How a token ended that was not simply delivered: with a `canonical` token to take its place, or failed, for one
-    of outcome.FAILURES (`failure`), in words (`reason`); `dead`: it may be replayed.
+    """How a token ended that was not simply delivered: with a `canonical` token to take its place, or for one of
+    outcome.FAILURES (`failure`) and in words (`reason`). `failed`: it is set aside and may be replayed.
     """
 
     failure: str = ""
     reason: str = ""
     canonical: str = ""
-    dead: bool = False
+    failed: bool = False
 
 
-class Buried(NamedTuple):
-    """A token set aside because of its senders' deaths: `untried` if it had been in the air for the first time."""
+class SetAside(NamedTuple):
+    """A token set aside because its senders died. `untried`: it had been in flight for the first time."""
 
     upstream: str
     token: str
@@ -165,8 +165,8 @@ class _JobRow(NamedTuple):
 
 
 def _slices(rows: Iterable[tuple[Any, ...]], jobs: Mapping[int, _JobRow]) -> list[Slice]:
-    """Rows of the queries above, in the order of their jobs, as slices: a job's tokens together if they are equally
-    suspect, in runs.
+    """Rows of the queries above, in the order of their jobs, as slices: the tokens of a job that are equally suspect go
+    together, in runs.
     """
     slices: list[Slice] = []
     tokens: list[str] = []
@@ -186,6 +186,8 @@ def _slices(rows: Iterable[tuple[Any, ...]], jobs: Mapping[int, _JobRow]) -> lis
 
 
 class Spool:
+    """The tokens that are to be sent, for State. Counts what it holds in memory, so that nothing is counted by SQL."""
+
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
@@ -196,9 +198,9 @@ class Spool:
         [[jobs, finished]] = db.execute(
             "SELECT count(*) FILTER (WHERE finished = 0), coalesce(sum(size) FILTER (WHERE finished > 0), 0) FROM job"
         )
-        [[rows]], [[dead]] = (
+        [[rows]], [[failed]] = (
             db.execute(f"SELECT count(*) FROM token {which}").fetchall()
-            for which in ("", f"INDEXED BY token_dead WHERE generation = {DEAD}")
+            for which in ("", f"INDEXED BY token_dead WHERE generation = {FAILED}")
         )
         self.open: Counter[str] = Counter()  # tokens of each upstream that are ready or claimed
         for which in (
@@ -208,8 +210,14 @@ class Spool:
         ):
             self.open.update(dict(db.execute(f"SELECT upstream, count(*) FROM token {which} GROUP BY upstream")))
         tokens = self.open.total()
-        # Open jobs and their open tokens; dead tokens; those that are over; with how many the finished jobs came.
-        self.tally = {"jobs": jobs, "tokens": tokens, "dead": dead, "over": rows - tokens - dead, "finished": finished}
+        # Open jobs and their open tokens; failed tokens; those that are over; with how many the finished jobs came.
+        self.tally = {
+            "jobs": jobs,
+            "tokens": tokens,
+            "failed": failed,
+            "over": rows - tokens - failed,
+            "finished": finished,
+        }
         held = db.execute(
             "SELECT generation, upstream, count(*) FROM token WHERE generation > 0 GROUP BY generation, upstream"
         )
@@ -230,8 +238,8 @@ class Spool:
         return self.db.execute("SELECT 1 FROM job WHERE id = ? AND finished = 0", (job,)).fetchone() is not None
 
     def accept(self, jobs: Iterable[Job]) -> list[Job]:
-        """Keep jobs and their tokens, ready at once. A job id that is known already changes nothing; those that were
-        not known are returned.
+        """Keep jobs and their tokens, ready at once. Returns the jobs that were not known before; a known id changes
+        nothing.
         """
         new = [job for job in jobs if job.id > self.newest or not self.knows(job.id)]
         self.newest = max([self.newest, *(job.id for job in new)])
@@ -270,11 +278,12 @@ class Spool:
         last_trouble: Callable[[int], float] | None = None,
         held: Callable[[str], float] | None = None,
     ) -> tuple[list[Slice], list[str]]:
-        """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs. When
-        it is told when a job had its `last_trouble` (0: it had none), it is one token, of the job that this favours.
+        """Give up to `limit` due tokens to a generation, as part of its numbered batch: slices of their jobs. With
+        `last_trouble`, which tells when a job last had trouble (0: never), give one token only, of the job this
+        favours.
 
-        `held`, if any token is, says until when one must wait (0: it need not); it waits, then. A token of a job that
-        has expired is buried; those are the second list.
+        `held` tells until when a token must wait (0: it need not); such tokens become deferred. Tokens of a job that
+        has expired are set aside as failed; they are the second list.
         """
         generation, upstream = holder
         self._queue_due(upstream, now)
@@ -298,12 +307,12 @@ class Spool:
         )
         self.in_hand[holder] += len(rows)
         for job, n, _token, attempts, *_ in expired:
-            self.end((0, upstream), job, n, attempts, End("expired", "too old", dead=True), now)
+            self.end((0, upstream), job, n, attempts, End("expired", "too old", failed=True), now)
         return slices, [row[2] for row in expired]
 
     def _for_spans(self, statement: str, spans: Sequence[tuple[Any, ...]]) -> int:
-        """Execute a statement that has `{}` for a condition on n, for each span: what it takes, then the first and the
-        last n; how many rows it changed.
+        """Execute a statement once for each span. The statement has `{}` where a condition on n goes; a span holds the
+        values of the statement, then the first and the last n. Returns how many rows changed.
         """
         # Of a range SQLite first notes the rows in a table: dear, when it is one row.
         single = [span[:-1] for span in spans if span[-2] == span[-1]]
@@ -320,7 +329,7 @@ class Spool:
         return found
 
     def _queue_due(self, upstream: str, now: float) -> None:
-        """Let retries that are due wait for their turns from now on, like what has just come."""
+        """Give retries that are due their turns, as if they had just arrived."""
         due = self.db.execute(_DUE, (upstream, now, QUEUED)).fetchall()
         if due:
             self.db.executemany(
@@ -329,7 +338,7 @@ class Spool:
             )
 
     def _next(self, upstream: str, limit: int) -> list[tuple[Any, ...]]:
-        """Rows of up to `limit` tokens whose turn it is."""
+        """The rows of up to `limit` tokens whose turn it is."""
         lanes = [self._in_lane(upstream, which, limit) for which in range(LANES)]
         credit = save(self.large_credit[upstream], limit)
         chosen, self.large_credit[upstream] = pick(lanes, limit, credit)
@@ -340,9 +349,9 @@ class Spool:
         return self.db.execute(_FRESH, (upstream, low, high, limit)).fetchall()
 
     def _other(self, upstream: str, last_trouble: Callable[[int], float]) -> list[tuple[Any, ...]]:
-        """The row of a ready token of a job that has had no trouble, or for which that is longest ago. Mostly it is one
-        of those that came last, for who has not been tried yet is among them; but every third time one of the others:
-        however many cannot be sent, who can is not passed over.
+        """The row of a ready token of a job that has had no trouble, or had it the longest ago. Mostly one of the jobs
+        that came last, because those were not tried yet. But every third time one of the others: however many jobs
+        cannot be sent, one that can is not missed.
         """
         self.probes[upstream] += 1
         look = self._newest if self.probes[upstream] % 3 else self._others
@@ -355,7 +364,7 @@ class Spool:
         return self._first_of(best[1]) if best[1] else []
 
     def _newest(self, upstream: str, which: int) -> Iterator[tuple[Any, ...]]:
-        """A ready row of each job of a lane, those first that came last."""
+        """One ready row of each job in a lane, the latest jobs first."""
         low, high = bounds(which)
         below: tuple[float, int] = high, 0
         while row := self.db.execute(_NEWEST, (upstream, low, *below)).fetchone():
@@ -363,7 +372,7 @@ class Spool:
             below = row[-1], row[0]  # past the whole job: its tokens have one rank, but for its retries
 
     def _others(self, upstream: str, which: int) -> Iterator[tuple[Any, ...]]:
-        """The same, those first that came first; from where the last call stopped, round and round."""
+        """The same, the earliest jobs first, from where the last call stopped, round and round."""
         low, high = bounds(which)
         place, first = (upstream, which), (low, 0)
         for above in (self.looked_at.get(place, first), first):
@@ -372,7 +381,7 @@ class Spool:
                 yield row
 
     def _first_of(self, row: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """The row of the ready token of the same job, and upstream, that has waited longest: none is always asked."""
+        """The row of the ready token of the same job that has waited longest, so that it is not always the same one."""
         return self.db.execute(_FIRST, (row[0],)).fetchall()
 
     def claimed(self, generation: int, batch: int) -> list[Slice]:
@@ -381,7 +390,7 @@ class Spool:
         return _slices(rows, self._jobs(rows))
 
     def last_batch(self, generation: int) -> int:
-        """The highest batch that has tokens in a generation's hands, 0 when it has none."""
+        """The highest batch with tokens in a generation's hands; 0: there is none."""
         [[batch]] = self.db.execute(
             "SELECT coalesce(max(batch), 0) FROM token INDEXED BY token_claimed"
             " WHERE generation > 0 AND generation = ?",
@@ -390,8 +399,8 @@ class Spool:
         return int(batch)
 
     def held(self, generation: int, job: int, n: int, attempt: int, span: int) -> list[Held]:
-        """Of `span` tokens of a job from number `n` on those that this generation has in hand for this attempt. What is
-        not there was settled before.
+        """Those of `span` tokens of a job, from place `n` on, that this generation has in hand for this attempt. The
+        others were settled before.
         """
         found = self.db.execute(
             "SELECT token.n, token.token, token.charged, job.since, job.expires_at"
@@ -402,8 +411,8 @@ class Spool:
         return [Held(*row) for row in found]
 
     def deliver(self, holder: Holder, spans: Sequence[Span], now: float) -> int:
-        """End tokens that were delivered, of each span those that are in this generation's hands for this attempt; how
-        many. The attempt matters: a settle that is repeated late may find a token claimed once more.
+        """End tokens that were delivered: in each span those that this generation has in hand for this attempt. Returns
+        how many. The attempt matters: a settle that is repeated late may find a token claimed again.
         """
         ended = self._for_spans(
             f"UPDATE token SET generation = {OVER}, attempts = ?, reason = '', due_at = ?"
@@ -420,7 +429,7 @@ class Spool:
         return ended
 
     def _uncounted(self, job: int) -> int:
-        """How many tokens of a job have ended since that was last counted."""
+        """How many tokens of a job have ended since they were last counted."""
         found = self.db.execute(
             "SELECT open - (SELECT count(*) FROM token WHERE job = id AND generation >= 0) FROM job WHERE id = ?",
             (job,),
@@ -428,8 +437,8 @@ class Spool:
         return found[0] if found else 0
 
     def _close(self, upstream: str, ended: Mapping[int, int], generation: int, now: float) -> None:
-        """Count, by job, an upstream's tokens that have just ended, OVER or DEAD; jobs that have none left to send are
-        finished.
+        """Count tokens of an upstream that have just ended, by job, as OVER or FAILED. Jobs with no token left to send
+        are finished.
         """
         jobs = [(count, job) for job, count in ended.items() if count]
         count = size = sum(ended.values())
@@ -450,12 +459,12 @@ class Spool:
         self.tally["jobs"] -= finished
         self.tally["tokens"] -= count
         self.open[upstream] -= count
-        self.tally["over" if generation == OVER else "dead"] += count
+        self.tally["over" if generation == OVER else "failed"] += count
         self.tally["finished"] += size
 
     def retry(self, holder: Holder, job: int, n: int, attempts: int, charged: int, due_at: float, reason: str) -> None:
-        """Make a token in this generation's hands ready again at `due_at`, with so many attempts behind it, so many of
-        them held against it; why.
+        """Make a token in this generation's hands ready again at `due_at`, with `attempts` behind it of which `charged`
+        count against it, and why.
         """
         self.db.execute(
             "UPDATE token SET generation = 0, waits = 1, deaths = 0, attempts = ?, charged = ?, reason = ?, due_at = ?"
@@ -465,8 +474,8 @@ class Spool:
         self.in_hand[holder] -= 1
 
     def give_back(self, holder: Holder, job: int, n: int, attempts: int) -> None:
-        """Make a token in this generation's hands ready again at once, with so many attempts behind it: in its turn,
-        so before all that came after it.
+        """Make a token in this generation's hands ready again at once, with `attempts` behind it, and in its old turn:
+        before everything that came after it.
         """
         self.db.execute(
             "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = ?, reason = '' WHERE job = ? AND n = ?",
@@ -475,8 +484,8 @@ class Spool:
         self.in_hand[holder] -= 1
 
     def end(self, holder: Holder, job: int, n: int, attempts: int, how: End, now: float) -> None:
-        """End a token that is in a generation's hands (0: a ready one), after so many attempts."""
-        generation = DEAD if how.dead else OVER
+        """End a token in a generation's hands (generation 0: a ready one), after this many attempts."""
+        generation = FAILED if how.failed else OVER
         self.db.execute(
             "UPDATE token SET generation = ?, attempts = ?, failure = ?, reason = ?, canonical = ?, due_at = ?"
             " WHERE job = ? AND n = ?",
@@ -485,10 +494,13 @@ class Spool:
         self.in_hand[holder] -= 1
         self._close(holder[1], {job: 1}, generation, now)
 
-    def accuse(self, generation: int, flights: Iterable[Aloft], spare: bool, now: float) -> tuple[list[Buried], int]:
-        """Count a death for each token that a sender of this generation, which has died, had in the air. Those for
-        which it is one too many are buried, or with `spare` left as they are. When it is not the first of a job, it is
-        the message: all of the job is buried. The tokens buried; how many were spared.
+    def record_crash(
+        self, generation: int, flights: Iterable[InFlight], spare: bool, now: float
+    ) -> tuple[list[SetAside], int]:
+        """Count a death for each token that a sender of this generation had in flight when it died. Tokens for which
+        that is one death too many are set aside; with `spare` they are left as they are. When a second token of a job
+        is set aside so, the message is at fault, and the whole job is. Returns the tokens set aside, and how many were
+        spared.
         """
         suspects: dict[tuple[int, int], tuple[str, int, int]] = {}  # each once, however it was noted: it is one death
         for job, low, high in flights:
@@ -509,30 +521,30 @@ class Spool:
             return [], len(doomed)
         for job in {row[0] for row in doomed}:
             if self.db.execute(
-                f"SELECT 1 FROM token WHERE generation = {DEAD} AND job = ? AND reason = ?", (job, POISONED)
+                f"SELECT 1 FROM token WHERE generation = {FAILED} AND job = ? AND reason = ?", (job, SENDERS_DIED)
             ).fetchone():
                 known = {row[1] for row in doomed if row[0] == job}
                 others = self.db.execute(
                     "SELECT n, token, attempts FROM token WHERE job = ? AND generation IN (0, ?)", (job, generation)
                 ).fetchall()
                 doomed += [(job, n, token, tries, False) for n, token, tries in others if n not in known]
-        buried = []
-        for job, n, token, tries, aloft in doomed:
+        set_aside = []
+        for job, n, token, tries, in_flight in doomed:
             holder = self.db.execute(
                 "SELECT generation, upstream FROM token WHERE job = ? AND n = ?", (job, n)
             ).fetchone()
-            self.end(holder, job, n, tries, End("killed_senders", POISONED, dead=True), now)
-            buried.append(Buried(holder[1], token, aloft and tries == 0))
-        return buried, 0
+            self.end(holder, job, n, tries, End("killed_senders", SENDERS_DIED, failed=True), now)
+            set_aside.append(SetAside(holder[1], token, in_flight and tries == 0))
+        return set_aside, 0
 
     def find_sound(self, jobs: Iterable[int]) -> None:
-        """Remember that the upstream has said something of a token of these jobs, so that their messages are good."""
+        """Remember that the upstream has said something of a token of these jobs: their messages are good."""
         self.db.executemany(
             "UPDATE job SET sound = 1 WHERE id = ? AND sound = 0 AND finished = 0", [(job,) for job in jobs]
         )
 
     def release(self, generation: int | None) -> int:
-        """Make ready what a generation still has in hand (None: every generation); how many tokens that was."""
+        """Make ready what a generation still has in hand (None: every generation). Returns how many tokens."""
         which = "generation > 0" + ("" if generation is None else f" AND generation = {int(generation)}")
         released = self.db.execute(f"UPDATE token SET generation = 0 WHERE {which}").rowcount  # they keep their turns
         if generation is None:
@@ -543,8 +555,8 @@ class Spool:
         return released
 
     def set_back(self, upstream: str, by: float, now: float, latest: float) -> None:
-        """Bring forward what is due, after the clock was set back by so many seconds, or by more: what is in somebody's
-        hands to `now`, what waits by as much, and to `now` what would still be after `latest`.
+        """Bring due times forward after the clock was set back by `by` seconds, or more: to `now` for tokens in hand,
+        by as much for deferred ones, and to `now` for those that would still be after `latest`.
         """
         for index, which, due_at in (
             ("token_waiting", "generation = 0 AND waits = 1 AND :by > 0", "due_at - :by"),
@@ -557,14 +569,14 @@ class Spool:
             )
 
     def next_due(self, upstream: str) -> float | None:
-        """When the upstream's next ready token is due; None when there is none."""
+        """When the upstream's next ready token is due; None: there is none."""
         return min(
             (due for (due,) in self.db.execute(_NEXT_DUE, (upstream, upstream)) if due is not None), default=None
         )
 
     def reject_ready(self, job: int, reason: str, now: float) -> int:
-        """End those tokens of a job that nobody has in hand, its message being bad, unless it was found sound before;
-        how many there were.
+        """End the tokens of a job that nobody has in hand, because its message is bad, unless it was found sound
+        before. Returns how many.
         """
         gone = self.db.execute(
             f"UPDATE token SET generation = {OVER}, failure = 'bad_message', reason = ?, due_at = ?"
@@ -577,7 +589,7 @@ class Spool:
         return gone
 
     def oldest(self) -> float | None:
-        """When the oldest job that has tokens left was accepted, or replayed; None when none has."""
+        """When the oldest job with tokens left was accepted or replayed; None: there is none."""
         if not self.tally["jobs"]:
             self.first_open = self.newest
             return None
@@ -589,24 +601,24 @@ class Spool:
         return float(since)
 
     def is_sound(self, job: int) -> bool:
-        """Whether the upstream has said something of a token of this job, so that its message is good."""
+        """Whether the upstream has said something of a token of this job: its message is good."""
         return self.db.execute("SELECT 1 FROM job WHERE id = ? AND sound = 1", (job,)).fetchone() is not None
 
     def in_hands_of_all(self, upstream: str) -> int:
-        """How many tokens of an upstream are in generations' hands."""
+        """How many tokens of an upstream all generations together have in hand."""
         return sum(count for holder, count in self.in_hand.items() if holder[0] > 0 and holder[1] == upstream)
 
     def claimed_tokens(self) -> int:
-        """How many tokens are in some generation's hands."""
+        """How many tokens all generations together have in hand."""
         return sum(count for (generation, _), count in self.in_hand.items() if generation > 0)
 
     def last_accepted(self) -> float:
-        """When the last job was accepted, as the clock said then; 0 when there is none."""
+        """When the last job was accepted, by the clock of that time; 0: there is none."""
         row = self.db.execute("SELECT accepted_at FROM job ORDER BY id DESC LIMIT 1").fetchone()
         return row[0] if row else 0.0
 
     def accepted_by(self, now: float) -> None:
-        """Let no job be accepted later than now."""
+        """Let no job seem accepted later than now."""
         self.db.execute(
             "UPDATE job SET accepted_at = min(accepted_at, :now), since = min(since, :now)"
             " WHERE accepted_at > :now OR since > :now",
@@ -614,6 +626,6 @@ class Spool:
         )
 
     def last_job(self) -> int:
-        """The highest job id there is or was, as far as we know; 0 when there is none."""
+        """The highest job id that is or was there, as far as known; 0: none."""
         [[newest]] = self.db.execute("SELECT max((SELECT coalesce(max(id), 0) FROM job), job) FROM forgotten")
         return int(newest)

@@ -1,0 +1,125 @@
+"""The front: everything that clients talk to, made, wired, changed by SIGHUP and stopped as one.
+
+Owned by the supervisor, in its main thread. Promises that a taken port and unusable files are reported before any child
+is started, and that an unusable change changes nothing.
+"""
+
+import ssl
+import time
+from collections.abc import Callable, Sequence
+
+from gocm_lib.config import values
+from gocm_lib.config.settings import NO_HOST, Fatal, Settings
+from gocm_lib.front import auth, listener, server
+from gocm_lib.front.gate import Gate
+from gocm_lib.front.handlers import Handlers
+from gocm_lib.front.intake import LIMIT as intake_limit
+from gocm_lib.front.intake import Intake
+from gocm_lib.front.listener import Listener
+from gocm_lib.front.routes import ROUTES
+from gocm_lib.front.server import Server
+from gocm_lib.front.webhook import Webhook
+from gocm_lib.monitoring.collector import Collector, Expiry
+from gocm_lib.monitoring.export import Exporter
+from gocm_lib.monitoring.trend import Trend
+from gocm_lib.process import log
+from gocm_lib.process.systemd import Systemd
+from gocm_lib.state.client import Client
+
+CERTIFICATE_LOOK, CERTIFICATE_SOON = 86400.0, 14 * 86400.0  # seconds: how often its end is looked at; when it is told
+
+Clients = Callable[..., Client]  # makes a client of the state process, with a time limit in seconds if one is given
+
+
+class Front:
+    """The listeners and what serves them. Made first, so that a taken port is told at once; `serve` comes last."""
+
+    def __init__(self, settings: Settings, clients: Clients, collector: Collector, systemd: Systemd) -> None:
+        """Listen. Raises Fatal when the files of tokens, secrets or TLS are unusable, or a socket cannot be made."""
+        self._clients = clients
+        self._collector = collector
+        self._systemd = systemd
+        self._servers: list[Server] = []
+        self._next_look = 0.0  # when our certificate's end is looked at next (monotonic)
+        auth.read_policy(settings)
+        self._webhook = Webhook(settings, clients(), collector) if settings.feedback_url else None
+        self.listeners: list[Listener] = []
+        self._listen(settings)
+        self._tls = _tls(settings) if settings.tls_cert else None
+
+    def _listen(self, settings: Settings) -> None:
+        """Make the sockets, unless systemd has opened them. Raises Fatal."""
+        self.listeners = [listener.inherited(sock) for sock in self._systemd.sockets]
+        if self.listeners:
+            log.logger.info("systemd has opened the sockets: --host and --port are not used")
+        self._check_open(settings)
+        if not self.listeners and settings.host != NO_HOST:
+            self.listeners = listener.tcp(settings.host, settings.port)
+        if settings.socket:
+            mode, group = settings.socket_mode, settings.socket_group
+            self.listeners.append(listener.unix(settings.socket, mode, group))
+
+    def _check_open(self, settings: Settings) -> None:
+        """Raise Fatal when everybody could send by a socket that systemd has opened."""
+        for each in self.listeners:
+            if not each.is_local:
+                values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
+
+    @property
+    def serves(self) -> bool:
+        """Whether clients are served."""
+        return bool(self._servers)
+
+    def serve(self, settings: Settings, upstreams: Sequence[str], newest_job: int, expiry: Expiry) -> None:
+        """Answer clients from now on. `upstreams` are those that messages can be sent to, the default first;
+        `newest_job` is the highest job id on disk; `expiry` tells when each upstream's credential ends.
+        """
+        intake = Intake(self._clients(intake_limit), newest_job, self._collector)
+        trend = Trend(self._collector, self._clients(), expiry)
+        asking, probing = self._clients(), self._clients()
+        handlers = Handlers(settings, upstreams, intake, asking, probing, expiry, self._collector, trend)
+        self._collector.expect(route.path for route in ROUTES)
+        gate = Gate(settings.max_connections)
+        self._servers = [Server(each, handlers, gate, None if each.is_local else self._tls) for each in self.listeners]
+        exporter = Exporter(settings, self._collector, self._clients(), expiry, self._systemd)
+        for each in self._servers:
+            each.start()
+        exporter.start()
+        trend.start()
+        if self._webhook:
+            self._webhook.start()
+
+    def follow(self, before: Settings, settings: Settings) -> None:
+        """Apply changed settings. Raises Fatal, and keeps to the settings `before`, when they cannot be used."""
+        if bool(settings.tls_cert) != bool(before.tls_cert):
+            raise Fatal("--tls-cert given or taken away needs a restart")
+        self._check_open(settings)
+        tls = _tls(settings) if settings.tls_cert else None
+        self._servers[0].handlers.follow(settings)
+        for each in self._servers:
+            each.tls = None if each.listener.is_local else tls
+        self._next_look = 0.0
+
+    def look_at_certificate(self, settings: Settings) -> None:
+        """Once a day note when our certificate ends, and warn when that is soon."""
+        if time.monotonic() < self._next_look or not settings.tls_cert:
+            return
+        self._next_look = time.monotonic() + CERTIFICATE_LOOK
+        now = time.time()
+        self._collector.certificate_end = ends = listener.certificate_end(settings.tls_cert)
+        if ends is not None and ends - now < CERTIFICATE_SOON:
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
+            log.logger.warning("the certificate of --tls-cert %s %s", "has ended" if ends < now else "ends", when)
+
+    def stop(self, patience: float) -> None:
+        """Accept nothing more. Returns when no request is in work, after `patience` seconds at most."""
+        server.stop(self._servers, patience)
+
+    def remove(self) -> None:
+        """Remove the sockets' files."""
+        for each in self.listeners:
+            each.remove()
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    return listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)

@@ -1,0 +1,112 @@
+"""The two lists that applications read: tokens to replace, and tokens to delete.
+
+Promises that no entry is given to two readers, and that an entry leaves its list only after it was handed to the
+network, or confirmed.
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from gocm_lib.front import auth, query
+from gocm_lib.front.request import Request
+from gocm_lib.front.response import Response, unavailable
+from gocm_lib.message.job import BadRequest
+from gocm_lib.process import log
+from gocm_lib.state.client import Client, StateUnavailable
+from gocm_lib.state.contract import Entry
+
+LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
+LAST = 1 << 62  # no entry has a higher number
+
+Page = Callable[[Any], bytes]  # writes entries of one list
+
+
+class Lists:
+    """Both lists, for all threads that answer clients."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._readers = {"canonical": threading.Lock(), "notregistered": threading.Lock()}
+        self._paging = threading.Lock()
+
+    def read(self, which: str, page: Page, request: Request) -> Response:
+        """GET: a page of the list `which`, written by `page`. Raises BadRequest, StateUnavailable."""
+        fields = query.parse(request.query, {"peek", "ack", "limit"})
+        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE)
+        if fields.get("peek", "1") != "1":
+            raise BadRequest("peek takes no value but 1", "peek")
+        if "ack" in fields and "peek" in fields:
+            raise BadRequest("give peek or ack, not both", "ack")
+        ack = query.number(fields, "ack", 0, LAST)
+        looks = "peek" in fields or request.method == "HEAD"
+        if not (looks or ack == 0):
+            auth.check_clearing(request.headers)
+        if ack is None and not looks:
+            return self._hand_out(which, page, limit or LARGEST_ANSWER)
+        audit = "" if looks else self._acknowledge(which, ack or 0)
+        with self.one_page():
+            most = LARGEST_ANSWER if ack is None else query.LARGEST_PAGE
+            entries = self.client.page(which, ack or 0, limit or most)
+            body = page(entries)
+        return Response(200, body, headers=_cursor(entries, ack or 0), audit=audit)
+
+    @contextlib.contextmanager
+    def one_page(self) -> Iterator[None]:
+        """Make one page at a time: until its bytes are counted (gate.Budget), its memory is not limited."""
+        if not self._paging.acquire(timeout=self.client.limit):
+            raise StateUnavailable("others read lists")
+        try:
+            yield
+        finally:
+            self._paging.release()
+
+    def _acknowledge(self, which: str, ack: int) -> str:
+        """Take entries up to a cursor off a list; returns the audit text for that, "" for none. Raises BadRequest."""
+        if not self.client.forget(which, ack):
+            raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack")
+        return f"cleared {which} up to {ack}" if ack else ""
+
+    def confirm(self, which: str, request: Request) -> Response:
+        """POST: take entries that were read off the list `which`. Raises BadRequest, StateUnavailable."""
+        ack = query.number(query.form(request, {"ack"}, "ack=12"), "ack", 0, LAST)
+        if ack is None:
+            raise BadRequest("say up to where: the GoCM-Cursor of what you have read", "ack")
+        audit = self._acknowledge(which, ack)
+        return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
+
+    def _hand_out(self, which: str, page: Page, limit: int) -> Response:
+        """A list as the original gives it: read and cleared in one call. We clear exactly what was in the answer, after
+        it was written. The next reader waits until then, so that no entry is given to two.
+        """
+        turn = self._readers[which]
+        if not turn.acquire(timeout=self.client.limit):
+            return unavailable("another reader of this list is not done yet")
+        try:
+            with self.one_page():
+                entries = self.client.page(which, 0, limit)
+                body = page(entries)
+        except BaseException:
+            turn.release()
+            raise
+
+        count, last = len(entries), entries[-1][0] if entries else 0  # not they: a slow reader would keep them
+
+        def written(whole: bool) -> None:
+            try:
+                if whole and last:
+                    self.client.forget(which, last)
+            except StateUnavailable as error:
+                log.logger.warning("%d entries of %s will be given again: %s", count, which, error)
+            finally:
+                turn.release()
+
+        audit = f"took {len(entries)} entries off {which}" if entries else ""
+        return Response(200, body, written=written, audit=audit)
+
+
+def _cursor(entries: Sequence[Entry], before: int) -> dict[str, str | Sequence[str]]:
+    """The header that tells how far a page of a list goes: its last entry's number."""
+    return {"GoCM-Cursor": str(entries[-1][0] if entries else before)}

@@ -1,0 +1,60 @@
+"""The fields of query strings and of our own short forms, read strictly. Pure."""
+
+import math
+import re
+from urllib.parse import parse_qsl
+
+from gocm_lib.front.request import Request
+from gocm_lib.message import job
+from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.job import BadRequest
+from gocm_lib.state.contract import Which
+
+SMALL_FORM = 4096  # bytes: what our own short forms may have
+LARGEST_PAGE = 10_000  # entries that may be asked for
+KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
+
+
+def form(request: Request, known: set[str], example: str) -> dict[str, str]:
+    """The fields of one of our short forms. Raises BadRequest."""
+    if job.media_type(request.headers.get("content-type", "")) != job.FORM:
+        raise BadRequest(f"send a form: curl -d {example}", "content-type", 415)
+    if request.query:
+        raise BadRequest("nothing is read from the query string: put it into the body")
+    return parse(request.body.decode("latin-1"), known)
+
+
+def parse(text: str, known: set[str]) -> dict[str, str]:
+    """The fields of a query string: each given once, each one of `known`. Raises BadRequest."""
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8, errors="strict")
+    except ValueError:
+        raise BadRequest("malformed query string") from None
+    for name, _ in pairs:
+        if name not in known:
+            raise BadRequest("unknown query parameter; known are " + ", ".join(sorted(known)), name[:64])
+    if len(dict(pairs)) != len(pairs):
+        raise BadRequest("a query parameter is given twice")
+    return dict(pairs)
+
+
+def which(fields: dict[str, str], now: float) -> Which:
+    """The failed tokens that are asked for; `older` is in seconds before `now`. Raises BadRequest."""
+    reason, upstream = fields.get("reason", ""), fields.get("upstream", "")
+    if "reason" in fields and reason not in KEPT_FAILURES:
+        raise BadRequest("what is kept failed for " + ", ".join(KEPT_FAILURES), "reason")
+    if "upstream" in fields and upstream not in DIALECTS:
+        raise BadRequest("there is " + ", ".join(DIALECTS), "upstream")
+    older = number(fields, "older", 0, 10**9)
+    # All of them, also such as failed later than it is now: the clock may have been set back.
+    before = math.inf if older is None else now - older
+    return Which(job.parse_id(fields["job"]) if "job" in fields else 0, reason, upstream, before)
+
+
+def number(fields: dict[str, str], name: str, low: int, high: int) -> int | None:
+    """A field as a number from `low` to `high`; None when it is not given. Raises BadRequest."""
+    if name not in fields:
+        return None
+    if not re.fullmatch("[0-9]{1,19}", fields[name]) or not low <= int(fields[name]) <= high:
+        raise BadRequest(f"{name} must be a number from {low} to {high}", name)
+    return int(fields[name])

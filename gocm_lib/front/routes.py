@@ -1,0 +1,106 @@
+"""The table of routes: which handler answers which request, who may ask, and how large its body may be."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gocm_lib.front import openapi
+from gocm_lib.front.handlers import Handlers
+from gocm_lib.front.query import SMALL_FORM
+from gocm_lib.front.request import Request
+from gocm_lib.front.response import Response
+from gocm_lib.message.job import BadRequest
+
+
+class Route(NamedTuple):
+    """A row of the table. `public`: answered without a token, for probes that have none. `most`: how many bytes its
+    body may have, where that is less than the general limit.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Handlers, Request], Response]
+    meaning: str
+    public: bool = False
+    most: int = 1 << 30
+
+
+def _openapi(handlers: Handlers, request: Request) -> Response:
+    """GET /openapi.json: this table, for machines."""
+    return Response(200, _OPENAPI)
+
+
+# README's table is checked against this one. HEAD is answered wherever GET is, and never clears anything.
+ROUTES = (
+    Route("POST", "/gcm/send", Handlers.send, "keep a message and send it to its tokens"),
+    Route("GET", "/gcm/report", Handlers.report, "the counters"),
+    Route("GET", "/gcm/report/canonical", Handlers.canonical, "tokens that were replaced; clears what it gives"),
+    Route("GET", "/gcm/report/notregistered", Handlers.notregistered, "tokens to delete; clears what it gives"),
+    Route(
+        "POST",
+        "/gcm/report/canonical/ack",
+        Handlers.ack_canonical,
+        "take entries that were read off that list",
+        most=SMALL_FORM,
+    ),
+    Route(
+        "POST",
+        "/gcm/report/notregistered/ack",
+        Handlers.ack_notregistered,
+        "the same for tokens to delete",
+        most=SMALL_FORM,
+    ),
+    Route("GET", "/gcm/jobs/{id}", Handlers.status, "what became of a message, and of each of its tokens"),
+    Route("GET", "/gcm/failed", Handlers.failed, "tokens that were set aside as failed, and why"),
+    Route(
+        "POST", "/gcm/failed/replay", Handlers.replay, "send failed tokens again, as if they were new", most=SMALL_FORM
+    ),
+    Route("POST", "/gcm/failed/discard", Handlers.discard, "forget failed tokens", most=SMALL_FORM),
+    Route("GET", "/status", Handlers.status_page, "a page for people: what goes on, and what to do"),
+    Route("GET", "/", Handlers.status_page, "the same"),
+    Route("GET", "/api/status", Handlers.status_figures, "what that page shows"),
+    Route("GET", "/openapi.json", _openapi, "this API, as OpenAPI 3.1 describes it"),
+    Route("GET", "/metrics", Handlers.metrics, "all figures, for Prometheus"),
+    Route("GET", "/livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
+    Route("GET", "/readyz", Handlers.readyz, "200 while messages can be taken and sent, else 503 and why", public=True),
+    Route("GET", "/healthz", Handlers.livez, "the same as `/livez`", public=True),
+)
+_OPENAPI = json.dumps(openapi.document(ROUTES)).encode() + b"\n"
+_BY_PATH: dict[str, dict[str, Route]] = {}
+for _route in ROUTES:
+    _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
+# The original's own README asks for the report with a slash at its end.
+_BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
+
+
+# Where 503 is an answer, not a refusal.
+PROBES = frozenset(route.path for route in ROUTES if route.public)
+
+
+def _template(path: str) -> str:
+    """A path as ROUTES has it. Its handler looks at what stands in the place of {id}."""
+    return "/gcm/jobs/{id}" if path.startswith("/gcm/jobs/") else path
+
+
+def counted_as(path: str) -> str:
+    """The path of ROUTES under which a request for `path` is counted, or `other`."""
+    methods = _BY_PATH.get(_template(path))
+    return next(iter(methods.values())).path if methods else "other"
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is ours in every character. Any other path may hold anything, even a token."""
+    return path in _BY_PATH or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path))
+
+
+def find(method: str, path: str) -> Route:
+    """The route of a request. Raises BadRequest with 404 for an unknown path, 405 for a wrong method."""
+    methods = _BY_PATH.get(_template(path))
+    if methods is None:
+        raise BadRequest("no such path; see README for the routes", status=404)
+    route = methods.get("GET" if method == "HEAD" else method)
+    if route is None:
+        allow = ", ".join(methods) + (", HEAD" if "GET" in methods else "")
+        raise BadRequest(f"use {allow} here", status=405, allow=allow)
+    return route
