@@ -8,12 +8,21 @@ import pytest
 from kit import STARTED, Sandbox, Server, Upstream
 
 hypothesis.settings.register_profile("gocm", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("brief", deadline=None, print_blob=True, max_examples=20)
 hypothesis.settings.load_profile("gocm")
 
 
 @pytest.fixture
 def sandbox():
-    program = Sandbox()
+    program = Sandbox.take()
+    yield program
+    program.leave()
+
+
+@pytest.fixture(scope="session")
+def standing(tmp_path_factory):
+    """A server for tests that change nothing in it, and send nothing."""
+    program = Server(tmp_path_factory.mktemp("standing") / "gocm.db", "--sandbox", "--sandbox-port", "0")
     yield program
     program.kill_group()
 

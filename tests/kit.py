@@ -190,6 +190,29 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 class Sandbox(Program):
+    """The sandbox as a process. One that a test has finished with is used again: starts are dear."""
+
+    idle = []
+
+    @classmethod
+    def take(cls):
+        """One without options that is as if just started."""
+        while cls.idle:
+            if (program := cls.idle.pop()).process.poll() is None:
+                return program.emptied()
+        return cls()
+
+    def leave(self):
+        """Nobody needs it any more."""
+        self.idle.append(self)
+
+    def emptied(self):
+        """Itself, having forgotten what it has received and how it was to behave."""
+        # Asked first, so that it has read whatever killed servers have sent it.
+        Http(self.port).json("GET", "/sandbox/counts")
+        assert Http(self.port).ask("POST", "/sandbox/reset")[0] == 200
+        return self
+
     def __init__(self, *words):
         super().__init__("sandbox", "--port", "0", *words)
         self.port = int(self.logged(r"listens on \S+ port (\d+)"))

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import DiskSpace
 from gocm_lib.state.state import State
 
-TICK = 0.02  # seconds: how often answers are settled and tokens claimed
+TICK = 0.04  # seconds: how often answers are settled and tokens claimed, if nothing else is said
 START = 1_000_000.0
 UNAVAILABLE = Outcome(Verdict.DEFERRED, "HTTP 503 UNAVAILABLE", cause="unavailable")
 INTERNAL = Outcome(Verdict.DEFERRED, "HTTP 500 INTERNAL", cause="unavailable")
@@ -94,14 +95,14 @@ class Ended(NamedTuple):
 class Simulation:
     """Run arrivals against an upstream for so many seconds; what became of the tokens is in the attributes."""
 
-    def __init__(self, upstream, arrivals, *, limit=10_000.0, room=4096, policy=None, seed=1):
+    def __init__(self, upstream, arrivals, *, limit=10_000.0, room=4096, policy=None, seed=1, tick=TICK):
         chance = random.Random(seed)
         db, _ = database.open_spool(":memory:")
         policy = policy or Policy(10.0, 600.0, 5)
         self.state = State(
             db, DiskSpace(":memory:"), policy, KEEPING, {"fcm": start_pace(limit, START)}, draw=chance.random
         )
-        self.upstream, self.room = upstream, room
+        self.upstream, self.room, self.tick = upstream, room, tick
         self.arrivals = sorted(arrivals)
         self.asked = []  # when the upstream was, and with which job
         self.answers = []  # when, and what
@@ -119,23 +120,33 @@ class Simulation:
         end = self.now + seconds
         while self.now < end:
             self._turn()
-            self.now = round(self.now + TICK, 6)
+            idle = min(self._next_moment(), end) - self.now
+            self.now = round(self.now + self.tick * max(1, math.ceil(idle / self.tick - 1e-6)), 6)
         return self
+
+    def _next_moment(self):
+        """When something can happen next: an answer, an arrival, a retry, the end of a pause, or housekeeping."""
+        moments = [self.now + 1.0]
+        if self._flying:
+            moments.append(self._flying[0][0])
+        if self._next < len(self.arrivals):
+            moments.append(self.arrivals[self._next].at)
+        if (due := self.state.spool.next_due("fcm")) is not None:
+            pause = self.state.pacing.pauses.get("fcm")
+            moments.append(max(due, pause.until if pause else 0.0) - START)
+        return min(moments)
 
     def _turn(self):
         self._accept()
         self._settle()
         now = START + self.now
-        while True:
-            slices, _ = self.state.claim(1, next(self._batches), {"fcm": self.room}, {"fcm": 0.0}, now, 0.0)
-            if not slices:
-                break
-            for run in [run for part in slices for run in part.runs]:
-                for n, token in enumerate(run.tokens, run.first):
-                    later, outcome = self.upstream.answer(token, self.now)
-                    self.asked.append((self.now, run.job))
-                    result = Result("fcm", run.job, n, run.attempt, outcome)
-                    heapq.heappush(self._flying, (self.now + later, len(self.asked), result, token))
+        slices, _ = self.state.claim(1, next(self._batches), {"fcm": self.room}, {"fcm": 0.0}, now, 0.0)
+        for run in [run for part in slices for run in part.runs]:
+            for n, token in enumerate(run.tokens, run.first):
+                later, outcome = self.upstream.answer(token, self.now)
+                self.asked.append((self.now, run.job))
+                result = Result("fcm", run.job, n, run.attempt, outcome)
+                heapq.heappush(self._flying, (self.now + later, len(self.asked), result, token))
 
     def _accept(self):
         jobs = []

@@ -194,10 +194,10 @@ def test_a_few_sporadic_errors_cost_nobody_anything(kind):
     assert sim.state.pacing.standings["fcm"].pace.rate > 980, "the pace is what it would have been"
 
 
-@pytest.mark.parametrize("kind, capacity", [(UNAVAILABLE, 20), (QUOTA, 20), (UNAVAILABLE, 200), (QUOTA, 1000)])
+@pytest.mark.parametrize("kind, capacity", [(UNAVAILABLE, 20), (QUOTA, 20), (UNAVAILABLE, 200), (QUOTA, 500)])
 def test_a_capacity_is_used_and_little_refused(kind, capacity):
     upstream = Upstream(capacity=capacity, refusal=kind)
-    sim = Simulation(upstream, stream(2 * capacity, 70), limit=3.0 * capacity).run(45)
+    sim = Simulation(upstream, stream(2 * capacity, 70), limit=3.0 * capacity, tick=0.02).run(45)
     assert sim.rate(30, 45) >= 0.9 * capacity and sim.refused(30, 45) <= 0.2
     upstream.capacity = 0
     sim.run(25)

@@ -134,8 +134,8 @@ def test_from_the_command_line_by_a_socket(start, tmp_path):
         ("GET", "/replay", None, 405, ""),
     ],
 )
-def test_bad_input_is_told(server, method, path, body, status, field):
-    found, _, answer = server.http().ask(method, "/gcm/failed" + path, body, FORM if body is not None else {})
+def test_bad_input_is_told(standing, method, path, body, status, field):
+    found, _, answer = standing.http().ask(method, "/gcm/failed" + path, body, FORM if body is not None else {})
     assert (found, json.loads(answer)["field"]) == (status, field) and json.loads(answer)["error"]
 
 
