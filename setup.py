@@ -23,7 +23,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["gocm_lib", "gocm_lib.*"]),
-    package_data={"gocm_lib.front": ["status.html"]},
+    package_data={"gocm_lib": ["py.typed"], "gocm_lib.front": ["status.html"]},
     py_modules=["gocm"],
     install_requires=["urllib3>=2.7,<3"],
     extras_require={

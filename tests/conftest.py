@@ -1,11 +1,21 @@
 """What the tests share: GoCM and its sandbox as real processes on free ports, and waiting for conditions."""
 
+import os
+import re
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 from kit import STARTED, Sandbox, Server, Upstream
+
+# What is set on this machine for other programs, or for a GoCM, is not for those under test.
+STEERING = re.compile(
+    "(?i)GOCM_|(https?|all|no)_proxy$|SSL_CERT_|(STATE|CREDENTIALS|LOGS|RUNTIME)_DIRECTORY$|GOOGLE_|NOTIFY_SOCKET$|"
+    "WATCHDOG_|LISTEN_|JOURNAL_STREAM$|COLUMNS$|LINES$|SOURCE_DATE_EPOCH$"
+)
+for name in [name for name in os.environ if STEERING.match(name)]:
+    del os.environ[name]
 
 hypothesis.settings.register_profile("gocm", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("brief", deadline=None, print_blob=True, max_examples=20)

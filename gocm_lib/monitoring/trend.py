@@ -1,5 +1,6 @@
 """The last ten minutes: samples of a few figures, which a thread of its own takes every few seconds."""
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -46,7 +47,7 @@ def sample(figures: Figures) -> Sample | None:
 def points(samples: Sequence[Sample]) -> list[Point]:
     """The Point between each two neighbouring samples."""
     found = []
-    for before, after in zip(samples, samples[1:]):
+    for before, after in itertools.pairwise(samples):
         passed = max(0.001, after.at - before.at)
         answers = [max(0.0, new - old) for old, new in zip(before.latency, after.latency)]
         median = Histogram(LATENCY, answers).quantile(0.5)

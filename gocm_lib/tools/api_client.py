@@ -98,7 +98,7 @@ class ApiClient:
         """The JSON object of a 200 that has this member. Raises ApiError with the server's reason otherwise."""
         status, told = self.ask(method, path, body)
         if status != 200:
-            raise ApiError(str(isinstance(told, dict) and told.get("error") or f"HTTP {status}"))
+            raise ApiError(str((isinstance(told, dict) and told.get("error")) or f"HTTP {status}"))
         if not isinstance(told, dict) or has not in told:
             raise ApiError(f"what answers at {self._to} is no GoCM")
         return told

@@ -137,7 +137,7 @@ def test_a_page_can_neither_send_nor_clear_a_list(server):
     server.send(["gone-a"])
     server.settled()
     http, foreign = server.http(), {"Sec-Fetch-Site": "cross-site"}
-    code, headers, body = http.ask("POST", "/gcm/send", form(["b"]), {**FORM, "Origin": "http://evil.example"})
+    code, _headers, body = http.ask("POST", "/gcm/send", form(["b"]), {**FORM, "Origin": "http://evil.example"})
     assert code == 403 and json.loads(body)["field"] == "origin"
     assert http.ask("GET", "/gcm/report/notregistered", headers=foreign)[0] == 403
     assert http.ask("GET", "/gcm/report/notregistered", headers={"Host": "evil.example"})[0] == 421
@@ -178,7 +178,7 @@ def test_a_list_is_not_cleared_by_a_picture_in_some_page(server):
             code, _, body = http.ask("GET", clearing, headers=headers)
             assert code == 403 and b"POST to .../ack" in body
         assert http.ask("HEAD", path, headers=headers)[0] == 200
-        code, told, body = http.ask("GET", path + "?peek=1", headers=headers)
+        code, _told, body = http.ask("GET", path + "?peek=1", headers=headers)
         assert code == 200 and len(json.loads(body)["tokens"]) == len(CLIENTS)
     for headers in CLIENTS:
         code, _, body = http.ask("GET", path + "?limit=1", headers=headers)
@@ -190,7 +190,7 @@ def test_what_was_read_is_taken_off_by_a_post(server):
     server.send(["gone-a", "gone-b"])
     server.settled()
     http, path = server.http(), "/gcm/report/notregistered"
-    code, headers, body = http.ask("GET", path + "?peek=1")
+    code, headers, _body = http.ask("GET", path + "?peek=1")
     server.send(["gone-c"])
     eventually(lambda: server.report()["notregistered"] == 3)
     for form_, field in (("", "ack"), ("ack=x", "ack"), ("ack=999", "ack"), ("upto=1", "upto")):

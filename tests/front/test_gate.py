@@ -298,7 +298,7 @@ def test_slow_readers_of_large_pages_hold_little_and_nobody_up(start):
         assert server.http().ask("GET", "/readyz")[0] == 200
         assert server.send([f"t{time.monotonic()}"])
     assert memory(server.group()) - before < 120, "MB; 20 MB each, when pages had no end"
-    status, headers, body = server.http().ask("GET", "/gcm/report/canonical?peek=1")
+    status, _headers, body = server.http().ask("GET", "/gcm/report/canonical?peek=1")
     assert (status, body) == (200, b'{"canonical_replacements":null}'), "small ones need nothing"
 
 
@@ -318,7 +318,7 @@ def test_a_page_has_so_many_bytes_and_the_next_one_goes_on(start):
         found += [(entry["job"], entry["n"]) for entry in page]
         after = f"&after={answer['next']}"
     assert len(set(found)) == len(found) == 3000
-    status, _, body = http.ask("POST", "/gcm/failed/discard", "all=1", FORM)
+    _status, _, body = http.ask("POST", "/gcm/failed/discard", "all=1", FORM)
     assert json.loads(body) == {"discarded": 3000, "left": False}
 
 

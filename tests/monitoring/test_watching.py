@@ -239,7 +239,7 @@ def test_graphite_gets_the_figures_and_may_be_away(start):
     assert len(server.find("figures do not reach graphite")) == 1, "told once"
     assert again.values("my.gocm.send_failures_total.gcm.unregistered")[-1] == 1
     assert again.values("my.gocm.pending")[-1] == 0
-    path, value, when = again.lines[-1].split()
+    _path, value, when = again.lines[-1].split()
     assert float(value) >= 0 and int(when) > 1e9
     again.close()
 

@@ -296,9 +296,11 @@ def test_the_units_are_sound(tmp_path):
     assert command == "/usr/bin/python3 /opt/gocm/gocm.pyz"
     (tmp_path / "gocm.service").write_text(service.replace(command, "/bin/true"))
     shutil.copy(UNITS / "gocm.socket", tmp_path)
+    (tmp_path / "gocm.service").chmod(0o644)  # whatever this machine's umask is
     done = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / "gocm.service", tmp_path / "gocm.socket"],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and not done.stderr
+    # Of other packages' units, which ours are after, the machine may have odd ones.
+    assert not [line for line in done.stderr.splitlines() if "gocm" in line]

@@ -79,12 +79,12 @@ def finish(channel):
 
 
 def read_exactly(sock, count, step):
-    data = b""
+    data = bytearray()
     while len(data) < count:
         piece = sock.recv(min(step, count - len(data)))
         assert piece, "it ended early"
         data += piece
-    return data
+    return bytes(data)
 
 
 def test_what_is_taken_in_part_arrives_whole(peer):

@@ -250,7 +250,7 @@ def test_more_results_than_tokens_and_fewer(start, upstream):
 def test_what_is_written_is_what_the_reference_asks_for(start, upstream):
     up = upstream(lambda up, sock, number: sock.sendall(answer(up.read(sock))))
     start(url=up.url()).send(["a"])
-    [(head, tokens)] = eventually(lambda: up.requests)
+    [(head, _tokens)] = eventually(lambda: up.requests)
     lines = head.split(b"\r\n")
     assert lines[0] == b"POST /gcm/send HTTP/1.1" and b"Authorization: key=k" in lines
     assert b"Content-Type: application/json" in lines and b"Host: " + up.url().encode().split(b"/")[2] in lines
@@ -299,7 +299,7 @@ def test_tls_carries_small_and_large_messages(start, tls):
 
 
 def test_a_certificate_that_does_not_verify_pauses_and_sends_nothing(start, tls):
-    secure, ca = tls("127.0.0.1")
+    secure, _ca = tls("127.0.0.1")
     server = start(url=secure.url("https"))  # the authority is not the system's
     server.send(["a"])
     assert "certificate" in server.logged(r"upstream gcm is paused for 2 s: (TLS: .*); its messages")

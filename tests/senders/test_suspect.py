@@ -41,7 +41,7 @@ def test_suspects_fly_in_small_company_and_each_gets_its_turn(suspects, steps, o
         assert len(flying) <= COMPANY
         if any(flight.deaths == FATAL - 1 for flight in flying):
             assert len(flying) == 1 and others == 0, "who was there at two deaths flies alone,"
-            assert held or admitted and quarantine.blocks_others, "and nothing takes off beside it"
+            assert held or (admitted and quarantine.blocks_others), "and nothing takes off beside it"
         if land_an_other:
             others = max(0, others - 1)
             for flight in flying:
@@ -284,7 +284,7 @@ def test_delivered_before_the_death_was_told():
 
 def owner(sock):
     """The process at the other end of a connection on this machine."""
-    host, port = sock.getpeername()
+    _host, port = sock.getpeername()
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     [inode] = [row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[9] != "0"]
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):

@@ -95,7 +95,7 @@ def test_the_rate_ramps_up():
 
 @pytest.mark.parametrize("share", [0.005, 0.05])
 def test_a_few_refusals_cost_nothing(share):
-    pace, now = play(start_pace(1000.0, NOW), NOW, 90, share_of(share))
+    pace, _now = play(start_pace(1000.0, NOW), NOW, 90, share_of(share))
     assert pace.rate == 1000.0
 
 
