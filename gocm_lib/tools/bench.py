@@ -189,12 +189,13 @@ class Load:
         self.unsent: dict[socket.socket, bytes] = {}
         self.writing: set[socket.socket] = set()  # that have not yet taken all of what is unsent
         self.partial: dict[socket.socket, bytes] = {}
+        self.idle: list[socket.socket] = []
         self.latencies: list[float] = []
         self.refused: Counter[bytes] = Counter()
         self.posted = 0
 
     def run(self) -> dict[str, Any]:
-        idle = [self._connect() for _ in range(CLIENTS)]
+        idle = self.idle = [self._connect() for _ in range(CLIENTS)]
         started = time.monotonic()
         while len(self.latencies) + self.refused.total() < self.scenario.posts:
             now = time.monotonic()
@@ -237,6 +238,9 @@ class Load:
 
     def _on_ready(self, sock: socket.socket) -> list[socket.socket]:
         """Go on with a connection. Returns it, or its successor, if there is nothing to do for it now."""
+        if sock in self.idle:  # at a low rate some are never used, and the server closes those
+            self.idle.remove(sock)
+            return [self._instead_of(sock)]
         if self.unsent[sock]:
             self._write(sock)
             return []
@@ -251,9 +255,13 @@ class Load:
             self.refused[answer[9:12]] += 1
         if self.scenario.keep_alive and answer:
             return [sock]
+        return [self._instead_of(sock)]
+
+    def _instead_of(self, sock: socket.socket) -> socket.socket:
+        """A new connection in the place of a closed one."""
         self.selector.unregister(sock)
         sock.close()
-        return [self._connect()]
+        return self._connect()
 
 
 def _load(port: int, scenario: Scenario, rate: float | None, pipe: Connection) -> None:
