@@ -43,9 +43,9 @@ class Front:
         self._next_look = 0.0  # when our certificate's end is looked at next (monotonic)
         auth.read_policy(settings)
         self._webhook = Webhook(settings, clients(), collector) if settings.feedback_url else None
-        self.listeners: list[Listener] = []
-        self._listen(settings)
         self._tls = _tls(settings) if settings.tls_cert else None
+        self.listeners: list[Listener] = []
+        self._listen(settings)  # last: what it makes stays when anything fails after it
 
     def _listen(self, settings: Settings) -> None:
         """Make the sockets, unless systemd has opened them. Raises Fatal."""
@@ -64,11 +64,6 @@ class Front:
         for each in self.listeners:
             if not each.is_local:
                 values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
-
-    @property
-    def serves(self) -> bool:
-        """Whether clients are served."""
-        return bool(self._servers)
 
     def serve(self, settings: Settings, upstreams: Sequence[str], newest_job: int, expiry: Expiry) -> None:
         """Answer clients from now on. `upstreams` are those that messages can be sent to, the default first;
