@@ -259,8 +259,8 @@ class Server(Program):
         return json.loads(answer) if status == 200 else None
 
     def settled(self):
-        """The report once nothing is pending."""
-        return eventually(lambda: (report := self.report())["pending"] == 0 and report)
+        """The report once nothing is pending. A state process that has much to settle may not answer at once."""
+        return eventually(lambda: (report := self.report_or_none()) and report["pending"] == 0 and report)
 
     def children(self, name=r"\S+"):
         """Process ids of children whose name matches, those that still run, the newest last."""
