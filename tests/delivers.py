@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -25,6 +26,8 @@ def deliver(command):
     with tempfile.TemporaryDirectory() as place:
         words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", f"{place}/gocm.db")
         server = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+        silent = threading.Timer(4 * LIMIT, server.kill)
+        silent.start()
         try:
             lines = iter(server.stderr.readline, "")
             found = next(found for line in lines if (found := re.search(r"listens on (\S+) port (\d+)", line)))
@@ -38,6 +41,7 @@ def deliver(command):
         finally:
             server.send_signal(signal.SIGTERM)
             server.stderr.read()
+            silent.cancel()
         assert server.wait(LIMIT) == 0
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -105,6 +106,14 @@ def test_imports_make_no_circle_within_a_room():
         for name in free:
             del left[name]
     assert not left, "these wait for each other"
+
+
+def test_the_server_s_own_process_loads_no_more_than_it_needs():
+    """It names what its children run; SQLite, the senders' loop and urllib3 are theirs."""
+    theirs = ("sqlite3", "gocm_lib.state.state", "gocm_lib.senders.loop", "urllib3")
+    code = f"import sys, gocm_lib.cli, gocm_lib.supervisor; print([name for name in {theirs} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

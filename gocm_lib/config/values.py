@@ -105,15 +105,16 @@ def _parser(kind: type, program: str, description: str, words: str) -> argparse.
         # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
         names = (option_flag(row), *row.metadata["also"])
         help_text = row.metadata["help"].replace("%", "%%")
+        how: dict[str, Any] = {"metavar": row.metadata["metavar"]}
         if row.metadata["many"]:
-            parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], action="append", help=help_text)
+            how["action"] = "append"
         elif row.metadata["read"] is flag:
-            parser.add_argument(*names, dest=row.name, action="store_const", const="true", help=help_text)
-        else:
-            shown = f" (default {show(row, row.default)})" if row.default not in ("", ()) else ""
-            parser.add_argument(*names, dest=row.name, metavar=row.metadata["metavar"], help=help_text + shown)
+            how = {"action": "store_const", "const": "true"}
+        elif row.default not in ("", ()):
+            help_text += f" (default {show(row, row.default)})"
+        parser.add_argument(*names, dest=row.name, help=help_text, **how)
         for old in spellings(row)[1:]:
-            parser.add_argument(as_flag(old), dest=old, help=argparse.SUPPRESS)
+            parser.add_argument(as_flag(old), dest=old, help=argparse.SUPPRESS, **how)
     if words:
         parser.add_argument(WORDS, metavar=words, nargs="*", default=[])
     return parser

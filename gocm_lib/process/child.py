@@ -23,13 +23,6 @@ from typing import Any, NoReturn
 from gocm_lib.config.settings import Exit, Settings
 from gocm_lib.process import log, resources
 
-# What a child of each kind runs: `main` of this module. By name: only the children load them.
-MODULES = {
-    "state": "gocm_lib.state.state",
-    "sender": "gocm_lib.senders.sender",
-    "sandbox": "gocm_lib.tools.sandbox",
-}
-
 # ------------------------------------------------------------------------------------------------ the supervisor's end
 
 
@@ -38,8 +31,8 @@ class Child:
     All times are monotonic.
     """
 
-    def __init__(self, context: ForkServerContext, kind: str, name: str, *arguments: object) -> None:
-        """Start a child of this kind; its `main` gets these arguments and its end of the pipe. Raises OSError."""
+    def __init__(self, context: ForkServerContext, kind: str, module: str, name: str, *arguments: object) -> None:
+        """Start a child: `main` of the module gets these arguments and its end of the pipe. Raises OSError."""
         self.kind = kind
         self.name = name
         self.ready = False
@@ -51,7 +44,7 @@ class Child:
         self.dropped = 0
         self.moved_at = 0.0  # when we last saw it progress
         self.control, theirs = context.Pipe()
-        self.process = context.Process(target=run, args=(kind, *arguments, theirs), name=name, daemon=True)
+        self.process = context.Process(target=run, args=(module, *arguments, theirs), name=name, daemon=True)
         self.process.start()
         try:
             self.handle: int | None = os.pidfd_open(self.process.pid or 0)
@@ -115,9 +108,9 @@ def how_it_ended(exitcode: int | None) -> str:
 # ----------------------------------------------------------------------------------------------------- the child's end
 
 
-def run(kind: str, *arguments: object) -> None:
-    """What a child process of this kind does."""
-    importlib.import_module(MODULES[kind]).main(*arguments)
+def run(module: str, *arguments: object) -> None:
+    """What a child process does: `main` of its module, which only the child needs to load."""
+    importlib.import_module(module).main(*arguments)
 
 
 def enter(name: str, settings: Settings) -> None:

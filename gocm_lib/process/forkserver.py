@@ -7,13 +7,13 @@ children run the same code as this process, and that another child can be starte
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from multiprocessing import forkserver, get_context, resource_tracker
 from typing import Any
 
 import gocm_lib
 from gocm_lib.config.settings import Exit, Fatal
-from gocm_lib.process import child, log
+from gocm_lib.process import log
 from gocm_lib.process.child import Child
 from gocm_lib.process.run_directory import RunDirectory
 
@@ -21,15 +21,16 @@ from gocm_lib.process.run_directory import RunDirectory
 class Forkserver:
     """Made in the main thread before any other thread, and used in that thread only."""
 
-    def __init__(self, kinds: Iterable[str]) -> None:
-        """Start the forkserver, which imports the modules of these kinds of children. Raises Fatal."""
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        """Start it. `modules` has for each kind of child the module whose `main` it runs. Raises Fatal."""
+        self._modules = modules
         try:
             self._directory = RunDirectory()
         except OSError as error:
             reason = f"{error.strerror or error}: give another $TMPDIR"
             raise Fatal(f"no directory for our sockets can be made: {reason}", Exit.CONFIG) from None
         self.context = get_context("forkserver")
-        self.context.set_forkserver_preload([child.MODULES[kind] for kind in kinds])
+        self.context.set_forkserver_preload([*modules.values()])
         _ensure()
 
     def place(self, name: str) -> str:
@@ -40,7 +41,7 @@ class Forkserver:
         """Start a child. Raises OSError."""
         self.look_after_directory()
         _ensure()
-        return Child(self.context, kind, name, *arguments)
+        return Child(self.context, kind, self._modules[kind], name, *arguments)
 
     def look_after_directory(self) -> None:
         """Make the directory again if it was removed."""
