@@ -281,6 +281,15 @@ class Unread(Server):
             self.is_read.wait()
 
 
+@contextlib.contextmanager
+def serving(server):
+    """A socketserver's server, while it serves. It looks often whether it is to stop: half a second is its default."""
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
 class Upstream:
     """A socket server that gives each connection to a function (sock, number of the connection)."""
 

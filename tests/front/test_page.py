@@ -4,12 +4,11 @@ import http.client
 import math
 import os
 import shutil
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from kit import FORM, TOKEN, Http, Program, eventually, form, secret
+from kit import FORM, TOKEN, Http, Program, eventually, form, secret, serving
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -193,10 +192,8 @@ def proxied(sandboxed):
             pass
 
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    yield proxy.server_port
-    proxy.shutdown()
-    proxy.server_close()
+    with serving(proxy):
+        yield proxy.server_port
 
 
 def test_it_works_behind_a_proxy_below_a_path(chromium, proxied):
@@ -282,10 +279,8 @@ def evil():
             pass
 
     site = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    threading.Thread(target=site.serve_forever, daemon=True).start()
-    yield site
-    site.shutdown()
-    site.server_close()
+    with serving(site):
+        yield site
 
 
 def test_a_browser_asks_for_the_password(chromium, named, tmp_path):

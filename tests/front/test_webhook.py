@@ -1,6 +1,7 @@
 """The webhook: each unregistered and replaced token arrives, signed, whatever happens on the way."""
 
 import base64
+import contextlib
 import hmac
 import http.client
 import http.server
@@ -13,7 +14,7 @@ import time
 
 import pytest
 import trustme
-from kit import README, ends, eventually, secret
+from kit import README, ends, eventually, secret, serving
 
 from gocm_lib.config.settings import Fatal
 from gocm_lib.front import webhook
@@ -50,7 +51,8 @@ class Application:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler or Handler)
         self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(serving(self.server))
 
     def told(self):
         """All that came, as (token, or token and replacement)."""
@@ -61,8 +63,7 @@ class Application:
         )
 
     def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        self._open.close()
 
 
 @pytest.fixture

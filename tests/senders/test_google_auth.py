@@ -4,12 +4,12 @@ import http.server
 import json
 import ssl
 import sys
-import threading
 import time
 from urllib.parse import parse_qs
 
 import pytest
 import trustme
+from kit import serving
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.senders import access_token, credentials
@@ -28,7 +28,6 @@ class TokenServer(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.good = {"right", "subject"}
         self.asked = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -69,9 +68,8 @@ def tokens(monkeypatch):
     # The addresses that do not come from the file.
     monkeypatch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", f"{server.url}/user")
     monkeypatch.setattr("google.auth.iam._IAM_ENDPOINT", f"{server.url}/impersonate/{{}}")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 def authorized_user(secret="right"):

@@ -5,10 +5,9 @@ import http.server
 import json
 import subprocess
 import sys
-import threading
 
 import pytest
-from kit import ROOT
+from kit import ROOT, serving
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\n"
 
@@ -42,10 +41,8 @@ class Liar(http.server.BaseHTTPRequestHandler):
 def liar(request):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar)
     server.status = request.param
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield server.server_port
 
 
 @pytest.mark.short
@@ -86,11 +83,10 @@ def test_it_need_be_no_gocm_that_answers(words, answer):
                         self.wfile.write(bytes(1_000_000))
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     words = [word.replace("PORT", str(server.server_port)) for word in words]
-    found = subprocess.run([sys.executable, str(ROOT / "gocm.py"), *words], capture_output=True, text=True, timeout=30)
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        command = [sys.executable, str(ROOT / "gocm.py"), *words]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert "Traceback" not in found.stderr
     assert (found.returncode == 1 and len(found.stderr) > 10) or found.stdout == "ok: ready\n"
 
@@ -103,9 +99,8 @@ def test_what_makes_no_sense_is_no_gocm(failed_at):
             self._answer(200, json.dumps({"failed": [{"failed_at": failed_at}], "next": 1}).encode())
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     words = ["failed", "list", "--to", f"http://127.0.0.1:{server.server_port}"]
-    found = subprocess.run([sys.executable, str(ROOT / "gocm.py"), *words], capture_output=True, text=True, timeout=30)
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        command = [sys.executable, str(ROOT / "gocm.py"), *words]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert found.returncode == 1 and found.stderr == "gocm: what answers there is no GoCM\n"
