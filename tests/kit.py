@@ -51,6 +51,13 @@ def stand_still(pid):
     eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
+def kill(pids):
+    """SIGKILL to these processes, of which some may end by themselves when others do: a generation ends as a whole."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def memory(pids):
     """MB that these processes have for themselves or share among each other (PSS)."""
     rows = (row.split() for pid in pids for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())

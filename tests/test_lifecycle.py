@@ -10,7 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
-from kit import FORM, LIMIT, Http, Program, check_ledger, eventually, four_clients, post_from_clients, stand_still
+from kit import (
+    FORM,
+    LIMIT,
+    Http,
+    Program,
+    check_ledger,
+    eventually,
+    four_clients,
+    kill,
+    post_from_clients,
+    stand_still,
+)
 
 # What a lifecycle test ends with: every token that was accepted arrived, only `twice` of them more than once, and the
 # counters say so.
@@ -24,8 +35,7 @@ def arrived(sandbox):
 def test_an_idle_sender_is_killed(start, sandbox, victims):
     """An idle sender dies holding its queue's lock: a queue that is used again would be stuck for ever."""
     server = start("--senders", "3")
-    for pid in server.children("sender-1.*")[:victims]:
-        os.kill(pid, signal.SIGKILL)
+    kill(server.children("sender-1.*")[:victims])
     tokens = [f"t{n}" for n in range(50)]
     for token in tokens:
         server.send([token])

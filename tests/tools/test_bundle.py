@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from kit import FORM, ROOT, Http, Program, Server, eventually, form, secret
+from kit import FORM, ROOT, Http, Program, Server, eventually, form, kill, secret
 
 SITE = str(Path(urllib3.__file__).parent.parent)
 
@@ -133,8 +132,7 @@ def test_a_session_through_the_single_file(bundle, sandbox, key_file, tmp_path):
         (place / "gocm-2.pyz").write_bytes(b"another version")
         os.replace(_link(place, "gocm-2.pyz"), place / "gocm.pyz")
         for name in ("sender.*", "state"):  # what takes their place is of the version that runs
-            for pid in server.children(name):
-                os.kill(pid, signal.SIGKILL)
+            kill(server.children(name))
         eventually(lambda: server.report_or_none())
         server.send(["d"])
         assert server.settled()["attempts"] == 4
