@@ -22,7 +22,7 @@ gocm_lib/
     cli.py and supervisor.py: the commands; who starts, watches, replaces and stops the processes
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
-        front listener gate server request auth routes handlers lists query response intake openapi
+        front listener gate server request auth routes handlers lists query response intake openapi pages
         webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
@@ -38,15 +38,18 @@ gocm_lib/
     process/     what every process of ours has: its start, its log, its place, its time limits
         early log logwriter child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
-        settings values proxy hide_key
+        settings usage values proxy hide_key
+    help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
+        topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
-        sandbox pretend strain bench bundle api_client send watch failed
+        sandbox pretend strain bench bundle api_client send watch failed manual completion
 
-Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process > config | message.
+Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
+config | message | help.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.
-README.md words it for users. Exit codes are listed there and in settings.Exit: 0 clean stop, 2 usage, 78 configuration,
+`gocm help promise` words it for users. Exit codes are listed in settings.Exit: 0 clean stop, 2 usage, 78 configuration,
 69 address in use, 75 spool in use, 65 spool damaged, 73 spool not writable, 74 disk failed, 3 sender cannot start,
 70 crash loop.
 """

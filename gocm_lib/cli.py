@@ -6,13 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from gocm_lib.config import hide_key, values
+from gocm_lib.config import hide_key, usage, values
 from gocm_lib.config.settings import (
     NO_HOST,
     BenchSettings,
     BundleSettings,
+    CompletionSettings,
     Exit,
+    FailedSettings,
     Fatal,
+    HelpSettings,
+    PingSettings,
     SandboxSettings,
     SendSettings,
     Settings,
@@ -34,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     on stderr.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in COMMANDS else "serve"
+    name = words.pop(0) if words and not words[0].startswith("-") else "serve"
     try:
+        if name not in COMMANDS:
+            raise Fatal(
+                f"there is no command {name[:64]}{values.nearest(name, COMMANDS)} (see gocm --help)", Exit.USAGE
+            )
         if name != "serve":
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         if argv is None and name in ("serve", "ping", "check-config"):
@@ -43,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[name].run(words)
     except Fatal as problem:
         if problem.code != Exit.OK:
-            print(f"gocm: {log.one_line(str(problem))}", file=sys.stderr)
+            more = f"; see gocm help {problem.topic}" if problem.topic else ""
+            print(f"gocm: {log.one_line(str(problem))}{more}", file=sys.stderr)
         return problem.code
 
 
@@ -67,7 +76,9 @@ def _print_all(run: Callable[[], int]) -> int:
 
 def _serve(words: Sequence[str]) -> int:
     home = _home()
-    given = values.load(words, os.environ, "gocm", _overview(), home).settings
+    commands = {name: command.meaning for name, command in COMMANDS.items()}
+    text = usage.overview("gocm", Settings, PURPOSE, commands)
+    given = values.load(words, os.environ, "gocm", text, home).settings
     # Only now: --version and mistakes are told at once.
     from gocm_lib.process import early, init, resources
     from gocm_lib.process.forkserver import Forkserver
@@ -170,11 +181,13 @@ def _print_config(words: Sequence[str]) -> int:
 
 
 def _ping(words: Sequence[str]) -> int:
-    """Ask the server with these settings whether it is ready."""
+    """Ask the server with these settings, or the one that `--to` names, whether it is ready."""
     from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
-    settings = values.parse(Settings, words, os.environ, "gocm ping").settings
-    status, told = ApiClient(_place(settings), ca=None).ask("GET", "/readyz")
+    text = usage.overview("gocm ping", PingSettings)
+    settings = values.parse(PingSettings, words, os.environ, "gocm ping", text).settings
+    place, ca = (settings.to, settings.ca) if settings.to else (_place(settings), settings.ca or None)
+    status, told = ApiClient(place, ca=ca).ask("GET", "/readyz")
     if not isinstance(told, dict) or "status" not in told:
         raise ApiError("what answers there is no GoCM")
     said = [part for name in ("reasons", "notes") if isinstance(part := told.get(name), list)]
@@ -213,29 +226,38 @@ def _watch(words: Sequence[str]) -> int:
     return _print_all(lambda: watch.command(given))
 
 
+def _help(words: Sequence[str]) -> int:
+    from gocm_lib.tools import manual
+
+    return _print_all(lambda: manual.command(words, PURPOSE, {name: each.meaning for name, each in COMMANDS.items()}))
+
+
+def _completion(words: Sequence[str]) -> int:
+    from gocm_lib.tools import completion
+
+    return _print_all(lambda: completion.command(words, {name: each.options for name, each in COMMANDS.items()}))
+
+
 class Command(NamedTuple):
-    """A row of the table: what the command does, and the function that runs it."""
+    """A row of the table: the function that runs the command, its kind of options, and what it does."""
 
     run: Callable[[Sequence[str]], int]
+    options: type
     meaning: str
 
 
-# README's table is checked against this one.
+PURPOSE = "Takes push notifications over HTTP, answers at once, delivers them to Google."
 COMMANDS = {
-    "serve": Command(_serve, "serve; what `gocm` does when no command is named"),
-    "check-config": Command(_check_config, "say whether a server would start with these options, without starting it"),
-    "print-config": Command(_print_config, "print each option's value and where it came from, as a configuration file"),
-    "ping": Command(_ping, "ask the server of these options whether it is ready: exit code 0 or 1"),
-    "send": Command(_send, "send a message to tokens, from a file too, through a running server"),
-    "watch": Command(_watch, "show live what goes on in a running server"),
-    "failed": Command(_failed, "list, replay or discard the failed tokens of a running server"),
-    "sandbox": Command(_sandbox, "run the pretend FCM and GCM alone"),
-    "bench": Command(_bench, "measure this machine"),
-    "bundle": Command(_bundle, "make the single file gocm.pyz"),
+    "serve": Command(_serve, Settings, "serve; what `gocm` does when no command is named"),
+    "check-config": Command(_check_config, Settings, "say whether a server would start with these options"),
+    "print-config": Command(_print_config, Settings, "print each option's value and where it came from, as TOML"),
+    "ping": Command(_ping, PingSettings, "ask a server whether it is ready: exit code 0 or 1"),
+    "send": Command(_send, SendSettings, "send a message to tokens, from a file too, by a running server"),
+    "watch": Command(_watch, WatchSettings, "show live what goes on in a running server"),
+    "failed": Command(_failed, FailedSettings, "list, replay or discard the failed tokens of a running server"),
+    "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),
+    "bench": Command(_bench, BenchSettings, "measure this machine"),
+    "bundle": Command(_bundle, BundleSettings, "make the single file gocm.pyz"),
+    "help": Command(_help, HelpSettings, "explain a topic: `gocm help` lists them"),
+    "completion": Command(_completion, CompletionSettings, "print completions for bash, zsh or fish"),
 }
-
-
-def _overview() -> str:
-    rows = [f"  {name:14}{command.meaning.replace('`', '')}" for name, command in COMMANDS.items()]
-    purpose = "Takes push notifications over HTTP, answers at once, delivers them to Google."
-    return "\n".join([purpose, "", "commands:", *rows])

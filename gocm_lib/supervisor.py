@@ -53,7 +53,8 @@ def fit_files(settings: Settings, files: int) -> Settings:
     clients, upstream = min(settings.max_connections, clients), min(settings.connections, upstream)
     if (clients, upstream) != (settings.max_connections, settings.connections):
         log.logger.warning(
-            "%d files may be open: serving at most %d clients, %d upstream connections per sender; raise ulimit -n",
+            "%d files may be open: serving at most %d clients, %d upstream connections per sender; raise ulimit -n; "
+            "see gocm help limits",
             *(files, clients, upstream),
         )
     return replace(settings, max_connections=clients, connections=upstream)
@@ -133,7 +134,7 @@ class Supervisor:
             found = {} if settings.sandbox else self._sources(fresh)
             self.front.follow(self.settings, settings)
         except Fatal as problem:
-            log.logger.error("SIGHUP: nothing is changed: %s", problem)
+            log.logger.error("SIGHUP: nothing is changed: %s; see gocm help %s", problem, problem.topic)
             return
         self.credentials.replace(found)
         self.settings, self.given = settings, replace(self.given, **changed)

@@ -547,9 +547,10 @@ def four_clients(server, messages, accepted, ended=None, every=0.0):
 README = (ROOT / "README.md").read_text()
 
 
-def block(kind):
-    """The lines of a fenced block of this kind in the README."""
-    return re.search(rf"```{kind}\n(.*?)\n```", README, re.DOTALL)[1].splitlines()
+def block(kind, text=README):
+    """The lines of the first fenced block of this kind in a text; none where there is none."""
+    found = re.search(rf"```{kind}\n(.*?)\n```", text, re.DOTALL)
+    return found[1].splitlines() if found else []
 
 
 class Carbon:

@@ -144,7 +144,8 @@ def test_a_disk_that_cannot_be_synced_is_found_at_the_start(start, machine):
     machine.set("fsync")
     refused = Program(*server.process.args[2:], environ=machine.environ)
     assert refused.wait() == Exit.SPOOL_UNWRITABLE
-    assert refused.log().splitlines()[-1] == f"gocm: cannot write the spool {server.spool}: disk I/O error"
+    told = f"gocm: cannot write the spool {server.spool}: disk I/O error; see gocm help options"
+    assert refused.log().splitlines()[-1] == told
 
 
 @pytest.mark.slow
@@ -184,7 +185,8 @@ def test_a_read_only_spool_is_refused_and_untouched(start, sandbox, machine):
     machine.set("readonly")
     refused = Program(*server.process.args[2:], environ=machine.environ)
     assert refused.wait() == Exit.SPOOL_UNWRITABLE
-    assert refused.log().splitlines()[-1] == f"gocm: cannot write the spool {server.spool}: Read-only file system"
+    told = f"gocm: cannot write the spool {server.spool}: Read-only file system; see gocm help options"
+    assert refused.log().splitlines()[-1] == told
     assert {path: path.read_bytes() for path in machine.disk.iterdir()} == before
     machine.clear("readonly")
     sandbox.mode(silent=False)

@@ -398,7 +398,8 @@ def test_a_second_instance_is_refused(server, sandbox):
     second = Program("--port", "0", "--spool", server.spool, "--gcm-url", sandbox.url(), "--apikey", "k")
     assert second.wait(5) == 75
     assert second.log().splitlines()[-1] == (
-        f"gocm: another GoCM runs on the spool {server.spool}: stop it, or give this one its own --spool"
+        f"gocm: another GoCM runs on the spool {server.spool}: stop it, or give this one its own --spool; "
+        "see gocm help options"
     )
     server.send(["a"])
     server.settled()

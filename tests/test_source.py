@@ -1,29 +1,23 @@
-"""The code against its own documents: imports run one way, README's tables and session are true."""
+"""The code against its own rules: imports run one way, modules say what they are, the drawing is true."""
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import fields
 
 import pytest
-from kit import README, ROOT, Carbon, Http, Program, block, eventually
+from kit import ROOT
 
-from gocm_lib import cli
 from gocm_lib.config import settings
-from gocm_lib.front import routes
-from gocm_lib.message import outcome
-from gocm_lib.monitoring import metrics
-from gocm_lib.tools import bench, pretend
 
 # Each room imports only from those below it; front and senders, which are on one floor, never from each other.
-FLOORS = ("supervisor", "tools", "front senders", "monitoring", "state", "process", "config message")
+FLOORS = ("supervisor", "tools", "front senders", "monitoring", "state", "process", "config message help")
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODULES = sorted(path.relative_to(ROOT / "gocm_lib") for path in (ROOT / "gocm_lib").rglob("*.py"))
 ROOMS = [path for path in MODULES if path.name == "__init__.py" and len(path.parts) > 1]
 PURE = {
     "message": {path.stem for path in MODULES if path.parts[0] == "message"},
+    "help": {path.stem for path in MODULES if path.parts[0] == "help"},
     "state": {"contract", "admission", "pace", "blame", "turns"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool"},
     "process": {"restarts"},
@@ -143,119 +137,6 @@ def test_the_drawing_names_the_rooms_and_what_is_in_them():
     assert drawn == there
 
 
-def table(heading):
-    """The rows of the first table after a heading in the README, its head left out."""
-    part = README[README.index(f"\n{heading}\n") :]
-    rows = re.search(r"\n\|.*\n\|[-| ]+\n((?:\|.*\n)+)", part)[1]
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows.strip().split("\n")]
-
-
-@pytest.mark.parametrize(
-    "heading, kind",
-    [
-        ("## Options", settings.Settings),
-        ("## Sandbox", settings.SandboxSettings),
-        ("## How fast is it here?", settings.BenchSettings),
-        ("### One file", settings.BundleSettings),
-        ("### Failed tokens", settings.FailedSettings),
-        ("### From the command line", settings.SendSettings),
-        ("### Watching it live", settings.WatchSettings),
-    ],
-)
-def test_the_option_tables_are_the_code_s(heading, kind):
-    part = README[README.index(f"\n{heading}\n") :]
-    part = part[: re.search(r"\n##+ ", part[5:]).start() + 5]
-    rows = re.findall(r"^\| `(--[a-z-]+)` \| (.*?) \| (.*) \|$", part, re.MULTILINE)
-    assert rows == [
-        (
-            settings.option_flag(row),
-            f"`{settings.show(row, row.default)}`" if row.default not in ("", ()) else "",
-            row.metadata["help"],
-        )
-        for row in fields(kind)
-    ]
-
-
-def test_the_table_of_scenarios_is_the_code_s():
-    part = README[README.index("\n## How fast is it here?\n") :]
-    rows = re.findall(r"^\| `([a-z]+)` \| (.*) \|$", part[: part.index("\n## ", 5)], re.MULTILINE)
-    assert rows == [(name, scenario.meaning) for name, scenario in bench.SCENARIOS.items()]
-
-
-def test_the_table_of_commands_is_the_code_s():
-    assert table("## Run it") == [[f"`{name}`", command.meaning] for name, command in cli.COMMANDS.items()]
-
-
-def test_the_tables_of_metrics_and_reasons_are_the_code_s():
-    part = README[README.index("\n## Watching it\n") :]
-    part = part[: part.index("\n## ", 5)]
-    rows = re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", part, re.MULTILINE)
-    figures = [(m.name, f"{m.kind} | {', '.join(m.labels)} | {m.help}") for m in metrics.METRICS]
-    assert rows == [*figures, *outcome.FAILURES.items(), *outcome.RETRIES.items()]
-
-
-def test_what_sighup_changes_is_told():
-    [sentence] = re.findall(r"follows what has\s+changed\s+of\s+([^;]*);", README)
-    live = [row for row in fields(settings.Settings) if row.metadata["live"]]
-    assert re.findall("`(.*?)`", sentence) == [settings.option_flag(row) for row in live]
-
-
-def test_the_route_table_is_the_code_s():
-    assert table("## Routes") == [[f"`{r.method} {r.path}`", r.meaning] for r in routes.ROUTES]
-
-
-def test_the_exit_code_table_is_the_code_s():
-    assert table("## Exit codes") == [[str(int(code)), code.meaning] for code in settings.Exit]
+def test_the_drawing_names_the_exit_codes():
     said = (ROOT / "gocm.py").read_text()
     assert all(re.search(rf"\b{int(code)} ", said) for code in settings.Exit if code != settings.Exit.FAILED)
-
-
-def test_the_table_of_fates_is_the_code_s():
-    listed = [row[1] for row in table("## Sandbox")]
-    assert listed[: len(pretend.FATES)] == [fate.meaning for fate in pretend.FATES]
-
-
-def test_the_sandbox_s_answers_and_modes_are_all_named():
-    part = README[README.index("\n## Sandbox\n") :]
-    said = set(re.findall(r"`([a-z_]+)`", part))
-    assert set(pretend.ANSWERS) <= said and set(pretend.Mode.FIELDS) <= said
-
-
-# What differs from one run to the next, in log lines.
-VARYING = (r"\d{4}-\d\d-\d\dT[\d:.]+Z", r"request_id=\S+", r"ms=\S+", r"job=\S+")
-
-
-def alike(line):
-    """A log line without what differs from one run to the next."""
-    return re.sub("|".join(VARYING), "*", line)
-
-
-def test_the_session_in_the_readme(tmp_path):
-    """Each `$ curl` line of the README's session answers what the README says it answers, and what it shows of Graphite
-    and the log is there.
-    """
-    if not shutil.which("curl"):
-        pytest.skip("no curl here")
-    session = re.search(r"```console\n(.*?)```", README, re.DOTALL)[1]
-    steps = re.findall(r"^\$ (?:sleep 1; )?(curl .*?)\n(.*?)(?=^\$ |\Z)", session, re.DOTALL | re.MULTILINE)
-    assert len(steps) >= 10
-    carbon = Carbon()
-    words = ("--graphite", f"127.0.0.1:{carbon.port}", "--metrics-interval", "0.2", "--access-log")
-    program = Program("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"), *words)
-    try:
-        port = program.logged(r"listens on \S+ port (\d+)")
-        pretend = program.logged(r"http://127.0.0.1:(\d+)/sandbox/received")
-        for command, expected in steps:
-            command = (
-                command.replace(":5601", f":{port}").replace(":5602", f":{pretend}").replace("curl ", "curl -s ", 1)
-            )
-            found = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20).stdout
-            assert found.strip() == expected.strip(), command
-            eventually(lambda: Http(int(port)).json("GET", "/gcm/report")["pending"] == 0)
-        for line in block("graphite"):
-            path, value, _ = line.split()
-            eventually(lambda path=path, value=value: float(value) in carbon.values(path))
-        assert {alike(line) for line in block("log")} <= {alike(line) for line in program.lines}
-    finally:
-        program.kill_group()
-        carbon.close()

@@ -88,12 +88,16 @@ def parse(url: str, named_by: str, auth_file: str) -> Proxy:
         host, port = None, 0
     if parts.scheme != "http":
         how = "TLS" if parts.scheme == "https" else parts.scheme
-        raise Fatal(f"{named_by}: a proxy that is spoken to by {how} is not supported: give one by http://")
+        raise Fatal(
+            f"{named_by}: a proxy that is spoken to by {how} is not supported: give one by http://", topic="install"
+        )
     if not host or not re.fullmatch(r"[\x21-\x7e]+", url) or parts.path not in ("", "/") or parts.query:
-        raise Fatal(f"{named_by} must be a URL like http://proxy.example.org:3128")
+        raise Fatal(f"{named_by} must be a URL like http://proxy.example.org:3128", topic="install")
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}" if "@" in parts.netloc else ""
     if named_by == "--proxy" and user:
-        raise Fatal("--proxy has a password in it, which ps and others would show: give --proxy-auth-file")
+        raise Fatal(
+            "--proxy has a password in it, which ps and others would show: give --proxy-auth-file", topic="install"
+        )
     if auth_file:
         user = _read(auth_file)
     encoded = base64.b64encode(user.encode()).decode()
@@ -105,9 +109,9 @@ def _read(path: str) -> str:
         with open(path) as file:
             user = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Fatal(f"--proxy-auth-file {path} cannot be read: {type(error).__name__}") from None
+        raise Fatal(f"--proxy-auth-file {path} cannot be read: {type(error).__name__}", topic="install") from None
     if ":" not in user or not user.isprintable():
-        raise Fatal(f"--proxy-auth-file {path} must hold one line: user:password")
+        raise Fatal(f"--proxy-auth-file {path} must hold one line: user:password", topic="install")
     return user
 
 

@@ -16,38 +16,49 @@ from urllib.parse import urlsplit
 
 
 class Exit(enum.IntEnum):
-    """Exit codes. The numbers from 64 up are those of sysexits(3). A test checks README's table against this one."""
+    """Exit codes: the number, what it means, and the topic of the help that says more. The numbers from 64 up are those
+    of sysexits(3).
+    """
 
-    OK = 0, "clean stop, also by SIGTERM or SIGINT"
-    FAILED = 1, "run-time failure; the last log line says which"
-    USAGE = 2, "unknown option or argument"
-    SENDER = 3, "a sender cannot start (bad CA file, bad credentials)"
+    OK = 0, "clean stop, also by SIGTERM or SIGINT", ""
+    FAILED = 1, "run-time failure; the last log line says which", ""
+    USAGE = 2, "unknown command, option or argument", ""
+    SENDER = 3, "a sender cannot start (bad CA file, bad credentials)", "credentials"
     SPOOL_DAMAGED = (
         65,
         "the spool is damaged, not GoCM's, or of another version (let that one empty it first); it is left untouched",
+        "limits",
     )
-    ADDRESS = 69, "the address or port cannot be listened on"
-    CRASHING = 70, "our own processes die again and again"
-    SPOOL_UNWRITABLE = 73, "the spool or log file cannot be created or written"
-    SPOOL_FAILED = 74, "writing the spool failed (the disk is broken); the next start goes on from what is on it"
-    SPOOL_IN_USE = 75, "another GoCM runs on this spool"
-    CONFIG = 78, "an option's value is wrong, or a needed one is missing"
+    ADDRESS = 69, "the address or port cannot be listened on", "options"
+    CRASHING = 70, "our own processes die again and again", "promise"
+    SPOOL_UNWRITABLE = 73, "the spool or log file cannot be created or written", "options"
+    SPOOL_FAILED = (
+        74,
+        "writing the spool failed (the disk is broken); the next start goes on from what is on it",
+        "limits",
+    )
+    SPOOL_IN_USE = 75, "another GoCM runs on this spool", "options"
+    CONFIG = 78, "an option's value is wrong, or a needed one is missing", "options"
 
     meaning: str
+    topic: str
 
-    def __new__(cls, code: int, meaning: str) -> "Exit":
+    def __new__(cls, code: int, meaning: str, topic: str) -> "Exit":
         member = int.__new__(cls, code)
         member._value_ = code
-        member.meaning = meaning
+        member.meaning, member.topic = meaning, topic
         return member
 
 
 class Fatal(Exception):
-    """A command or a process cannot start, or cannot go on. str() is the one line to print, `code` the exit code."""
+    """A command or a process cannot start, or cannot go on. str() is the one line to print, `code` the exit code,
+    `topic` the one of the help that says more; "": the code's.
+    """
 
-    def __init__(self, reason: str, code: Exit = Exit.CONFIG) -> None:
+    def __init__(self, reason: str, code: Exit = Exit.CONFIG, topic: str = "") -> None:
         super().__init__(reason)
         self.code = code
+        self.topic = topic or code.topic
 
 
 # How the text of an option becomes its value. Each raises ValueError with the end of a sentence.
@@ -254,9 +265,10 @@ def option(
     live: bool = False,
     many: bool = False,
 ) -> Any:
-    """A row of the table: a dataclass field whose metadata is what the command line, the configuration file and README
-    need. `formerly`: the field's old name, which still works everywhere but is not shown. `hidden`: the value is a
-    secret. `live`: SIGHUP may change it. `many`: it may be given several times.
+    """A row of the table: a dataclass field whose metadata is what the command line, the configuration file and the
+    help need. `help` up to a semicolon is what --help has room for. `formerly`: the field's old name, which still works
+    everywhere but is not shown. `hidden`: the value is a secret. `live`: SIGHUP may change it. `many`: it may be given
+    several times.
     """
     return field(
         default=default,
@@ -279,11 +291,11 @@ class Settings:
     in the configuration file.
     """
 
-    config: str = option("", path, "configuration file in TOML, with options by name: `port = 5601`", metavar="FILE")
+    config: str = option("", path, "configuration file in TOML; it has options by name: `port = 5601`", metavar="FILE")
     apikey: str = option(
         "",
         secret,
-        "API key of the GCM-compatible upstream; better give it with --apikey-file",
+        "API key of the GCM upstream; better give it with --apikey-file",
         also=("-apikey",),
         metavar="KEY",
         hidden=True,
@@ -303,7 +315,7 @@ class Settings:
     )
     socket: str = option("", socket_path, "path of a UNIX socket to listen on as well", metavar="PATH")
     socket_mode: int = option(
-        0o660, file_mode, "who may connect to --socket: its file mode in octal, as in chmod(1)", metavar="MODE"
+        0o660, file_mode, "file mode of --socket; in octal, as in chmod(1): it says who may connect", metavar="MODE"
     )
     socket_group: str = option("", group, "group that owns the --socket", metavar="GROUP")
     auth_token_file: str = option(
@@ -314,13 +326,14 @@ class Settings:
         live=True,
     )
     no_auth: bool = option(
-        False, flag, "allow a --host that other machines can reach without a token: they can send, and read reports"
+        False, flag, "allow an open --host without auth tokens; other machines can send then, and read reports"
     )
     allowed_hosts: tuple[str, ...] = option(
         (),
         host_names,
-        "host names that clients may use for this server, beside addresses and localhost; needed without "
-        "--auth-token-file where clients use a name: it keeps out web pages that use a name of their own",
+        "host names that clients may use for this server; beside addresses and localhost; needed "
+        "without --auth-token-file where clients use a name: it keeps out web pages that use a name "
+        "of their own",
         metavar="NAMES",
         live=True,
     )
@@ -329,7 +342,7 @@ class Settings:
     tls_client_ca: str = option(
         "",
         readable_file,
-        "PEM file of authorities: serve only clients with a certificate that one of them signed",
+        "PEM file of authorities for clients; only those with a certificate that one of them signed are served",
         metavar="FILE",
         live=True,
     )
@@ -337,55 +350,57 @@ class Settings:
     log_level: str = option(
         "info",
         one_of("debug", "info", "warning", "error"),
-        "least severity that is logged: debug, info, warning or error",
+        "least severity that is logged; debug, info, warning or error",
         metavar="LEVEL",
         live=True,
     )
     log_format: str = option(
         "auto",
         one_of("auto", "text", "json", "journal"),
-        "form of log lines: text, json, journal (priorities, no times), or auto: journal when stderr is the "
-        "journal, else text",
+        "form of log lines; text, json, journal (priorities, no times), or auto: journal when stderr "
+        "is the journal, else text",
         metavar="FORMAT",
     )
     access_log: bool = option(False, flag, "log a line for each HTTP request", live=True)
     graphite: str = option(
         "",
         address,
-        "address of a Graphite server (plaintext, TCP) to send the figures of /metrics to",
+        "Graphite server to send figures to; plaintext, by TCP; the figures are those of /metrics",
         metavar="HOST:PORT",
     )
     statsd: str = option(
-        "", address, "address of a StatsD server (UDP) to send the figures of /metrics to", metavar="HOST:PORT"
+        "", address, "StatsD server to send figures to; by UDP; the figures are those of /metrics", metavar="HOST:PORT"
     )
     metrics_prefix: str = option(
-        "gocm", metric_prefix, "prefix of all names of figures in Graphite and StatsD", metavar="WORDS"
+        "gocm", metric_prefix, "prefix of names of figures; in Graphite and StatsD", metavar="WORDS"
     )
     metrics_interval: float = option(
-        10.0, seconds(0.1, 3600), "seconds between two sendings of figures to Graphite and StatsD", metavar="S"
+        10.0, seconds(0.1, 3600), "seconds between sendings of figures; to Graphite and StatsD", metavar="S"
     )
     feedback_url: str = option(
         "",
         http_url,
-        "URL to POST unregistered and replaced tokens to; they leave their lists then; hidden, as it may hold a secret",
+        "URL to POST unregistered tokens to; and replaced ones; they leave their lists; hidden, it may hold a secret",
         metavar="URL",
         hidden=True,
     )
     feedback_url_file: str = option("", secret_file, "file that holds the --feedback-url", metavar="FILE")
-    feedback_plain: bool = option(False, flag, "allow a --feedback-url on another machine without https")
+    feedback_plain: bool = option(
+        False, flag, "allow http to another machine for --feedback-url; tokens cross the network in clear"
+    )
     feedback_secret_file: str = option(
-        "", secret_file, "file with the secret that signs the requests to --feedback-url", metavar="FILE"
+        "", secret_file, "file with the secret that signs what is POSTed; to --feedback-url", metavar="FILE"
     )
     spool: str = option(
         "",
         path,
-        "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox: sandbox.db) in "
-        "$STATE_DIRECTORY, else in ~/.local/state/gocm",
+        "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox: "
+        "sandbox.db) in $STATE_DIRECTORY, else in ~/.local/state/gocm",
         metavar="PATH",
     )
     senders: int = option(0, number(0, 64), "number of sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
-        1024, number(1, 10000), "connections per sender to an upstream, so requests in flight", metavar="N"
+        1024, number(1, 10000), "connections to an upstream, of each sender; so requests in flight", metavar="N"
     )
     gcm_url: str = option(
         "https://android.googleapis.com/gcm/send", upstream_url, "URL to post GCM messages to", metavar="URL"
@@ -393,30 +408,35 @@ class Settings:
     credentials: str = option(
         "",
         secret_file_to_be,
-        "file with Google credentials for FCM v1: a service account's, or any that google-auth reads; needs gocm[fcm]",
+        "file with Google credentials for FCM v1; a service account's, or any that google-auth reads; needs gocm[fcm]",
         metavar="FILE",
         live=True,
     )
     token_command: str = option(
         "", text, "command that prints an access token for FCM v1", metavar="COMMAND", live=True
     )
-    fcm_metadata: bool = option(False, flag, "take access tokens for FCM v1 from Google's metadata server")
-    metadata_host: str = option("metadata.google.internal", text, "address of Google's metadata server", metavar="HOST")
-    fcm_project: str = option("", project, "Firebase project id, if the credentials do not name it", metavar="ID")
+    fcm_metadata: bool = option(
+        False, flag, "take access tokens from Google's metadata server; for FCM v1, on a machine of Google's cloud"
+    )
+    metadata_host: str = option("metadata.google.internal", text, "host of Google's metadata server", metavar="HOST")
+    fcm_project: str = option("", project, "Firebase project id; if the credentials do not name it", metavar="ID")
     fcm_url: str = option(
         "https://fcm.googleapis.com", upstream_url, "base URL to post FCM v1 messages to", metavar="URL"
     )
     fcm_rate: int = option(
-        600000, number(0, 10**8), "FCM messages per minute: Google's quota for the project; 0: no limit", metavar="N"
+        600000, number(0, 10**8), "FCM messages per minute; Google's quota for the project; 0: no limit", metavar="N"
     )
     upstream_ca: str = option(
-        "", readable_file, "PEM file of authorities to trust instead of the system's", metavar="FILE"
+        "",
+        readable_file,
+        "PEM file of authorities to trust; instead of the system's, for upstreams and token servers",
+        metavar="FILE",
     )
     proxy: str = option(
         "",
         text,
-        "HTTP proxy to upstreams, token servers and the webhook, http://HOST:PORT; default $HTTPS_PROXY or "
-        "$ALL_PROXY; `none` ignores those, too; $NO_PROXY makes exceptions",
+        "HTTP proxy to upstreams, http://HOST:PORT; also to token servers and the webhook; default "
+        "$HTTPS_PROXY or $ALL_PROXY; `none` ignores those; $NO_PROXY makes exceptions",
         metavar="URL",
     )
     proxy_auth_file: str = option("", secret_file, "file with `user:password` for the --proxy", metavar="FILE")
@@ -426,24 +446,22 @@ class Settings:
     retry_base: float = option(
         10.0,
         seconds(0.01, 3600),
-        "first retry after a random share of this many seconds; doubled with each further retry",
+        "longest first back-off in seconds; a random share of it is taken; doubled with each further retry",
         metavar="S",
     )
     retry_cap: float = option(
         600.0,
         seconds(0.01, 86400),
-        "longest back-off before a retry in seconds, before its random share is taken",
+        "longest back-off in seconds; before its random share is taken",
         metavar="S",
     )
     max_attempts: int = option(
         5,
         number(1, 100),
-        "attempts until a token is set aside as failed; trouble that everybody has does not count",
+        "attempts until a token has failed; trouble that everybody has does not count",
         metavar="N",
     )
-    max_age: float = option(
-        86400.0, seconds(1, 2419200), "seconds until an unsent message is set aside as failed", metavar="S"
-    )
+    max_age: float = option(86400.0, seconds(1, 2419200), "seconds until an unsent message has failed", metavar="S")
     max_pending: int = option(
         1000000, number(1, 10**9), "how many tokens may wait to be sent; more are refused with 503", metavar="N"
     )
@@ -472,40 +490,40 @@ class Settings:
     keep_jobs: float = option(
         86400.0,
         seconds(0, 10**9),
-        "seconds to remember what became of a finished message, for GET /gcm/jobs/ID",
+        "seconds to remember a finished message; what became of it, for GET /gcm/jobs/ID",
         metavar="S",
     )
     max_kept: int = option(
         1000000,
         number(0, 10**9),
-        "how many tokens of finished messages to remember; those that ended first are forgotten first",
+        "tokens of finished messages to remember; those that ended first are forgotten first",
         metavar="N",
     )
     max_keys: int = option(
         2_000_000,
         number(1000, 10**9),
-        "how many Idempotency-Keys to remember, for a day; the oldest are forgotten first",
+        "how many Idempotency-Keys to remember; for a day; the oldest are forgotten first",
         metavar="N",
     )
     max_report: int = option(
         1000000,
         number(1, 10**9),
-        "how many entries each list of tokens (canonical, notregistered) may have; more are dropped",
+        "entries that each list may have; of tokens: canonical and notregistered; more are dropped",
         metavar="N",
     )
-    max_tokens: int = option(100000, number(1, 10**6), "how many tokens a call may have", metavar="N", live=True)
+    max_tokens: int = option(100000, number(1, 10**6), "tokens that a call may have", metavar="N", live=True)
     max_body: int = option(
         4 * 1024 * 1024,
         number(1024, 1 << 30),
-        "how many bytes the body of a request may have",
+        "bytes that a request's body may have",
         metavar="BYTES",
         live=True,
     )
-    max_connections: int = option(512, number(1, 100000), "how many client connections to serve at once", metavar="N")
+    max_connections: int = option(512, number(1, 100000), "client connections to serve at once", metavar="N")
     head_timeout: float = option(
         5.0,
         seconds(0.1, 300),
-        "seconds that a client may take to send the head of a request; its body gets as much, and a second per 16 KiB",
+        "seconds for the head of a request; its body gets as much, and a second per 16 KiB",
         metavar="S",
         live=True,
     )
@@ -513,14 +531,12 @@ class Settings:
         # More than the 60 s of most load balancers: they are to close first, or a request meets our close.
         75.0,
         seconds(0.1, 3600),
-        "seconds to keep an idle client connection; answers say so (`Keep-Alive`)",
+        "seconds to keep an idle connection; answers say so (`Keep-Alive`)",
         metavar="S",
         live=True,
     )
-    drain: float = option(
-        25.0, seconds(0, 600), "seconds that requests in flight may still take when GoCM stops", metavar="S"
-    )
-    sandbox: bool = option(False, flag, "run a pretend FCM and GCM beside the server and send to it: no key, no Google")
+    drain: float = option(25.0, seconds(0, 600), "seconds for requests in flight at a stop", metavar="S")
+    sandbox: bool = option(False, flag, "run a pretend FCM and GCM, and send to it; no key, no Google")
     sandbox_port: int = option(
         5602, number(0, 65535), "TCP port of the pretend FCM and GCM; 0 picks a free one", metavar="PORT"
     )
@@ -539,8 +555,8 @@ class SandboxSettings:
     write_credentials: str = option(
         "", text, "file for FCM's --credentials to make for this sandbox, or to use if it exists", metavar="FILE"
     )
-    tls_cert: str = option("", readable_file, "PEM certificate chain: serve https with it", metavar="FILE")
-    tls_key: str = option("", readable_file, "PEM private key of the --tls-cert", metavar="FILE")
+    tls_cert: str = option("", readable_file, "PEM certificate chain: play Google by https", metavar="FILE")
+    tls_key: str = option("", readable_file, "PEM private key of that certificate", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -574,6 +590,26 @@ class ClientSettings:
     )
     auth_token_file: str = option("", secret_file, "file whose first auth token is sent to the server", metavar="FILE")
     ca: str = option("", readable_file, "PEM file of authorities to trust instead of the system's", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class PingSettings(Settings):
+    """The options of `gocm ping`: those of the server that it asks, or where that is."""
+
+    to: str = option("", server_place, "the server's URL, or the path of its UNIX socket", metavar="URL")
+    ca: str = option("", readable_file, "PEM file of authorities to trust instead of the system's", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class HelpSettings:
+    """The options of `gocm help`."""
+
+    man: bool = option(False, flag, "print all topics as one manual page, for man -l")
+
+
+@dataclass(frozen=True)
+class CompletionSettings:
+    """`gocm completion` has no options."""
 
 
 @dataclass(frozen=True)
@@ -618,6 +654,33 @@ class WatchSettings(ClientSettings):
     once: bool = option(False, flag, "print one line and exit")
 
 
+# The server's options as --help and the help show them: what they are about, and their fields.
+GROUPS = {
+    "configuration": ("config",),
+    "listen": ("host", "port", "socket", "socket_mode", "socket_group", "tls_cert", "tls_key"),
+    "who may send": ("auth_token_file", "no_auth", "allowed_hosts", "tls_client_ca"),
+    "upstreams": (
+        *("credentials", "token_command", "fcm_metadata", "metadata_host", "fcm_project", "fcm_url"),
+        *("apikey_file", "apikey", "gcm_url", "upstream_ca", "proxy", "proxy_auth_file"),
+    ),
+    "sending": (
+        *("senders", "connections", "fcm_rate", "upstream_timeout", "retry_base", "retry_cap", "max_attempts"),
+        *("max_age", "drain"),
+    ),
+    "limits": (
+        *("max_pending", "max_spool", "min_free_disk", "max_tokens", "max_body", "max_connections"),
+        *("head_timeout", "idle_timeout"),
+    ),
+    "keeping": ("spool", "failed_age", "max_failed", "keep_jobs", "max_kept", "max_keys", "max_report"),
+    "figures and reports": (
+        *("graphite", "statsd", "metrics_prefix", "metrics_interval"),
+        *("feedback_url", "feedback_url_file", "feedback_secret_file", "feedback_plain"),
+    ),
+    "log": ("logto", "log_level", "log_format", "access_log"),
+    "try it": ("sandbox", "sandbox_port"),
+}
+
+
 def as_flag(name: str) -> str:
     """A field's name as it is written on the command line."""
     return "--" + name.replace("_", "-")
@@ -638,7 +701,7 @@ def spellings(row: Field[Any]) -> list[str]:
 
 
 def show(row: Field[Any], value: Any) -> str:
-    """An option's value as its reader would accept it: for help, README and print-config."""
+    """An option's value as its reader would accept it: for help and print-config."""
     if row.metadata["read"] is file_mode:
         return f"{value:04o}"
     if isinstance(value, tuple):

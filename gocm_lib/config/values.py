@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from gocm_lib import __version__
+from gocm_lib.config import usage
 from gocm_lib.config.proxy import ways
 from gocm_lib.config.settings import (
     NO_HOST,
@@ -60,7 +61,8 @@ class Given(NamedTuple, Generic[AnySettings]):
         return self.sources[option].rank if option in self.sources else DEFAULT
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error that says what was meant by `word`; "": nothing is near."""
     import difflib  # here, as others below: few starts need it
 
     found = difflib.get_close_matches(word, known, 1)
@@ -71,12 +73,17 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    text = ""  # of --help; "": as argparse makes it
+
+    def format_help(self) -> str:
+        return self.text or super().format_help()
+
     def error(self, message: str) -> NoReturn:
         unknown = re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.DOTALL)
         if unknown:
             word = unknown[1].partition("=")[0]
             shown = [name for name, row in self._option_string_actions.items() if row.help != argparse.SUPPRESS]
-            message = f"unknown option or argument {word[:64]}" + _nearest(word, shown)
+            message = f"unknown option or argument {word[:64]}" + nearest(word, shown)
         raise Fatal(f"{message} (see {self.prog} --help)", Exit.USAGE)
 
 
@@ -92,14 +99,9 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser(kind: type, program: str, description: str, words: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=program,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser(kind: type, program: str, text: str, words: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.text = text
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     for row in fields(kind):
         # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
@@ -137,7 +139,7 @@ def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]
     for key, value in found.items():
         spelt, where = key.replace("-", "_"), f"{key} in {path}"
         if spelt not in known:
-            raise Fatal(f"{where[:200]!r} is no option{_nearest(spelt, [row.name for row in rows])}")
+            raise Fatal(f"{where[:200]!r} is no option{nearest(spelt, [row.name for row in rows])}")
         name = known[spelt].name
         where += "" if spelt == name else f" (old name of {name})"
         if name in texts:
@@ -157,18 +159,18 @@ def parse(
     argv: Sequence[str],
     environ: Mapping[str, str],
     program: str = "gocm",
-    description: str = "",
+    text: str = "",
     words: str = "",
     home: str = "",
 ) -> Given[AnySettings]:
     """Settings of the given kind from the command line, then GOCM_ variables, then the file that `config` names, then
-    defaults. `words` names the other words that the command line may have, as --help shows them; "": none. Paths are
-    relative to `home`; "": to the current directory.
+    defaults. `text` is what --help prints; "": what argparse makes of it. `words` names the other words that the
+    command line may have, as --help shows them; "": none. Paths are relative to `home`; "": to the current directory.
 
     Raises Fatal: exit code 2 for the form of the command line, 78 for a value. `--help` and `--version` print and raise
     SystemExit(0), as argparse does.
     """
-    parser = _parser(kind, program, description, words)
+    parser = _parser(kind, program, text, words)
     argv = list(argv)
     end = argv.index("--") if words and "--" in argv else len(argv)
     argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
@@ -243,7 +245,7 @@ def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
     known = {as_variable(name) for row in rows for name in spellings(row)}
     for name in environ:
         if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
-            near = _nearest(name, [as_variable(row.name) for row in rows])
+            near = nearest(name, [as_variable(row.name) for row in rows])
             raise Fatal(f"{name[:64]} is no option's variable{near}")
 
 
@@ -346,12 +348,15 @@ def _check(given: Given[Settings], environ: Mapping[str, str]) -> None:
     settings = given.settings
     for first, second in (("feedback_url", "feedback_secret_file"), ("feedback_secret_file", "feedback_url")):
         if getattr(settings, first) and not getattr(settings, second):
-            raise Fatal(f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed")
+            raise Fatal(
+                f"{given.name(first)} needs --{second.replace('_', '-')}: what is sent there is signed", topic="reports"
+            )
     url = urlsplit(settings.feedback_url)
     if url.scheme == "http" and not (is_loopback(url.hostname or "") or settings.feedback_plain):
         raise Fatal(
             f"{given.name('feedback_url')} must be https: device tokens would cross the network in clear; or say "
-            "--feedback-plain"
+            "--feedback-plain",
+            topic="reports",
         )
     if settings.retry_base > settings.retry_cap:
         raise Fatal(f"{given.name('retry_base')} is more than {given.name('retry_cap')}")
@@ -366,7 +371,8 @@ def _check_upstreams(given: Given[Settings]) -> None:
     if not settings.apikey and not settings.sandbox and not named:
         raise Fatal(
             "--apikey-file is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
-            "or --sandbox to try GoCM without Google"
+            "or --sandbox to try GoCM without Google",
+            topic="credentials",
         )
     if settings.token_command and not settings.fcm_project:
         raise Fatal(f"--fcm-project is missing: the command of {given.name('token_command')} does not name the project")
@@ -400,15 +406,16 @@ def check_open(settings: Settings, host: str, what: str) -> None:
     if not (is_loopback(host) or settings.no_auth or asks):
         raise Fatal(
             f"{what} can be reached by other machines: give --auth-token-file or --tls-client-ca, listen on 127.0.0.1, "
-            "or say --no-auth if a firewall guards it"
+            "or say --no-auth if a firewall guards it",
+            topic="security",
         )
 
 
 def load(
-    argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", description: str = "", home: str = ""
+    argv: Sequence[str], environ: Mapping[str, str], program: str = "gocm", text: str = "", home: str = ""
 ) -> Given[Settings]:
     """The server's settings, complete and checked. Paths are relative to `home`. Raises Fatal."""
-    given = parse(Settings, argv, environ, program, description, home=home)
+    given = parse(Settings, argv, environ, program, text or usage.overview(program), home=home)
     check_variables(environ, (Settings, SandboxSettings))
     given = _complete(given, environ, home)
     _check(given, environ)

@@ -56,10 +56,10 @@ def _tokens(path: str) -> list[str]:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file.read(LARGEST).splitlines()]
             if file.read(1):
-                raise Fatal(f"--auth-token-file {path} is longer than {LARGEST} characters")
+                raise Fatal(f"--auth-token-file {path} is longer than {LARGEST} characters", topic="security")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise Fatal(f"--auth-token-file {path} cannot be read: {reason}") from None
+        raise Fatal(f"--auth-token-file {path} cannot be read: {reason}", topic="security") from None
     tokens = []
     for number, token in enumerate(lines, 1):
         if not token or token.startswith("#"):
@@ -67,11 +67,12 @@ def _tokens(path: str) -> list[str]:
         if not re.fullmatch(r"[\x21-\x7e]+", token) or not SHORTEST <= len(token) <= LONGEST:
             raise Fatal(
                 f"--auth-token-file {path}, line {number}: a token is {SHORTEST} or more printable ASCII characters "
-                "without spaces, like those of: openssl rand -hex 32"
+                "without spaces, like those of: openssl rand -hex 32",
+                topic="security",
             )
         tokens.append(token)
     if not tokens:
-        raise Fatal(f"--auth-token-file {path} has no token: put one on each line")
+        raise Fatal(f"--auth-token-file {path} has no token: put one on each line", topic="security")
     return tokens
 
 

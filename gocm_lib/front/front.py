@@ -104,7 +104,11 @@ class Front:
         self._collector.certificate_end = ends = listener.certificate_end(settings.tls_cert)
         if ends is not None and ends - now < CERTIFICATE_SOON:
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
-            log.logger.warning("the certificate of --tls-cert %s %s", "has ended" if ends < now else "ends", when)
+            log.logger.warning(
+                "the certificate of --tls-cert %s %s; see gocm help security",
+                "has ended" if ends < now else "ends",
+                when,
+            )
 
     def stop(self, patience: float) -> None:
         """Accept nothing more. Returns when no request is in work, after `patience` seconds at most."""

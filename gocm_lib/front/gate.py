@@ -229,7 +229,7 @@ class Gate:
 
     def _tell(self, line: str | None) -> None:
         if line:
-            log.logger.warning("%s", line)
+            log.logger.warning("%s; see gocm help security", line)
 
     def all(self) -> Sequence[Place]:
         """All connections."""

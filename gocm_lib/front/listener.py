@@ -189,12 +189,12 @@ def tls_context(cert: str, key: str, client_ca: str = "") -> ssl.SSLContext:
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
         reason = reason or "they are no PEM certificate and its key"
-        raise Fatal(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}") from None
+        raise Fatal(f"--tls-cert {cert} with --tls-key {key} cannot be used: {reason}", topic="security") from None
     if client_ca:
         try:
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError):
-            raise Fatal(f"--tls-client-ca {client_ca} holds no PEM certificates") from None
+            raise Fatal(f"--tls-client-ca {client_ca} holds no PEM certificates", topic="security") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gocm_lib import __version__
+from gocm_lib.help.topics import TOPICS
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.idempotency import LONGEST
 from gocm_lib.message.job import MAX_LINES, MAX_TOKEN, MAX_TTL
@@ -309,6 +310,11 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     ("GET", "/status"): {"responses": {"200": _answer(TEXT, media="text/html")}},
     ("GET", "/"): {"responses": {"200": _answer(TEXT, media="text/html")}},
     ("GET", "/api/status"): {"responses": {"200": _answer(_ref("Figures"))}},
+    ("GET", "/help"): {"responses": {"200": _answer(TEXT, media="text/html")}},
+    ("GET", "/help/{topic}"): {
+        "parameters": [{"name": "topic", "in": "path", "required": True, "schema": {"enum": list(TOPICS)}}],
+        "responses": {"200": _answer(TEXT, media="text/html"), "404": _no("no such topic")},
+    },
     ("GET", "/openapi.json"): {"responses": {"200": _answer({"type": "object"})}},
     ("GET", "/metrics"): {"responses": {"200": _answer(TEXT, media="text/plain")}},
     **{

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gocm_lib.front import openapi
+from gocm_lib.front import openapi, pages
 from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
+from gocm_lib.help.topics import TOPICS
 from gocm_lib.message.job import BadRequest
 
 
@@ -31,7 +32,7 @@ def _openapi(handlers: Handlers, request: Request) -> Response:
     return Response(200, _OPENAPI)
 
 
-# README's table is checked against this one. HEAD is answered wherever GET is, and never clears anything.
+# HEAD is answered wherever GET is, and never clears anything.
 ROUTES = (
     Route("POST", "/gcm/send", Handlers.send, "keep a message and send it to its tokens"),
     Route("GET", "/gcm/report", Handlers.report, "the counters"),
@@ -60,6 +61,8 @@ ROUTES = (
     Route("GET", "/status", Handlers.status_page, "a page for people: what goes on, and what to do"),
     Route("GET", "/", Handlers.status_page, "the same"),
     Route("GET", "/api/status", Handlers.status_figures, "what that page shows"),
+    Route("GET", "/help", pages.help_index, "the topics of the help", public=True),
+    Route("GET", "/help/{topic}", pages.help_topic, "one of them, as `gocm help` shows it", public=True),
     Route("GET", "/openapi.json", _openapi, "this API, as OpenAPI 3.1 describes it"),
     Route("GET", "/metrics", Handlers.metrics, "all figures, for Prometheus"),
     Route("GET", "/livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
@@ -75,12 +78,14 @@ _BY_PATH["/gcm/report/"] = _BY_PATH["/gcm/report"]
 
 
 # Where 503 is an answer, not a refusal.
-PROBES = frozenset(route.path for route in ROUTES if route.public)
+PROBES = frozenset(route.path for route in ROUTES if route.handler in (Handlers.livez, Handlers.readyz))
 
 
 def _template(path: str) -> str:
-    """A path as ROUTES has it. Its handler looks at what stands in the place of {id}."""
-    return "/gcm/jobs/{id}" if path.startswith("/gcm/jobs/") else path
+    """A path as ROUTES has it. Its handler looks at what stands in the place of {id} or {topic}."""
+    if path.startswith("/gcm/jobs/"):
+        return "/gcm/jobs/{id}"
+    return "/help/{topic}" if path.startswith("/help/") else path
 
 
 def counted_as(path: str) -> str:
@@ -91,14 +96,16 @@ def counted_as(path: str) -> str:
 
 def is_ours(path: str) -> bool:
     """Whether a path is ours in every character. Any other path may hold anything, even a token."""
-    return path in _BY_PATH or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path))
+    return (
+        path in _BY_PATH or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path)) or path.removeprefix("/help/") in TOPICS
+    )
 
 
 def find(method: str, path: str) -> Route:
     """The route of a request. Raises BadRequest with 404 for an unknown path, 405 for a wrong method."""
     methods = _BY_PATH.get(_template(path))
     if methods is None:
-        raise BadRequest("no such path; see README for the routes", status=404)
+        raise BadRequest("no such path; see gocm help api", status=404)
     route = methods.get("GET" if method == "HEAD" else method)
     if route is None:
         allow = ", ".join(methods) + (", HEAD" if "GET" in methods else "")

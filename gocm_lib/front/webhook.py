@@ -54,15 +54,19 @@ def read_secret(path: str) -> bytes:
     try:
         found = Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Fatal(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise Fatal(
+            f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}", topic="reports"
+        ) from None
     if len(found) < SHORTEST:
-        raise Fatal(f"{where} holds no secret of {SHORTEST} characters or more, like: openssl rand -hex 32")
+        raise Fatal(
+            f"{where} holds no secret of {SHORTEST} characters or more, like: openssl rand -hex 32", topic="reports"
+        )
     if not found.startswith("whsec_"):
         return found.encode()
     try:
         return base64.b64decode(found.removeprefix("whsec_"), validate=True)
     except binascii.Error:
-        raise Fatal(f"{where} begins with whsec_, but goes on with what is not base64") from None
+        raise Fatal(f"{where} begins with whsec_, but goes on with what is not base64", topic="reports") from None
 
 
 def compose(canonical: Entries, notregistered: Entries, now: float) -> Batch:
@@ -171,7 +175,9 @@ class Webhook:
                 return
             self._failures += 1
             if self._failures == 1:
-                log.logger.warning("feedback does not reach %s: %s", urlsplit(self._url).hostname, problem)
+                log.logger.warning(
+                    "feedback does not reach %s: %s; see gocm help reports", urlsplit(self._url).hostname, problem
+                )
             time.sleep(wait(self._failures, retry_after, random.random()))
 
     def _try(self, batch: Batch) -> tuple[str, float | None]:

@@ -4,33 +4,51 @@ Pure: figures in, plain values out. The page itself is status.html, which polls 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gocm_lib import __version__
 from gocm_lib.message.outcome import FAILURES
 from gocm_lib.monitoring.collector import Figures
-from gocm_lib.monitoring.trend import EVERY, Sample, points
+from gocm_lib.monitoring.trend import EVERY, Sample, points, troubles
 from gocm_lib.process import log
-from gocm_lib.state.contract import Count, Snapshot
+from gocm_lib.state.contract import MANY_DEFERRED, Count, Snapshot
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 TOTALS = ("delivered", "failures", "retries", "notregistered", "canonicals")  # those of contract.COUNTERS that it shows
 
-# What to do about each of outcome.FAILURES.
+
+class Advice(NamedTuple):
+    """What to do about a reason to fail, and the topic of the help that says more."""
+
+    text: str
+    topic: str
+
+
+# For each of outcome.FAILURES.
 ADVICE = {
-    "unregistered": "delete these tokens: /gcm/report/notregistered?peek=1 shows them",
-    "invalid_token": "look at where your application gets its tokens: these are cut off, or none",
-    "wrong_sender": "these devices registered with another project: let the app register anew, or send with its key",
-    "bad_message": "look at the payload: /gcm/jobs/ID has the upstream's word for it",
-    "rejected": "look up the message: /gcm/jobs/ID has the upstream's word",
-    "attempts": "send them again when the upstream is well: /gcm/failed/replay",
-    "expired": "they waited too long: look for a pause above, or give a longer time_to_live; then replay",
-    "killed_senders": "something in the message kills senders: look at the log and report it; do not replay it",
+    "unregistered": Advice("delete these tokens: /gcm/report/notregistered?peek=1 shows them", "reports"),
+    "invalid_token": Advice("look at where your application gets its tokens: these are cut off, or none", "watching"),
+    "wrong_sender": Advice(
+        "these devices registered with another project: let the app register anew, or send with its key", "credentials"
+    ),
+    "bad_message": Advice("look at the payload: /gcm/jobs/ID has the upstream's word for it", "sending"),
+    "rejected": Advice("look up the message: /gcm/jobs/ID has the upstream's word", "jobs"),
+    "attempts": Advice("send them again when the upstream is well: /gcm/failed/replay", "failed"),
+    "expired": Advice(
+        "they waited too long: look for a pause above, or give a longer time_to_live; then replay", "failed"
+    ),
+    "killed_senders": Advice(
+        "something in the message kills senders: look at the log and report it; do not replay it", "promise"
+    ),
 }
+KEPT = ("attempts", "expired", "killed_senders")  # reasons whose tokens can be listed and replayed
+MINUTE = 60.0  # seconds: so long something is told that went wrong
 
 
-def sentence(reasons: Sequence[str], notes: Sequence[str], snapshot: Snapshot | None, rate: float) -> str:
+def sentence(
+    reasons: Sequence[str], notes: Sequence[str], snapshot: Snapshot | None, rate: float, now: float = 0.0
+) -> str:
     """The state in a sentence: what is wrong, else what is unusual, else what is going on."""
     if reasons:
         return f"Not working: {'; '.join(reasons)}."
@@ -40,7 +58,12 @@ def sentence(reasons: Sequence[str], notes: Sequence[str], snapshot: Snapshot | 
         return "Working, but nobody knows what is pending."
     if not snapshot.pending:
         return "All is well, and nothing is waiting to be sent."
-    return f"All is well: {_several(snapshot.tokens, 'token')} to be sent, {rate:,.0f} a second are going out."
+    going = f"{_several(snapshot.tokens, 'token')} to be sent, {rate:,.0f} a second are going out"
+    if snapshot.deferred.next_due is None:
+        return f"All is well: {going}."
+    many, count = snapshot.deferred.tokens, _several(snapshot.deferred.tokens, "token")
+    again = f"{'over ' if many >= MANY_DEFERRED else ''}{count} {'waits' if many == 1 else 'wait'} to be tried again"
+    return f"Working: {going}; {again}, the next in {max(0.0, snapshot.deferred.next_due - now):,.0f} s."
 
 
 def _several(count: int, what: str) -> str:
@@ -54,12 +77,13 @@ def status(
     trend = points(samples)
     rate = trend[-1].sent if trend else 0.0
     snapshot = figures.snapshot
+    notes = [*notes, *troubles([each for each in samples if each.at > figures.now - MINUTE - EVERY])]
     return {
         "version": __version__,
         "now": round(figures.now, 3),
         "started_at": round(figures.started_at, 3),
         "status": "failing" if reasons else "degraded" if notes else "ok",
-        "sentence": sentence(reasons, notes, snapshot, rate),
+        "sentence": sentence(reasons, notes, snapshot, rate, figures.now),
         "sandbox": sandbox,
         "sent_per_second": round(rate, 1),
         "senders": {"ready": figures.senders, "died": figures.restarts["sender"]},
@@ -101,6 +125,8 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
             "messages": snapshot.pending,
             "tokens": snapshot.tokens,
             "sending": snapshot.claimed,
+            "deferred": snapshot.deferred.tokens,
+            "next_due": snapshot.deferred.next_due and round(snapshot.deferred.next_due, 3),
             "oldest_seconds": oldest,
         },
         "totals": {name: counters[name] for name in TOTALS},
@@ -111,7 +137,11 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
                 "reason": count.reason,
                 "count": value,
                 "meaning": FAILURES[count.reason],
-                "advice": ADVICE[count.reason],
+                "advice": ADVICE[count.reason].text,
+                "help": f"help/{ADVICE[count.reason].topic}",
+                "tokens": f"gcm/failed?reason={count.reason}&upstream={count.upstream}"
+                if count.reason in KEPT
+                else None,
             }
             for count, value in sorted(snapshot.counts.items(), key=_most_first)
             if count.name == "failures"

@@ -59,7 +59,9 @@ class Exporter:
         except (OSError, UnicodeError) as error:  # the latter of a host name that can be none
             self._collector.export_failures[to] += 1
             if to not in self._failing:
-                log.logger.warning("figures do not reach %s: %s", to, getattr(error, "strerror", None) or error)
+                log.logger.warning(
+                    "figures do not reach %s: %s; see gocm help watching", to, getattr(error, "strerror", None) or error
+                )
             self._failing.add(to)
             return
         if to in self._failing:

@@ -1,6 +1,6 @@
 """All figures by name, in three forms: Prometheus's text, Graphite's lines, StatsD's datagrams. Pure.
 
-Each metric is one row of METRICS with its meaning; a test checks README's table against it. Promises that every series
+Each metric is one row of METRICS with its meaning; the help's table is made from it. Promises that every series
 exists from the start, so that the first failure of a kind shows as a step from 0, and that no token and no id of an
 application is ever a label.
 """

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
@@ -14,16 +14,26 @@ from gocm_lib.state.client import Client
 
 EVERY = 5.0  # seconds
 KEPT = 600.0  # seconds
+FULL = ("busy", "no_room")  # of collector.CAUSES: somebody had to come again
+ODD = 0.01  # share of 5xx: on a good day Google answers a few in a thousand so
+
+
+class Share(NamedTuple):
+    """How many there were, and how many of these went wrong."""
+
+    all: int
+    bad: int
 
 
 class Sample(NamedTuple):
-    """What was counted up to a time (seconds since 1970): delivered tokens, and upstreams' answers by how long they
-    took.
-    """
+    """What was counted up to a time (seconds since 1970)."""
 
     at: float
-    delivered: int
-    latency: Sequence[float]
+    delivered: int  # tokens
+    latency: Sequence[float]  # upstreams' answers by how long they took
+    refused: int = 0  # posts, for want of room or of time
+    answers: Mapping[str, Share] = {}  # of each upstream
+    feedback: Share = Share(0, 0)  # requests of the webhook
 
 
 class Point(NamedTuple):
@@ -41,7 +51,38 @@ def sample(figures: Figures) -> Sample | None:
     if figures.snapshot is None:
         return None
     counts = [sum(column) for column in zip(*(answers.latency.counts for answers in figures.upstreams.values()))]
-    return Sample(figures.now, figures.snapshot.counters["delivered"], counts)
+    taken, failed = figures.feedback["taken"], figures.feedback["failed"]
+    return Sample(
+        figures.now,
+        figures.snapshot.counters["delivered"],
+        counts,
+        sum(figures.rejected[cause] for cause in FULL),
+        {name: _share(figures.upstreams[name].codes) for name in figures.token_expiry},
+        Share(taken + failed, failed),
+    )
+
+
+def _share(codes: Mapping[str, float]) -> Share:
+    """An upstream's answers, and those of them that are 5xx."""
+    return Share(int(sum(codes.values())), int(sum(count for code, count in codes.items() if code.startswith("5"))))
+
+
+def troubles(samples: Sequence[Sample]) -> list[str]:
+    """What went wrong between the first of these samples and the last, for people."""
+    if len(samples) < 2:
+        return []
+    first, last = samples[0], samples[-1]
+    found = []
+    if (refused := last.refused - first.refused) > 0:
+        found.append(f"{refused:,} {'post was' if refused == 1 else 'posts were'} refused in the last minute")
+    for name, (count, bad) in last.answers.items():
+        before = first.answers.get(name, Share(0, 0))
+        if bad - before.bad > ODD * (count - before.all):
+            found.append(f"upstream {name} answered {(bad - before.bad) / (count - before.all):.0%} with 5xx")
+    asked, failed = last.feedback.all - first.feedback.all, last.feedback.bad - first.feedback.bad
+    if asked == failed > 0:
+        found.append("--feedback-url takes nothing")
+    return found
 
 
 def points(samples: Sequence[Sample]) -> list[Point]:

@@ -94,7 +94,9 @@ class Keeper:
             except CredentialError as error:
                 self._failures += 1
                 pause = backoff(self._failures, RETRY_FIRST, RETRY_LONGEST)
-                log.logger.error("upstream %s: %s; trying again in %.0f s", self.name, error, pause)
+                log.logger.error(
+                    "upstream %s: %s; trying again in %.0f s; see gocm help credentials", self.name, error, pause
+                )
                 continue
             self._failures = 0
             left = self.token.expires_at - time.time()
@@ -201,10 +203,12 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]
         project = project or _metadata_project(settings.metadata_host)
     if fcm.NAME in found:
         if not project:
-            raise Fatal("--fcm-project is missing: the credentials do not name the project", Exit.CONFIG)
+            raise Fatal(
+                "--fcm-project is missing: the credentials do not name the project", Exit.CONFIG, topic="credentials"
+            )
         with contextlib.suppress(ValueError):
             return found, options.project(project)
-        raise Fatal(f"the project id {project[:64]!r} is malformed: give --fcm-project")
+        raise Fatal(f"the project id {project[:64]!r} is malformed: give --fcm-project", topic="credentials")
     return found, project
 
 
@@ -225,10 +229,10 @@ def _check_command(command: str, directory: str) -> None:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise Fatal(f"--token-command cannot be split into words: {error}") from None
+        raise Fatal(f"--token-command cannot be split into words: {error}", topic="credentials") from None
     program = words[0] if words else ""
     if not shutil.which(os.path.join(directory, program) if "/" in program else program):
-        raise Fatal(f"--token-command: there is no program {program or 'in it'} that we may run")
+        raise Fatal(f"--token-command: there is no program {program or 'in it'} that we may run", topic="credentials")
 
 
 def _metadata_project(host: str) -> str:

@@ -129,7 +129,7 @@ def _tls_context(ca_file: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise Fatal(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}") from None
+        raise Fatal(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}", topic="credentials") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

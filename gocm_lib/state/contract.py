@@ -25,6 +25,7 @@ COUNTERS = {
 }
 
 # What a token of a job can be.
+MANY_DEFERRED = 1000  # tokens of an upstream
 STATES = ("ready", "deferred", "sending", "delivered", "failed")
 
 
@@ -158,6 +159,15 @@ class Count(NamedTuple):
     reason: str = ""
 
 
+class Deferred(NamedTuple):
+    """Tokens that wait to be tried again: how many, and when the next is due (seconds since 1970; None: there are
+    none). More than MANY_DEFERRED of an upstream are not counted.
+    """
+
+    tokens: int
+    next_due: float | None
+
+
 class Snapshot(NamedTuple):
     """Everything to report, all of one moment."""
 
@@ -165,6 +175,7 @@ class Snapshot(NamedTuple):
     pending: int  # messages
     tokens: int  # of those, that are to be sent still,
     claimed: int  # of those, that are in senders' hands
+    deferred: Deferred  # of those, that wait to be tried again
     failed: int  # that were set aside as failed
     keys: int  # Idempotency-Keys that are remembered
     over: int  # that came to another end, and are kept for those who ask

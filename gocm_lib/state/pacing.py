@@ -225,11 +225,12 @@ class Pacing:
     def _pause(self, upstream: str, result: Result, now: float) -> None:
         self.pauses[upstream] = paused = pause(self.pauses.get(upstream), result.outcome, now)
         log.logger.warning(
-            "upstream %s is paused for %.0f s: %s; its messages are kept (job %s)",
+            "upstream %s is paused for %.0f s: %s; its messages are kept (job %s); see gocm help %s",
             upstream,
             paused.until - now,
             paused.reason,
             format_id(result.job),
+            "credentials" if paused.manner == "refuses" else "promise",
         )
 
     def _set_pace(self, upstream: str, taken: int, refused: int, in_hand: int, now: float) -> None:

@@ -31,6 +31,7 @@ from gocm_lib.message.suspect import FATAL, InFlight, unrest
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import DISK_WAIT, Drain, Limits, Usage, drain_rate, drained, refuse
 from gocm_lib.state.contract import (
+    MANY_DEFERRED,
     VERBS,
     Broken,
     Claimed,
@@ -238,7 +239,7 @@ class State(Shared):
     def _note_refusal(self, refused: Refused, now: float) -> None:
         if not 0 <= now - self.refused_at < REFUSALS_NOTED:
             self.refused_at = now
-            log.logger.warning("messages are refused: %s", refused.reason)
+            log.logger.warning("messages are refused: %s; see gocm help limits", refused.reason)
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
@@ -542,6 +543,7 @@ class State(Shared):
                 pending=tally["jobs"],
                 tokens=tally["tokens"],
                 claimed=self.spool.claimed_tokens(),
+                deferred=self.spool.deferred(self.pacing.standings, MANY_DEFERRED),
                 failed=tally["failed"],
                 listed=dict(self.report.lengths),
                 latest_replaced=list(self.report.latest_replaced),

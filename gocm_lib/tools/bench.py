@@ -531,13 +531,13 @@ def command(settings: BenchSettings) -> int:
     names = settings.scenarios.split(",") if settings.scenarios else list(SCENARIOS)
     for name in names:
         if name not in SCENARIOS:
-            raise Fatal(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}")
+            raise Fatal(f"--scenarios {name} is not known; there are {', '.join(SCENARIOS)}", topic="bench")
     results: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.OK))  # so that what we started is stopped then, too
     try:
         directory = Path(tempfile.mkdtemp(prefix="gocm-bench-", dir=settings.directory or None))
     except OSError as error:
-        raise Fatal(f"--directory {settings.directory}: {error.strerror}") from None
+        raise Fatal(f"--directory {settings.directory}: {error.strerror}", topic="bench") from None
     sandbox = None
     try:
         bench = Bench(settings, directory)

@@ -52,13 +52,13 @@ def _check(place: Any, about: Any) -> None:
     """
     if not (about / "RECORD").is_file():
         if isinstance(place, Path):
-            raise Fatal("urllib3's RECORD is missing: install it anew by pip, and bundle then")
+            raise Fatal("urllib3's RECORD is missing: install it anew by pip, and bundle then", topic="install")
         return  # it is in a bundle, which was checked when it was made
     noted = {path: digest for path, digest, _ in csv.reader((about / "RECORD").read_text().splitlines())}
     for path, content in (*_walk(place / "urllib3", "urllib3"), *_walk(about, about.name)):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         if noted.get(path) != f"sha256={digest}":
-            raise Fatal(f"{path} is not what pip installed: install urllib3 anew, and bundle then")
+            raise Fatal(f"{path} is not what pip installed: install urllib3 anew, and bundle then", topic="install")
 
 
 def _about(place: Any, package: str) -> Any:
@@ -77,12 +77,12 @@ def contents() -> dict[str, bytes]:
         _check(theirs.parent, about)
         found |= dict(_walk(about, about.name))
     if not any(path.startswith("urllib3-") and "LICENSE" in path for path in found):
-        raise Fatal("urllib3 has no licence beside it: bundle from a virtual environment made by pip")
+        raise Fatal("urllib3 has no licence beside it: bundle from a virtual environment made by pip", topic="install")
     own = _about(ours.parent, "gocm")
     places = [ours.parent / "LICENSE", *([own / "licenses" / "LICENSE", own / "LICENSE"] if own else [])]
     licence = next((place for place in places if place.is_file()), None)
     if licence is None:
-        raise Fatal("GoCM's LICENSE is missing: bundle from a whole checkout or installation")
+        raise Fatal("GoCM's LICENSE is missing: bundle from a whole checkout or installation", topic="install")
     return found | {"LICENSE": licence.read_bytes()}
 
 
@@ -104,7 +104,7 @@ def command(settings: BundleSettings, environ: Mapping[str, str]) -> int:
     """`gocm bundle`. Raises Fatal."""
     given = environ.get("SOURCE_DATE_EPOCH", "0")
     if not re.fullmatch("[0-9]{1,10}", given) or int(given) >= 1 << 32:
-        raise Fatal("SOURCE_DATE_EPOCH must be a number of seconds")
+        raise Fatal("SOURCE_DATE_EPOCH must be a number of seconds", topic="install")
     found = contents()
     made = build(found, int(given))
     digest = hashlib.sha256(made).hexdigest()
@@ -125,7 +125,7 @@ def _put(path: str, content: bytes, mode: int) -> None:
             os.fchmod(file.fileno(), mode)  # by its name it might be another file by now
         os.rename(fresh, path)  # a server that runs from the old one keeps its file
     except OSError as error:
-        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE, "install") from None
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from gocm_lib.config.settings import Exit, FailedSettings, Fatal
 from gocm_lib.front import auth
 from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
+ACTIONS = ("list", "replay", "discard")
+
 
 def command(words: Sequence[str]) -> int:
     """Run `gocm failed` with these words; returns the exit code. Raises Fatal."""
     action = words[0] if words else ""
-    if action not in ("list", "replay", "discard"):
+    if action not in ACTIONS:
         raise Fatal("say what to do: gocm failed list, replay or discard", Exit.USAGE)
     given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
     token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""

@@ -241,7 +241,7 @@ def test_no_key_is_one_line():
         Exit.CONFIG,
         [
             "gocm: --apikey-file is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
-            "or --sandbox to try GoCM without Google"
+            "or --sandbox to try GoCM without Google; see gocm help credentials"
         ],
     )
 
@@ -252,7 +252,10 @@ def test_a_port_in_use_is_one_line(tmp_path, key_file):
         code, lines = ends("--apikey-file", key_file, "--port", str(port), "--spool", str(tmp_path / "s.db"))
     assert (code, lines) == (
         Exit.ADDRESS,
-        [f"gocm: cannot listen on 127.0.0.1 port {port}: Address already in use; give another --port or --host"],
+        [
+            f"gocm: cannot listen on 127.0.0.1 port {port}: Address already in use; give another --port or --host; "
+            "see gocm help options"
+        ],
     )
     assert not os.path.exists(tmp_path / "s.db")
 
@@ -291,10 +294,11 @@ def test_check_config_says_what_a_start_would(tmp_path, key_file):
         78,
         [
             f"gocm: --auth-token-file {short_token}, line 2: a token is 16 or more printable ASCII characters without "
-            "spaces, like those of: openssl rand -hex 32"
+            "spaces, like those of: openssl rand -hex 32; see gocm help security"
         ],
     )
-    assert ends(*good, "--logto", "/nowhere/log") == (73, ["gocm: --logto /nowhere/log cannot be written"])
+    told = ["gocm: --logto /nowhere/log cannot be written; see gocm help options"]
+    assert ends(*good, "--logto", "/nowhere/log") == (73, told)
     pair = ("--tls-cert", secret(tmp_path / "cert"), "--tls-key", secret(tmp_path / "key"))
     code, [line] = ends(*good, *pair)
     assert code == 78 and line.startswith(

@@ -153,7 +153,8 @@ def test_guesses_of_tokens_are_told_once_a_minute(start, tmp_path):
         raw = Raw(server.port)
         raw.send(b"GET /gcm/report HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hunter2-%d\r\n\r\n" % n * 3)
         assert raw.rest().count(b"HTTP/1.1 401 ") == 1, "one guess a connection"
-    assert server.find("no good token: .*") == ["no good token: refused 1 requests, 1 of 127.0.0.1"]
+    told = "no good token: refused 1 requests, 1 of 127.0.0.1; see gocm help security"
+    assert server.find("no good token: .*") == [told]
     assert "hunter2" not in server.log()
 
 

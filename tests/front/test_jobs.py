@@ -1,13 +1,10 @@
 """What became of a message: looked up while it is sent, after its end, and until that is forgotten."""
 
 import json
-import re
-import shutil
-import subprocess
 import time
 
 import pytest
-from kit import FORM, KEEPING, Http, Program, block, claim, eventually, form, new_job, new_state
+from kit import FORM, KEEPING, claim, eventually, form, new_job, new_state
 
 from gocm_lib.front import response as pages
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
@@ -133,32 +130,6 @@ def test_what_is_forgotten_is_gone_and_what_never_was_is_unknown(start):
     assert server.http().ask("GET", f"/gcm/jobs/{(1 << 61):016x}")[0] == 404
     assert server.http().ask("GET", f"/gcm/jobs/of/{job}")[0] == 400
     assert server.report() == {"attempts": 1, "failures": 0, "pending": 0, "canonicals": 0, "notregistered": 0}
-
-
-def test_the_life_of_a_push_in_the_readme(tmp_path):
-    """Each command of README's session is run, on the message that the first one posts."""
-    if not shutil.which("curl"):
-        pytest.skip("no curl here")
-    lines = block("life")
-    steps = [(line[2:], lines[n + 1]) for n, line in enumerate(lines) if line.startswith("$ ")]
-    [shown] = set(re.findall("[0-9a-f]{16}", "".join(lines)))
-    words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--max-attempts", "1")
-    program = Program(*words, "--spool", str(tmp_path / "s.db"))
-
-    def alike(text):
-        return re.sub(r"[0-9a-f]{16}|[0-9]{10}\.[0-9]+", "*", text)
-
-    try:
-        port, job = program.logged(r"listens on \S+ port (\d+)"), shown
-        for command, expected in steps:
-            command = command.replace(":5601", f":{port}").replace("curl ", "curl -s ", 1).replace(shown, job)
-            found = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=20).stdout
-            assert alike(found.strip()) == alike(expected), command
-            job = re.search("[0-9a-f]{16}", found)[0] if job == shown else job
-            eventually(lambda: Http(int(port)).json("GET", "/gcm/report")["pending"] == 0)
-    finally:
-        program.kill_group()
-    assert len(steps) == 5
 
 
 # ----------------------------------------------------------------------------------------------------- how much is kept

@@ -174,7 +174,7 @@ def test_a_server_on_a_socket_alone(sandbox, key_file, tmp_path):
         other = ("--spool", str(tmp_path / "other.db"))
         assert ends(*words, *other) == (
             Exit.ADDRESS,
-            [f"gocm: cannot listen on the socket {path}: another server listens on it"],
+            [f"gocm: cannot listen on the socket {path}: another server listens on it; see gocm help options"],
         )
         assert Http(path).json("GET", "/gcm/report")["pending"] == 0
         ping = Program("ping", "--host", "none", "--socket", path)

@@ -14,10 +14,11 @@ import time
 
 import pytest
 import trustme
-from kit import README, ends, eventually, secret, serving
+from kit import ends, eventually, secret, serving
 
 from gocm_lib.config.settings import Fatal
 from gocm_lib.front import webhook
+from gocm_lib.help.topics import source
 
 short = pytest.mark.short
 KEY = "0123456789abcdef"
@@ -108,7 +109,9 @@ def test_what_is_not_taken_comes_again_the_same(start, application, tmp_path):
     assert {path for path, _, _ in application.posts} == {"/hook?key=1"}
     assert all(is_signed(headers, body) for _, headers, body in application.posts)
     [problem] = server.find("feedback does not reach (.*)")
-    assert problem == "127.0.0.1: HTTP 500" and server.find("feedback reaches the application again")
+    assert problem == "127.0.0.1: HTTP 500; see gocm help reports" and server.find(
+        "feedback reaches the application again"
+    )
     assert "key=1" not in server.log() and KEY not in server.log()
 
 
@@ -134,17 +137,18 @@ def test_an_application_that_is_away_slows_nothing_and_loses_nothing(start, appl
         back.close()
 
 
-def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(start, tmp_path, monkeypatch):
-    """With a secret that is made as README says."""
+def test_the_receiver_in_the_help_takes_what_is_signed_and_nothing_else(start, tmp_path, monkeypatch):
+    """With a secret that is made as it says."""
     monkeypatch.chdir(tmp_path)
-    [made] = re.findall(r"(?m)^    (\(umask 077; echo whsec_.*)$", README)
+    text = source("reports")
+    [made] = re.findall(r"(?m)^(\(umask 077; echo whsec_.*)$", text)
     subprocess.run(made, shell=True, check=True)
-    source = README[README.index("import base64, hmac, json\n") :]
-    source = source[: source.index("```")]
+    code = text[text.index("import base64, hmac, json\n") :]
+    code = code[: code.index("```")]
     names = {"dead": []}
     names["forget_token"] = names["dead"].append
     names["replace_token"] = lambda old, new: names["dead"].append((old, new))
-    exec(source.partition("\n\n\nHTTPServer")[0], names)
+    exec(code.partition("\n\n\nHTTPServer")[0], names)
     names["Feedback"].log_message = lambda *_: None
     receiver = Application(handler=names["Feedback"])
     try:
@@ -242,7 +246,8 @@ def test_a_bad_secret_is_told_at_the_start(tmp_path):
     path = secret(tmp_path / "fs", "short")
     words = ("--sandbox", "--port", "0", "--sandbox-port", "0", "--spool", str(tmp_path / "s.db"))
     words = (*words, "--feedback-url", "http://127.0.0.1:1/", "--feedback-secret-file", path)
-    told = [f"gocm: --feedback-secret-file {path} holds no secret of 16 characters or more, like: openssl rand -hex 32"]
+    problem = f"--feedback-secret-file {path} holds no secret of 16 characters or more, like: openssl rand -hex 32"
+    told = [f"gocm: {problem}; see gocm help reports"]
     assert ends(*words) == ends("check-config", *words) == (78, told)
     assert not (tmp_path / "s.db").exists(), "nothing was begun"
 

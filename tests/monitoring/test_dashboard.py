@@ -1,6 +1,7 @@
 """What the status page is told: the state in a sentence, what to do about failures, the last ten minutes."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -38,7 +39,10 @@ def test_what_waits_is_said_and_an_upstream_that_is_paused(start, sandbox):
     server = start("--retry-base", "600")
     server.send(["flaky-9-a"])
     told = eventually(lambda: (t := server.http().json("GET", "/api/status"))["totals"]["retries"] and t)
-    assert told["sentence"].startswith("All is well: 1 token to be sent, ") and told["status"] == "ok"
+    assert told["status"] == "ok" and re.fullmatch(
+        r"Working: 1 token to be sent, 0 a second are going out; 1 token waits to be tried again, the next in \d+ s\.",
+        told["sentence"],
+    )
     assert told["pending"]["messages"] == 1 and told["pending"]["oldest_seconds"] >= 0 and told["sandbox"] is False
     assert [upstream["name"] for upstream in told["upstreams"]] == ["gcm"], "those that are configured"
     sandbox.mode(status=401)

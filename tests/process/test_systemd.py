@@ -248,7 +248,7 @@ def test_what_is_said_to_be_a_socket_and_is_none_is_told(key_file):
     with open(key_file) as no_socket:
         server = Activated([no_socket], "--apikey-file", key_file, "--spool", ":memory:")
         assert server.wait() == 78 and server.lines == [
-            "gocm: LISTEN_FDS: descriptor 3 is no socket: Socket operation on non-socket"
+            "gocm: LISTEN_FDS: descriptor 3 is no socket: Socket operation on non-socket; see gocm help options"
         ]
 
 

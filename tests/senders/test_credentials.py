@@ -253,7 +253,8 @@ def test_a_bad_file_ends_the_start_with_exit_3(tmp_path, temporary):
     program = Program(*words, environ={"TMPDIR": str(temporary)})
     try:
         assert program.wait(10) == Exit.SENDER
-        assert program.lines == [f"gocm: --credentials {tmp_path}/none.json cannot be read: No such file or directory"]
+        told = f"--credentials {tmp_path}/none.json cannot be read: No such file or directory"
+        assert program.lines == [f"gocm: {told}; see gocm help credentials"]
     finally:
         program.kill_group()
 

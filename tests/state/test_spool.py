@@ -13,9 +13,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from kit import KEEPING, POLICY, README, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
+from kit import KEEPING, POLICY, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
 
 from gocm_lib.config.settings import Fatal
+from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
 from gocm_lib.state.contract import COUNTERS, STATES, Broken, Past, Which
 from gocm_lib.state.sqlite import database, history
@@ -715,8 +716,8 @@ def test_what_is_forgotten_is_overwritten(tmp_path):
     assert found.stdout == "0\n"
 
 
-def test_what_the_readme_looks_up_is_there(tmp_path):
-    [query] = re.findall(r"sqlite3 gocm.db '(.*?)'", README)
+def test_what_the_help_looks_up_is_there(tmp_path):
+    [query] = re.findall(r"sqlite3 gocm.db '(select.*?)'", source("limits"))
     state = new_state(tmp_path / "s.db")
     state.accept([new_job(1, ["a", "b"])])
     assert len(state.db.execute(query).fetchall()) == 2

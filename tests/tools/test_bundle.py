@@ -246,7 +246,7 @@ def test_its_sandbox_and_other_commands(bundle, tmp_path):
 def test_mistakes_are_told(tmp_path):
     program = Program("bundle", "-o", "/nowhere/gocm.pyz")
     assert program.wait() == 73 and program.lines == [
-        "gocm: /nowhere/gocm.pyz cannot be written: No such file or directory"
+        "gocm: /nowhere/gocm.pyz cannot be written: No such file or directory; see gocm help install"
     ]
     program = Program("bundle", "-o", str(tmp_path / "x"), environ={"SOURCE_DATE_EPOCH": "now"})
     assert program.wait() == 78 and len(program.lines) == 1

@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 from gocm_lib.message.job import Job, Run, Slice
 from gocm_lib.message.retry import Held
 from gocm_lib.message.suspect import FATAL, InFlight
+from gocm_lib.state.contract import Deferred
 from gocm_lib.state.turns import LANES, bounds, lane, lane_of, pick, rank, save
 
 OVER, FAILED = -1, -2  # generations of tokens that nobody sends any more
@@ -123,6 +124,11 @@ SELECT 0.0 WHERE EXISTS
     (SELECT 1 FROM token INDEXED BY token_fresh WHERE generation = 0 AND waits = 0 AND upstream = ?)
 UNION ALL
 SELECT min(due_at) FROM token INDEXED BY token_waiting WHERE generation = 0 AND waits = 1 AND upstream = ?
+"""
+_DEFERRED = """
+SELECT count(*), min(due_at) FROM
+    (SELECT due_at FROM token INDEXED BY token_waiting
+     WHERE generation = 0 AND waits = 1 AND upstream = ? ORDER BY due_at LIMIT ?)
 """
 _CLAIMED = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
@@ -572,6 +578,13 @@ class Spool:
         """When the upstream's next ready token is due; None: there is none."""
         return min(
             (due for (due,) in self.db.execute(_NEXT_DUE, (upstream, upstream)) if due is not None), default=None
+        )
+
+    def deferred(self, upstreams: Iterable[str], most: int) -> Deferred:
+        """The upstreams' tokens that wait to be tried again. Of each no more than `most` are counted."""
+        found = [self.db.execute(_DEFERRED, (upstream, most)).fetchone() for upstream in upstreams]
+        return Deferred(
+            sum(count for count, _ in found), min((due for _, due in found if due is not None), default=None)
         )
 
     def reject_ready(self, job: int, reason: str, now: float) -> int:
