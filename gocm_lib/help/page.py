@@ -17,7 +17,7 @@ main, nav { max-width: 50rem; margin: 0 auto; padding: .5rem 1rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem .9rem; font-size: .9375rem; }
 a { color: var(--link); } a[aria-current] { color: inherit; font-weight: 600; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
-code { font: .875em ui-monospace, monospace; overflow-wrap: anywhere; }
+code { font: .875em ui-monospace, monospace; overflow-wrap: break-word; } td:first-child code { white-space: nowrap; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem;
   overflow-x: auto; } pre code { overflow-wrap: normal; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .9375rem; }

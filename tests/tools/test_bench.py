@@ -82,4 +82,4 @@ def command_line(process):
 def test_a_directory_that_is_not_there_is_one_line():
     ended = bench("--directory", "/nowhere")
     assert ended.returncode == 78
-    assert ended.stderr == "gocm: --directory /nowhere: No such file or directory\n"
+    assert ended.stderr == "gocm: --directory /nowhere: No such file or directory; see gocm help bench\n"
