@@ -100,7 +100,9 @@ def test_the_sparkline_comes_after_a_while(page):
     assert "at most" in text(page, "legend") and complaints(page) == []
 
 
-@pytest.mark.skipif("PICTURE_OF_THE_PAGE" not in os.environ, reason="PICTURE_OF_THE_PAGE names no file to put README's picture in")
+@pytest.mark.skipif(
+    "PICTURE_OF_THE_PAGE" not in os.environ, reason="PICTURE_OF_THE_PAGE names no file to draw README's picture in"
+)
 def test_the_picture_in_the_readme(page):
     """Three minutes of traffic that grows and wanes, so that there is something to be seen."""
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics(960, 1320))
