@@ -310,6 +310,7 @@ def test_check_config_says_what_a_start_would(tmp_path, key_file):
 def test_print_config_and_ping(start, tmp_path):
     server = start("--auth-token-file", secret(tmp_path / "tokens"))
     assert output("ping", "--port", str(server.port)) == (0, "ok: ready\n")
+    assert output("ping", "--to", f"http://127.0.0.1:{server.port}") == (0, "ok: ready\n")
     code, printed = output("print-config", "--sandbox", "--port", "7")
     assert code == 0 and "port = 7  # --port\n" in printed
     with socket.socket() as deaf:  # its port is nobody else's, and nobody listens there

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from kit import FORM, TOKEN, Http, Program, eventually, form, secret, serving
 
+from gocm_lib.help.topics import TOPICS
+
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -83,6 +85,13 @@ def test_the_numbers_change_after_a_send(page):
     assert text(page, "failed") == "1 can be replayed" and text(page, "senders") >= "1"
     reasons = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#reasons tr")]
     assert len(reasons) == 3 and any("delete these tokens" in row for row in reasons)
+    links = page.execute_script(
+        "return [...document.querySelectorAll('#reasons a')].map(each => [each.textContent, each.href])"
+    )
+    [listed] = [url for name, url in links if name == "the tokens"]
+    failed = Http(page.server.port).json("GET", listed.partition(f":{page.server.port}")[2])["failed"]
+    assert [each["token"] for each in failed] == ["flaky-1-phone-5"], "a failure leads to its tokens"
+    assert {url.rpartition("/")[2] for name, url in links if name == "more"} == {"reports", "watching", "failed"}
     [listed] = page.find_elements(By.CSS_SELECTOR, "#last-unregistered li")
     assert listed.text.startswith("gone-p...") and "gone-phone-2" not in page.page_source, "shortened"
     assert " by new-p..." in text(page, "last-replaced")
@@ -98,6 +107,43 @@ def test_the_sparkline_comes_after_a_while(page):
     assert said and len(page.find_elements(By.CSS_SELECTOR, "#trend polyline:not(.rule)")) == 2
     eventually(lambda: page.find_element(By.CSS_SELECTOR, "#trend .sent").get_attribute("points"))
     assert "at most" in text(page, "legend") and complaints(page) == []
+    most, half, none = text(page, "rates").split()
+    assert most.endswith("/s") and half.endswith("/s") and none == "0", "the scale of what is sent"
+    assert text(page, "latencies").endswith(" ms\n0"), "and of latency"
+    assert [each.text for each in page.find_elements(By.CSS_SELECTOR, ".times span")] == [
+        *("10 min ago", "5 min ago", "now")
+    ]
+
+
+def test_on_a_phone_nothing_is_cut_off(page):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics(390, 800))
+    try:
+        send(page, ["gone-phone-2", "mismatch-3"])
+        eventually(lambda: len(page.find_elements(By.CSS_SELECTOR, "#reasons tr")) == 2)
+        widths = "return [document.documentElement.scrollWidth, innerWidth]"
+        assert page.execute_script(widths) == [390, 390]
+        shown = "const at = each.getBoundingClientRect(); return [at.left, at.right]"
+        cells = f"return [...document.querySelectorAll('td, caption, .card')].map(each => {{{shown}}})"
+        for left, right in page.execute_script(cells):
+            assert left >= 0 and right <= 390 and right - left > 100, "no column of single words"
+        label = "return getComputedStyle(document.querySelector('#reasons td'), '::before').content"
+        assert "Tokens" in page.execute_script(label)
+        for topic in TOPICS:
+            page.get(f"http://127.0.0.1:{page.server.port}/help/{topic}")
+            assert page.execute_script(widths) == [390, 390], topic
+            assert page.find_element(By.TAG_NAME, "h1").is_displayed() and complaints(page) == [], topic
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_from_the_page_to_the_help_and_back(page):
+    page.find_element(By.LINK_TEXT, "Help").click()
+    page.find_element(By.CSS_SELECTOR, "main").find_element(By.LINK_TEXT, "sending").click()
+    assert page.find_element(By.TAG_NAME, "h1").text == "Send a message"
+    page.find_element(By.CSS_SELECTOR, "main").find_element(By.LINK_TEXT, "promise").click()
+    page.find_element(By.LINK_TEXT, "status").click()
+    eventually(lambda: text(page, "sentence").startswith("All is well"))
+    assert complaints(page) == []
 
 
 @pytest.mark.skipif(

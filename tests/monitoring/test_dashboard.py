@@ -7,19 +7,21 @@ import signal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import eventually, secret
+from kit import FORM, eventually, form, secret
 
+from gocm_lib.help.topics import TOPICS
 from gocm_lib.message import outcome
 from gocm_lib.monitoring import dashboard
 from gocm_lib.monitoring.counters import LATENCY, Histogram
-from gocm_lib.monitoring.trend import Point, Sample, points
+from gocm_lib.monitoring.trend import Point, Sample, Share, points, troubles
 
 short = pytest.mark.short
 
 
 @short
 def test_there_is_advice_for_each_reason_to_fail():
-    assert set(dashboard.ADVICE) == set(outcome.FAILURES)
+    assert set(dashboard.ADVICE) == set(outcome.FAILURES) and set(dashboard.KEPT) < set(outcome.FAILURES)
+    assert {advice.topic for advice in dashboard.ADVICE.values()} <= set(TOPICS)
 
 
 @short
@@ -109,6 +111,38 @@ def test_what_lies_between_two_samples():
         Point(1020.0, 10.0, pytest.approx(0.025)),
     ]
     assert points(samples[:1]) == points([]) == []
+
+
+QUIET = Sample(1000.0, 0, counts(), 3, {"fcm": Share(1000, 30)}, Share(9, 2))
+
+
+@short
+@pytest.mark.parametrize(
+    "later, told",
+    [
+        ({}, []),
+        ({"delivered": 500, "answers": {"fcm": Share(3000, 40)}}, []),  # 5 in a thousand: a good day
+        ({"refused": 4}, ["1 post was refused in the last minute"]),
+        ({"refused": 2003}, ["2,000 posts were refused in the last minute"]),
+        ({"answers": {"fcm": Share(1100, 80)}}, ["upstream fcm answered 50% with 5xx"]),
+        ({"answers": {"fcm": Share(1000, 30), "gcm": Share(1, 1)}}, ["upstream gcm answered 100% with 5xx"]),
+        ({"feedback": Share(12, 5)}, ["--feedback-url takes nothing"]),
+        ({"feedback": Share(13, 5)}, []),  # one was taken
+    ],
+)
+def test_what_went_wrong_is_told(later, told):
+    assert troubles([QUIET, QUIET._replace(at=1060.0, **later)]) == told
+    assert troubles([QUIET._replace(**later)]) == []
+
+
+def test_a_post_that_was_refused_is_told_and_forgotten_only_after_a_minute(start):
+    server = start("--max-pending", "3", "--retry-base", "600")
+    server.send(["flaky-9-a", "flaky-9-b"])
+    eventually(lambda: server.http().json("GET", "/api/status")["pending"]["deferred"] == 2)
+    eventually(lambda: server.http().json("GET", "/api/status")["trend"]["points"])
+    assert server.http().ask("POST", "/gcm/send", form(["c", "d"]), FORM)[0] == 503
+    told = eventually(lambda: (t := server.http().json("GET", "/api/status"))["status"] == "degraded" and t)
+    assert told["sentence"] == "Working, but 1 post was refused in the last minute."
 
 
 @short

@@ -723,5 +723,17 @@ def test_what_the_help_looks_up_is_there(tmp_path):
     assert len(state.db.execute(query).fetchall()) == 2
 
 
+def test_what_waits_to_be_tried_again_is_counted_to_a_limit():
+    state = new_state(upstreams=("gcm", "fcm"))
+    assert state.snapshot().deferred == (0, None)
+    state.accept([new_job(1, ["a", "b", "c", "d"]), new_job(2, ["e"], upstream="fcm")])
+    for job, n in claim(state):
+        upstream, wait = ("gcm", 30.0 + n) if job == 1 else ("fcm", 40.0)
+        state.settle(1, [Result(upstream, job, n, 1, Outcome(Verdict.PUT_OFF, "x", retry_after=wait))], 1000.0)
+    found = state.db.execute("SELECT due_at FROM token WHERE waits = 1").fetchall()
+    assert state.snapshot().deferred == (len(found), min(due for (due,) in found)) and len(found) == 5
+    assert state.spool.deferred(["gcm", "fcm"], 2) == (3, min(due for (due,) in found)), "two of one, one of the other"
+
+
 def test_every_state_of_a_token_has_its_condition():
     assert tuple(history._STATES) == STATES
