@@ -122,3 +122,8 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "alone: measures time or CPU, or needs a port that nobody has: CI runs nothing beside"
     )
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no worker is alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
