@@ -22,7 +22,7 @@ gocm_lib/
     cli.py and supervisor.py: the commands; who starts, watches, replaces and stops the processes
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
-        front listener gate server request auth routes handlers lists query response intake openapi pages
+        front listener gate server request chunked auth routes handlers lists query response intake openapi pages
         webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
@@ -32,7 +32,7 @@ gocm_lib/
         contract client state admission pacing pace blame turns
         sqlite/  spool history report keys database
     message/     what a push is, how each upstream wants it, what its answer means; pure
-        job idempotency outcome retry suspect dialects fcm gcm
+        bad_request strict_json forms job idempotency outcome retry suspect dialects fcm gcm
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits

@@ -21,7 +21,7 @@ PURE = {
     "state": {"contract", "admission", "pace", "blame", "turns"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool"},
     "process": {"restarts"},
-    "front": {"request", "response", "query", "openapi"},
+    "front": {"request", "chunked", "response", "query", "openapi"},
     "monitoring": {"counters", "health", "dashboard"},
     "tools": {"strain"},
 }

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Fatal, Settings
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 
 SHORTEST = 16  # characters of a token: shorter ones can be guessed
 LONGEST = 4096

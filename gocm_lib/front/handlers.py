@@ -19,8 +19,9 @@ from gocm_lib.front.lists import Lists
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, refusal, unavailable
 from gocm_lib.message import idempotency, job
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.dialects import DIALECTS
-from gocm_lib.message.job import BadRequest, Draft, IdempotencyKey, Job
+from gocm_lib.message.job import Draft, IdempotencyKey, Job
 from gocm_lib.monitoring import dashboard, health, metrics
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
@@ -94,6 +95,8 @@ class Handlers:
             raise BadRequest("nothing is read from the query string: put it into the body")
         share = self.settings.max_pending // len(self.upstreams)
         most = min(self.settings.max_tokens, share)  # what could never be taken is a 413, no 503
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise BadRequest("the body must not be compressed: send it as it is", "content-encoding", 415)
         content_type = request.headers.get("content-type", "")
         key = idempotency.read(request.headers.get("idempotency-key"), request.body)
         if job.media_type(content_type) == job.LINES:

@@ -13,7 +13,7 @@ from typing import Any
 from gocm_lib.front import auth, query
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, unavailable
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import Entry

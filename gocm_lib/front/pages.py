@@ -7,7 +7,7 @@ from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
 from gocm_lib.help import page
 from gocm_lib.help.topics import TOPICS, nearest, source
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 
 
 def help_index(handlers: Handlers, request: Request) -> Response:

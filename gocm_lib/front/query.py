@@ -6,8 +6,8 @@ from urllib.parse import parse_qsl
 
 from gocm_lib.front.request import Request
 from gocm_lib.message import job
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.dialects import DIALECTS
-from gocm_lib.message.job import BadRequest
 from gocm_lib.state.contract import Which
 
 SMALL_FORM = 4096  # bytes: what our own short forms may have

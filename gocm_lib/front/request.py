@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gocm_lib.message.job import BadRequest
+from gocm_lib.front.chunked import Chunks
+from gocm_lib.message.bad_request import BadRequest
 
 MAX_HEAD = 16 * 1024
 MAX_HEADERS = 64
@@ -39,13 +40,16 @@ class Request(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head of a request whose body has not come completely; `length` is the body's."""
+    """The head of a request whose body has not come completely; `length` is the body's, 0 while nobody knows it
+    because it is `chunked`.
+    """
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
     length: int  # of the body
+    chunked: bool
     keep_alive: bool
     expects_continue: bool
 
@@ -75,11 +79,12 @@ def parse_head(raw: bytes, max_body: int) -> Head:
     method, modern = match[1].decode("ascii"), match[3] == b"HTTP/1.1"
     target = _check_host(match[2].decode("ascii"), headers, modern)
     path, _, query = target.partition("?")
-    length = _check_length(method, headers, modern, max_body)
+    chunked = _is_chunked(method, headers, modern)
+    length = 0 if chunked else _check_length(method, headers, max_body)
     connection = {part.strip().lower() for part in headers.get("connection", "").split(",")}
     keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
-    expects_continue = _check_expect(headers, modern) and length > 0
-    return Head(method, path, query, headers, length, keep_alive, expects_continue)
+    expects_continue = _check_expect(headers, modern) and (chunked or length > 0)
+    return Head(method, path, query, headers, length, chunked, keep_alive, expects_continue)
 
 
 def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
@@ -99,16 +104,26 @@ def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
     return absolute[2] or "/"
 
 
-def _check_length(method: str, headers: Mapping[str, str], modern: bool, max_body: int) -> int:
-    """The body's length (RFC 9112 section 6; chunked bodies are refused)."""
+def _is_chunked(method: str, headers: Mapping[str, str], modern: bool) -> bool:
+    """Whether the body comes in chunks (RFC 9112 sections 6.1 and 6.3)."""
+    coding = headers.get("transfer-encoding")
+    if coding is None:
+        return False
+    if "content-length" in headers or not modern:
+        raise BadRequest("Transfer-Encoding with Content-Length, or in HTTP/1.0", "transfer-encoding")
+    if coding.lower() != "chunked":
+        raise BadRequest("no Transfer-Encoding but chunked is understood", "transfer-encoding", 501)
+    if method in ("GET", "HEAD"):
+        raise BadRequest(f"a {method} request must have no body", "transfer-encoding")
+    return True
+
+
+def _check_length(method: str, headers: Mapping[str, str], max_body: int) -> int:
+    """The length of a body that is not chunked (RFC 9112 section 6.2)."""
     declared = headers.get("content-length")
-    if "transfer-encoding" in headers:
-        if declared is not None or not modern:
-            raise BadRequest("Transfer-Encoding with Content-Length, or in HTTP/1.0", "transfer-encoding")
-        raise BadRequest("send the body with a Content-Length, not a Transfer-Encoding", "transfer-encoding", 411)
     if declared is None:
         if method in ("POST", "PUT", "PATCH"):
-            raise BadRequest("Content-Length is missing", "content-length", 411)
+            raise BadRequest("Content-Length is missing, and Transfer-Encoding: chunked, too", "content-length", 411)
         return 0
     if not re.fullmatch("[0-9]{1,10}", declared):
         raise BadRequest("malformed Content-Length", "content-length")
@@ -135,6 +150,7 @@ class Reader:
     def __init__(self, max_body: int) -> None:
         self.max_body = max_body
         self.head: Head | None = None  # of the request being read, once it is whole
+        self._chunks: Chunks | None = None  # its body, if that is chunked
         self._buffer = bytearray()
         self._scanned = 0
 
@@ -146,7 +162,12 @@ class Reader:
     @property
     def size(self) -> int:
         """How many bytes have come that were not returned yet."""
-        return len(self._buffer)
+        return len(self._buffer) + (len(self._chunks.body) if self._chunks else 0)
+
+    def take_at_most(self, size: int) -> None:
+        """A body of more than `size` bytes will not be taken; known only once it is admitted."""
+        if self._chunks:
+            self._chunks.most = min(self._chunks.most, size)
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
@@ -157,10 +178,16 @@ class Reader:
             return None
         head = self.head
         assert head is not None
-        if len(self._buffer) < head.length:
+        if self._chunks:
+            if not self._chunks.decode(self._buffer):
+                return None
+            body = bytes(self._chunks.body)
+            self._chunks = None
+        elif len(self._buffer) < head.length:
             return None
-        body = bytes(self._buffer[: head.length])
-        del self._buffer[: head.length]
+        else:
+            body = bytes(self._buffer[: head.length])
+            del self._buffer[: head.length]
         self.head = None
         return Request(head.method, head.path, head.query, head.headers, body, head.keep_alive)
 
@@ -182,4 +209,5 @@ class Reader:
         raw = bytes(self._buffer[:end])
         del self._buffer[: end + 4]
         self.head = parse_head(raw, self.max_body)
+        self._chunks = Chunks(self.max_body) if self.head.chunked else None
         return True

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from gocm_lib.message.job import BadRequest, Job, format_id
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import Job, format_id
 from gocm_lib.state.contract import Failed, Fate, Refused, Replaced, Snapshot, Status, Unregistered
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.

@@ -11,7 +11,7 @@ from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
 from gocm_lib.help.topics import TOPICS
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 
 
 class Route(NamedTuple):

@@ -30,7 +30,7 @@ from gocm_lib.front.listener import Listener
 from gocm_lib.front.request import Head, Reader, Request
 from gocm_lib.front.response import Response, refusal, unavailable
 from gocm_lib.front.routes import Route
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import cpu, log
 
 STEP = 256 * 1024  # bytes of a large body for which room is taken at once
@@ -199,6 +199,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
             raise BadRequest(CROWDED, status=503)
         if not route.public:
             self.place.admitted = True
+        self.reader.take_at_most(route.most)
         return route
 
     def _note(self, method: str, path: str, response: Response, rid: str, took: float) -> None:

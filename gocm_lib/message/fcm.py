@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gocm_lib.message.job import BadRequest, Draft, Run, Slice, compact, read_json
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import Draft, Run, Slice
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
+from gocm_lib.message.strict_json import compact, read_json
 
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1

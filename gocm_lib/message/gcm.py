@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from gocm_lib.message.job import BadRequest, Draft, Slice, compact, cut
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import Draft, Slice, cut
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
+from gocm_lib.message.strict_json import compact
 
 NAME = "gcm"
 TOKENS_PER_REQUEST = 1000

@@ -6,7 +6,8 @@ Only hashes of both are kept.
 import hashlib
 import re
 
-from gocm_lib.message.job import BadRequest, IdempotencyKey
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import IdempotencyKey
 
 LONGEST = 128  # characters of a key
 HASH = 16  # bytes of a SHA-256: two of a million million keys are alike once in 10**14 times

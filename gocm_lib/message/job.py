@@ -4,37 +4,23 @@ Promises that whatever bytes arrive, the result is a Job that can be sent to eve
 the field and what to do. Nothing is repaired by guessing.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+
+from gocm_lib.message import forms
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.strict_json import MAX_VALUES, check_structure, compact, read_json
 
 SMALL = 10  # tokens: a job with no more does not wait for larger ones
 MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
 MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
-OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
-MAX_DEPTH = 32  # of nested arrays and objects: the parser recurses, and a thread's stack is finite
-MAX_VALUES = 20_000  # in a JSON text, beside its tokens: each becomes an object of 50 bytes and more
 LINE_VALUES = 30  # of a line of many: what that leaves for each
 MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
-
-
-class BadRequest(Exception):
-    """A client's mistake: `error` is a sentence, `field` the field at fault, then the HTTP status; for a wrong method
-    `allow` lists the right ones.
-    """
-
-    def __init__(self, error: str, field: str = "", status: int = 400, allow: str = "") -> None:
-        super().__init__(error)
-        self.error = error
-        self.field = field
-        self.status = status
-        self.allow = allow
 
 
 class Draft(NamedTuple):
@@ -141,72 +127,6 @@ def format_id(job_id: int) -> str:
     return f"{job_id:016x}"
 
 
-# ------------------------------------------------------------------------------------------------ JSON, strictly
-
-# A string to its end, or to the text's end, or what begins, parts or ends values. The possessive *+ and an alternative
-# for every way the text may end mean that a match once begun never fails: else an unclosed string would be scanned
-# again from each quote.
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[,\[{]|[\]}]', re.DOTALL)
-
-
-def _check_structure(source: str, field: str, most: int, deepest: float = MAX_DEPTH) -> None:
-    """Raise BadRequest for a JSON text that nests too deep or has more than `most` values, before any is built."""
-    openings = source.count("[") + source.count("{")
-    if openings <= deepest and openings + source.count(",") <= most:
-        return
-    depth = values = 0
-    for match in _STRUCTURE.finditer(source):
-        first = match[0][0]
-        if first == '"':
-            continue
-        if first in "]}":
-            depth -= 1
-            continue
-        values += 1
-        depth += first != ","
-        if depth > deepest:
-            raise BadRequest(f"{field or 'the body'} nests deeper than {MAX_DEPTH} levels", field)
-        if values > most:
-            raise BadRequest(f"{field or 'the body'} has more than {most} values", field, 413)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name is given twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-# Made once: json.loads and json.dumps make one for each call that is given options.
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def read_json(source: str, field: str, most: int = MAX_VALUES) -> Any:
-    """The value of a JSON text. Raises BadRequest when it is not JSON, nests too deep, has too many values, repeats a
-    name, or is not Unicode.
-    """
-    _check_structure(source, field, most)
-    try:
-        return _DECODER.decode(source)
-    except ValueError as error:  # JSONDecodeError is one; a number of 5,000 digits is another
-        raise BadRequest(f"{field or 'the body'} is not valid JSON: {error}", field) from None
-
-
-def compact(value: Any, field: str) -> str:
-    """A JSON value as compact text. Raises BadRequest for what JSON cannot hold: half a surrogate, infinity."""
-    try:
-        result = _ENCODER.encode(value)
-        result.encode()
-    except ValueError:  # UnicodeEncodeError is one
-        raise BadRequest(f"{field} holds a number or character that JSON cannot carry", field) from None
-    return result
-
-
 # ---------------------------------------------------------------------------------------------- options, one row each
 
 
@@ -238,23 +158,13 @@ OPTIONS = {
 TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
 FIELDS = (*TARGETS, "payload", "upstream", "message", *OPTIONS)
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
+# What no registration token, installation id or topic has. Who sends such a thing means a list, or meant nothing.
+_NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?:undefined|null|None|nil|NaN)\Z")
+LISTS = ("tokens", "fid")
 PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.items() if option.plain)}
 
 
 # -------------------------------------------------------------------------------------------------------- reading
-
-
-def _unquote(raw: bytes, field: str) -> str:
-    if b"+" in raw:
-        raw = raw.replace(b"+", b" ")
-    if b"%" in raw:
-        if re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
-            raise BadRequest("broken percent-encoding: % must be followed by two hexadecimal digits", field)
-        raw = unquote_to_bytes(raw)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise BadRequest("not valid UTF-8", field) from None
 
 
 def _known(name: str) -> str:
@@ -265,19 +175,19 @@ def _known(name: str) -> str:
     return name
 
 
-def _form_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
-    """The fields of application/x-www-form-urlencoded, as JSON would have given them."""
-    if body.count(b"&") >= max_tokens + OTHER_FIELDS:
-        raise BadRequest(f"more than {max_tokens + OTHER_FIELDS} fields", status=413)
+def _form_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The fields of a form, as JSON would have given them."""
     found: dict[str, Any] = {}
-    for pair in body.split(b"&"):
-        if not pair:
-            continue
-        raw_name, _, raw_value = pair.partition(b"=")
-        name = _known(_unquote(raw_name, ""))
-        value = _unquote(raw_value, name)
-        if name in ("tokens", "fid"):
+    for spelt, value in pairs:
+        name = spelt
+        if spelt.endswith("]"):
+            given = found.get(spelt.partition("[")[0], ())
+            name = forms.listed(spelt, len(given) if isinstance(given, list) else 0)
+        _known(name)
+        if name in LISTS:
             found.setdefault(name, []).append(value)
+        elif name != spelt:
+            raise BadRequest(f"{name} is no list", name)
         elif name in found:
             raise BadRequest(f"{name} is given twice", name)
         elif name in PLAIN:
@@ -330,14 +240,23 @@ def _check_tokens(tokens: Any, field: str, max_tokens: int) -> tuple[str, ...]:
             raise BadRequest(f"{what} number {place + 1} is not a text", field)
         if not token:
             raise BadRequest(f"{what} number {place + 1} is empty", field)
-        if field != "condition" and " " in token:
-            raise BadRequest(f"{what} number {place + 1} has a space: + stands for one in a form, send %2B", field)
+        if field != "condition" and (wrong := _NO_TOKEN.search(token)):
+            raise BadRequest(f"{what} number {place + 1} {_why_not(wrong[0], field)}", field)
         # Not printable are control characters and halves of surrogate pairs, which JSON can write and UTF-8 cannot.
         if not token.isprintable():
             raise BadRequest(f"{what} number {place + 1} has a control character", field)
         if len(token) > MAX_TOKEN or len(token.encode()) > MAX_TOKEN:
             raise BadRequest(f"{what} number {place + 1} is longer than {MAX_TOKEN} bytes", field)
     return tuple(tokens)
+
+
+def _why_not(wrong: str, field: str) -> str:
+    """What is wrong with a token that has this in it."""
+    if wrong == " ":
+        return "has a space: + stands for one in a form, send %2B"
+    if len(wrong) > 1:
+        return f"is the word {wrong}: some variable was empty"
+    return f"has a {wrong} in it, which none has: give one {field}= for each, or a list in JSON"
 
 
 def _check_payload(found: dict[str, Any]) -> dict[str, Any] | None:
@@ -363,9 +282,10 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-READERS = {"application/x-www-form-urlencoded": _form_fields, "application/json": _json_fields}
 FORM = "application/x-www-form-urlencoded"
 LINES = "application/x-ndjson"  # many messages in one body, each a line of JSON
+TYPES = (FORM, "application/json", "multipart/form-data", LINES)
+BOM = b"\xef\xbb\xbf"
 
 
 def media_type(content_type: str) -> str:
@@ -377,25 +297,36 @@ def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
     """The Draft that a POST to /gcm/send asks for. Raises BadRequest: 415 for another content type, 413 for too many
     tokens.
     """
-    reader = READERS.get(media_type(content_type))
-    if reader is None:
-        raise BadRequest("Content-Type must be " + " or ".join([*READERS, LINES]), "Content-Type", 415)
+    _check_bytes(body)
+    match media_type(content_type):
+        case "application/x-www-form-urlencoded":
+            found = _form_fields(forms.urlencoded(body, max_tokens))
+        case "multipart/form-data":
+            found = _form_fields(forms.multipart(content_type, body, max_tokens))
+        case "application/json":
+            found = _json_fields(body, max_tokens)
+        case _:
+            raise BadRequest("Content-Type must be " + " or ".join(TYPES), "Content-Type", 415)
+    return _draft(found, max_tokens)
+
+
+def _check_bytes(body: bytes) -> None:
     if b"\0" in body:
         raise BadRequest("the body has a NUL byte")
-    return _draft(reader(body, max_tokens), max_tokens)
+    if body.startswith(BOM):
+        raise BadRequest("the body begins with a byte order mark (BOM): send it without")
 
 
 def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
     """For each line of application/x-ndjson the Draft that it asks for, or the BadRequest that refuses it. `most` is
     how many tokens all lines may have together.
     """
-    if b"\0" in body:
-        raise BadRequest("the body has a NUL byte")
+    _check_bytes(body)
     if body.count(b"\n") > MAX_LINES:  # each costs memory and an answer, even an empty one
         raise BadRequest(f"more than {MAX_LINES} lines: send them in several calls", status=413)
     lines = body.removesuffix(b"\n").split(b"\n")
     # How deep is each line's own matter: what one leaves open is not the next one's.
-    _check_structure(body.decode("latin-1"), "", max_tokens + MAX_VALUES + LINE_VALUES * len(lines), math.inf)
+    check_structure(body.decode("latin-1"), "", max_tokens + MAX_VALUES + LINE_VALUES * len(lines), math.inf)
     drafts: list[Draft | BadRequest] = []
     left = max_tokens
     for line in lines:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
 from gocm_lib.front import auth, response
 from gocm_lib.front.request import Reader, Request
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
 from gocm_lib.tools.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
 

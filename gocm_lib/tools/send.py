@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, TextIO
 from gocm_lib.config.settings import Exit, Fatal, SendSettings
 from gocm_lib.front import auth
 from gocm_lib.message import job
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.retry import backoff
+from gocm_lib.message.strict_json import read_json
 from gocm_lib.process import log
 from gocm_lib.tools.api_client import ApiClient, ApiError, show
 
@@ -125,7 +126,7 @@ def _payload(path: str) -> dict[str, Any]:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return job.read_json(text, what)
+        return read_json(text, what)
     except BadRequest as problem:
         raise Fatal(problem.error) from None
 

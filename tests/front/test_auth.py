@@ -21,7 +21,7 @@ from kit import FORM, OTHER, TOKEN, Http, dial, eventually, form, https, issue, 
 from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.front import auth, listener
 from gocm_lib.front.auth import Policy
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 
 short = pytest.mark.short
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gocm_lib.front.request import MAX_HEAD, Reader
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 
 pytestmark = pytest.mark.short
 
@@ -161,7 +161,8 @@ def test_pieces_do_not_matter(stream, data):
         (POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400),
         (POST + b"Content-Length: 0\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n", 400),
         (POST + b"Content-Length: 1001\r\n\r\n", 413),
-        (POST + b"Transfer-Encoding: chunked\r\n\r\n", 411),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),
         (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (POST + b"Expect: 200-maybe\r\nContent-Length: 5\r\n\r\n", 417),
@@ -179,7 +180,7 @@ def test_pieces_do_not_matter(stream, data):
         (POST + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n", 400),
         (POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n", 400),
         (POST + b"Transfer-Encoding:\x0bchunked\r\nContent-Length: 5\r\n\r\n", 400),
-        (POST + b"Transfer-Encoding: identity\r\n\r\n", 411),
+        (POST + b"Transfer-Encoding: identity\r\n\r\n", 501),
         (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", 400),
         (POST + b"transfer-encoding: chunked\r\nTRANSFER-ENCODING: x\r\n\r\n", 400),
         (POST + b"X: y\r\n\tTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),

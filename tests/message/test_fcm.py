@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gocm_lib.message import fcm, job
-from gocm_lib.message.job import BadRequest, Run, Slice
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import Run, Slice
 from gocm_lib.message.outcome import Outcome, Verdict
 from gocm_lib.tools import pretend
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gocm_lib.message import gcm, job
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Run, Slice
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict
 
@@ -196,6 +197,6 @@ def test_topics_and_conditions_are_one_request(target, to):
 
 @pytest.mark.parametrize("given, field", [({"fid": ["x"]}, "fid"), ({"tokens": ["x"], "message": {}}, "message")])
 def test_what_only_v1_has_is_refused(given, field):
-    with pytest.raises(job.BadRequest) as caught:
+    with pytest.raises(BadRequest) as caught:
         gcm.message(draft(**given))
     assert caught.value.field == field

@@ -1,14 +1,16 @@
 """job: whatever bytes arrive, a sound Job or a BadRequest that names the field."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kit import form
 
-from gocm_lib.message import job
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message import fcm, gcm, job
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.strict_json import compact, read_json
 
 pytestmark = pytest.mark.short
 
@@ -26,7 +28,7 @@ def life(draft):
 
 def sound(found):
     assert found.tokens and all(isinstance(t, str) and t and len(t.encode()) <= 4096 for t in found.tokens)
-    assert found.payload is None or len(job.compact(found.payload, "").encode()) <= 4096
+    assert found.payload is None or len(compact(found.payload, "").encode()) <= 4096
     assert isinstance(found.options, dict) and found.target in job.TARGETS.values()
     assert 0 < life(found) <= 86400.0
 
@@ -62,11 +64,9 @@ def test_any_json_gives_a_job_or_a_bad_request(fields):
         assert problem.error and "\n" not in problem.error
 
 
-tokens = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=40),
-    min_size=1,
-    max_size=5,
-)
+NO_TOKEN = " \"'`[]{}(),;\\"
+characters = st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters=NO_TOKEN)
+tokens = st.lists(st.text(characters, min_size=1, max_size=40), min_size=1, max_size=5)
 payloads = st.dictionaries(
     st.text(st.characters(codec="utf-8"), max_size=8),
     values.filter(lambda v: "Infinity" not in json.dumps(v) and "NaN" not in json.dumps(v)),
@@ -83,7 +83,66 @@ def test_form_and_json_say_the_same(tokens, payload):
         return
     by_form = parse(FORM, form(tokens, json.dumps(payload)).encode())
     assert by_form == by_json
-    assert by_json.tokens == tuple(tokens) and by_json.payload == payload
+    assert by_json.tokens == tuple(tokens) and json.loads(compact(by_json.payload, "")) == payload
+
+
+@pytest.mark.parametrize("wrong", [*NO_TOKEN, "\t", "\u3000"])
+@pytest.mark.parametrize("place", ["{}a", "a{}", "a{}b", "{}"])
+def test_what_no_token_has_is_refused(wrong, place):
+    body = json.dumps({**GOOD, "tokens": ["good-1", place.replace("{}", wrong)]}).encode()
+    with pytest.raises(BadRequest) as caught:
+        parse(JSON, body)
+    assert caught.value.field == "tokens" and caught.value.error.startswith("token number 2 has ")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "tokens=" + quote('["a","b"]'),
+        "tokens=a,b",
+        "tokens='a'",
+        "tokens=a%20b",
+        "tokens=a;b",
+        "tokens=undefined",
+        "tokens=null",
+        "tokens=None",
+        "tokens=" + quote("[object Object]"),
+    ],
+)
+def test_a_list_in_one_field_and_a_variable_that_was_empty_are_refused(given):
+    with pytest.raises(BadRequest) as caught:
+        parse(FORM, f"{given}&payload=%7B%7D".encode())
+    assert caught.value.field == "tokens" and caught.value.status == 400
+    assert any(hint in caught.value.error for hint in ("one tokens= for each", "variable was empty", "%2B"))
+
+
+@pytest.mark.parametrize("word", ["undefined-1", "nullable", "Nonesuch"])
+def test_what_only_begins_like_such_a_word_is_a_token(word):
+    assert parse(JSON, json.dumps({**GOOD, "tokens": [word]}).encode()).tokens == (word,)
+
+
+DIGITS = (
+    '{"price":1.10,"lat":52.5200081234567891234,"big":123456789012345678901234567890,"e":1e5,"in":[0.10,{"x":-0.0}]}'
+)
+
+
+@pytest.mark.parametrize("content_type", [FORM, JSON])
+def test_numbers_keep_their_digits(content_type):
+    by_json = f'{{"tokens":["a"],"payload":{DIGITS}}}'.encode()
+    found = parse(content_type, by_json if content_type == JSON else f"tokens=a&payload={quote(DIGITS)}".encode())
+    assert compact(found.payload, "") == DIGITS
+    assert json.loads(fcm.message(found))["message"]["data"] == {
+        **{"price": "1.10", "lat": "52.5200081234567891234", "big": "123456789012345678901234567890"},
+        **{"e": "1e5", "in": '[0.10,{"x":-0.0}]'},
+    }
+    assert f'"data":{DIGITS}' in gcm.message(found)
+
+
+@pytest.mark.parametrize("content_type", [FORM, JSON, job.LINES])
+def test_a_byte_order_mark_is_named(content_type):
+    body = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    with pytest.raises(BadRequest, match="byte order mark"):
+        job.parse_lines(body, 10) if content_type == job.LINES else parse(content_type, body)
 
 
 GOOD = {"tokens": ["a"], "payload": {"a": 1}}
@@ -229,12 +288,12 @@ def test_values_are_counted_before_they_are_built(value):
         return 1 + sum(map(count, inner))
 
     source, most = json.dumps(value), count(value)
-    assert job.read_json(source, "") == value
+    assert read_json(source, "") == value
     # By what begins lists and objects, and parts their values.
-    job.read_json(source, "", 2 * most)
+    read_json(source, "", 2 * most)
     if most >= 4:
         with pytest.raises(BadRequest, match="has more than"):
-            job.read_json(source, "", most // 4 - 1)
+            read_json(source, "", most // 4 - 1)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +315,7 @@ def test_more_values_than_any_message_has_are_refused(body, kind):
 
 
 def test_as_many_tokens_as_are_allowed_are_no_more_values_than_that():
-    tokens = [f"token-{n},[{{" for n in range(100_000)]
+    tokens = [f"token-{n}" for n in range(100_000)]
     body = json.dumps({"tokens": tokens, "payload": {"text": ",[{" * 1000}}).encode()
     assert len(job.parse("application/json", body, 100_000).tokens) == 100_000
     lines = b"\n".join([json.dumps({"tokens": ["a"], "payload": {str(n): n for n in range(25)}}).encode()] * 10_000)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit import FORM, KEEPING, POLICY, ROOT, claim, eventually, form, new_job, new_state, paces
 
 from gocm_lib.message import idempotency
-from gocm_lib.message.job import BadRequest
+from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.outcome import DELIVERED, Result
 from gocm_lib.state.admission import Limits
 from gocm_lib.state.contract import Conflict, Count, Known, Refused
