@@ -12,6 +12,7 @@ from gocm_lib.config import settings
 from gocm_lib.front import routes
 from gocm_lib.message import outcome
 from gocm_lib.monitoring import metrics
+from gocm_lib.monitoring.collector import CAUSES
 from gocm_lib.tools import bench
 
 HELP = Path(__file__).parent.parent / "gocm_lib/help"
@@ -50,6 +51,10 @@ def meanings(first, found):
     return rows((first, "meaning"), ((f"`{name}`", meaning) for name, meaning in found.items()))
 
 
+def of_cause(cause):
+    return ", ".join(str(status) for status, named in CAUSES.items() if named == cause)
+
+
 def sighup():
     return (
         "\n".join(f"* `{settings.option_flag(row)}`" for row in fields(settings.Settings) if row.metadata["live"])
@@ -74,6 +79,9 @@ def tables():
         "commands": meanings("command", {f"gocm {name}": each.meaning for name, each in cli.COMMANDS.items()}),
         "routes": rows(("route", "what it does"), ((f"`{r.method} {r.path}`", r.meaning) for r in routes.ROUTES)),
         "metrics": rows(("metric", "kind", "labels", "meaning"), figures),
+        "causes": rows(
+            ("cause", "status"), ((f"`{cause}`", of_cause(cause)) for cause in dict.fromkeys(CAUSES.values()))
+        ),
         "failures": meanings("reason", outcome.FAILURES),
         "retries": meanings("cause", outcome.RETRIES),
         "scenarios": meanings("scenario", {name: each.meaning for name, each in bench.SCENARIOS.items()}),

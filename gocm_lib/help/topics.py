@@ -35,9 +35,10 @@ def source(topic: str) -> str:
 
 
 def sections(word: str) -> list[tuple[str, str]]:
-    """The topics and headings under which a word is found, in any case."""
+    """The topics and headings under which a word, or several, are found, in any case; as a beginning, too."""
+    wanted = re.compile(r"\b" + r"\s+".join(map(re.escape, word.split())), re.IGNORECASE)
     parts = ((topic, part) for topic in TOPICS for part in re.split(r"(?m)^#+ ", source(topic))[1:])
-    return [(topic, part.partition("\n")[0].replace("`", "")) for topic, part in parts if word.lower() in part.lower()]
+    return [(topic, part.partition("\n")[0].replace("`", "")) for topic, part in parts if wanted.search(part)]
 
 
 def nearest(word: str) -> str:

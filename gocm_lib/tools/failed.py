@@ -17,6 +17,8 @@ ACTIONS = ("list", "replay", "discard")
 def command(words: Sequence[str]) -> int:
     """Run `gocm failed` with these words; returns the exit code. Raises Fatal."""
     action = words[0] if words else ""
+    if action in ("-h", "--help"):
+        action, words = "list", ["list", *words]
     if action not in ACTIONS:
         raise Fatal("say what to do: gocm failed list, replay or discard", Exit.USAGE)
     given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
