@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gocm_lib.message.bad_request import BadRequest
-from gocm_lib.message.job import Draft, Run, Slice
+from gocm_lib.message.job import Draft, Run, Slice, check_weight, weigh
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
 from gocm_lib.message.strict_json import compact, read_json
 
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1
-MAX_MESSAGE = 4096  # bytes of data and notification: Google's limit
 
 # Names in a template, as Google's discovery document has them; proto3 JSON takes both spellings.
 TEMPLATE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
@@ -45,12 +44,11 @@ def message(draft: Draft) -> str:
         merged["data"] = {name: as_text(value) for name, value in draft.payload.items()}
     _map_options(draft.options, merged)
     _check_data(merged.get("data", {}), "message" if draft.payload is None else "payload")
-    size = len(compact([merged.get("data", {}), merged.get("notification", {})], "payload").encode())
-    if size > MAX_MESSAGE:
-        raise BadRequest(f"data and notification have {size} bytes as JSON; FCM takes {MAX_MESSAGE}", "payload")
     # "message" goes last: the target is spliced in before the two closing braces.
     envelope = {"validate_only": True} if draft.options.get("dry_run") else {}
-    return compact({**envelope, "message": merged}, "message")
+    written = compact({**envelope, "message": merged}, "message")
+    check_weight(weigh(merged.get("data", {})) + weigh(merged.get("notification", {})), draft.target)
+    return written
 
 
 def as_text(value: Any) -> str:

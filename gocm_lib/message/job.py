@@ -6,17 +6,18 @@ the field and what to do. Nothing is repaired by guessing.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from gocm_lib.message import forms
+from gocm_lib.message import condition, forms
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.strict_json import MAX_VALUES, check_structure, compact, read_json
 
 SMALL = 10  # tokens: a job with no more does not wait for larger ones
 MAX_TOKEN = 4096  # bytes; today's are near 160, so this only stops nonsense
-MAX_PAYLOAD = 4096  # bytes as compact JSON: Google's limit for a message's data
+MAX_PAYLOAD = 4096  # bytes of names and values: Google's limit for data and notification together
+MAX_TO_TOPIC = 2048  # the same, for a topic or condition
 LINE_VALUES = 30  # of a line of many: what that leaves for each
 MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
@@ -221,6 +222,10 @@ def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[st
     values = found.get(name)
     if name == "topic" and not (isinstance(values, str) and _TOPIC.fullmatch(values)):
         raise BadRequest("a topic is a name of letters, digits and -_.~%, without /topics/ before it", "topic")
+    if name == "condition":
+        if not isinstance(values, str):
+            raise BadRequest("condition must be a text", "condition")
+        condition.check(values)
     if name in ("topic", "condition") or (name == "fid" and isinstance(values, str)):
         values = [values]
     return TARGETS[name], _check_tokens(values, name, max_tokens)
@@ -267,9 +272,20 @@ def _check_payload(found: dict[str, Any]) -> dict[str, Any] | None:
         raise BadRequest("payload is missing: give a JSON object", "payload")
     if not isinstance(payload, dict):
         raise BadRequest("payload must be a JSON object", "payload")
-    if len(compact(payload, "payload").encode()) > MAX_PAYLOAD:
-        raise BadRequest(f"payload is longer than {MAX_PAYLOAD} bytes as JSON, which is Google's limit", "payload")
     return payload
+
+
+def weigh(fields: Mapping[str, Any]) -> int:
+    """The bytes of an object as Google counts them: its names and values in UTF-8, what is no text as its JSON."""
+    texts = (value if isinstance(value, str) else compact(value, "payload") for value in fields.values())
+    return sum(len(text.encode()) for part in zip(fields, texts) for text in part)
+
+
+def check_weight(size: int, target: str) -> None:
+    """Raise BadRequest when data and notification have more bytes than Google takes for that kind of target."""
+    most = MAX_TO_TOPIC if target in ("topic", "condition") else MAX_PAYLOAD
+    if size > most:
+        raise BadRequest(f"payload and notification have {size} bytes; {most} is Google's limit", "payload")
 
 
 def _check_options(found: dict[str, Any]) -> dict[str, Any]:
@@ -277,8 +293,7 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if not OPTIONS[name].valid(value):
             raise BadRequest(f"{name} must be {OPTIONS[name].must}", name)
-        if len(compact(value, name).encode()) > MAX_PAYLOAD:
-            raise BadRequest(f"{name} is longer than {MAX_PAYLOAD} bytes as JSON", name)
+    compact(given.get("notification", {}), "notification")
     return given
 
 
@@ -347,7 +362,10 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
     target, tokens = _check_target(found, max_tokens)
     if not (template is None or isinstance(template, dict)):
         raise BadRequest("message must be a JSON object", "message")
-    return Draft(upstream, target, tokens, _check_payload(found), _check_options(found), template)
+    payload, options = _check_payload(found), _check_options(found)
+    compact(payload, "payload")
+    check_weight(weigh(payload or {}) + weigh(options.get("notification", {})), target)
+    return Draft(upstream, target, tokens, payload, options, template)
 
 
 def accept(

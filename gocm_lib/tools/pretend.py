@@ -403,7 +403,7 @@ class Pretender:
         [target] = targets
         self.ledger.last = body
         self.ledger.arrived[target] += 1
-        name = self.mode.answer or self._v1_fault(message) or self._v1_fate(target)
+        name = self.mode.answer or self._v1_fault(message, kinds[0]) or self._v1_fate(target)
         if not name and self._exhausts(kinds[0], target):
             name = "quota_topic" if kinds[0] == "topic" else "quota_device"
         if name:
@@ -412,7 +412,7 @@ class Pretender:
         sent = Answer(200, json.dumps({"name": f"projects/{PROJECT}/messages/{identity}"}).encode())
         return sent, targets, [] if body.get("validate_only") else targets
 
-    def _v1_fault(self, message: Mapping[str, Any]) -> str:
+    def _v1_fault(self, message: Mapping[str, Any], kind: str) -> str:
         data = message.get("data", {})
         if set(message) - _MESSAGE_FIELDS or not isinstance(data, dict):
             return "unknown_field"
@@ -420,10 +420,10 @@ class Pretender:
             return "bad_value"
         if any(key == "from" or key.startswith("google.") for key in data):
             return "reserved_key"
-        size = sum(
-            len(key.encode(errors="replace")) + len(value.encode(errors="replace")) for key, value in data.items()
-        )
-        return "too_big" if size > 4096 else ""
+        shown = message.get("notification", {})
+        parts = [*data.items(), *(shown.items() if isinstance(shown, dict) else ())]
+        size = sum(len(str(text).encode(errors="replace")) for pair in parts for text in pair)
+        return "too_big" if size > (2048 if kind in ("topic", "condition") else 4096) else ""
 
     def _v1_fate(self, target: str) -> str:
         asked = find_fate(target)

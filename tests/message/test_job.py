@@ -28,7 +28,7 @@ def life(draft):
 
 def sound(found):
     assert found.tokens and all(isinstance(t, str) and t and len(t.encode()) <= 4096 for t in found.tokens)
-    assert found.payload is None or len(compact(found.payload, "").encode()) <= 4096
+    assert found.payload is None or job.weigh(found.payload) <= 4096
     assert isinstance(found.options, dict) and found.target in job.TARGETS.values()
     assert 0 < life(found) <= 86400.0
 
@@ -66,7 +66,10 @@ def test_any_json_gives_a_job_or_a_bad_request(fields):
 
 NO_TOKEN = " \"'`[]{}(),;\\"
 characters = st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters=NO_TOKEN)
-tokens = st.lists(st.text(characters, min_size=1, max_size=40), min_size=1, max_size=5)
+words = {"undefined", "null", "None", "nil", "NaN"}
+tokens = st.lists(
+    st.text(characters, min_size=1, max_size=40).filter(lambda text: text not in words), min_size=1, max_size=5
+)
 payloads = st.dictionaries(
     st.text(st.characters(codec="utf-8"), max_size=8),
     values.filter(lambda v: "Infinity" not in json.dumps(v) and "NaN" not in json.dumps(v)),
@@ -121,6 +124,27 @@ def test_what_only_begins_like_such_a_word_is_a_token(word):
     assert parse(JSON, json.dumps({**GOOD, "tokens": [word]}).encode()).tokens == (word,)
 
 
+@pytest.mark.parametrize("target, most", [("tokens", 4096), ("topic", 2048), ("condition", 2048)])
+@pytest.mark.parametrize("letter", ["x", "é", '"', "\\", "\u2028"])
+def test_sizes_are_counted_as_google_does(target, most, letter):
+    """Names and values in UTF-8, however JSON writes them; what is shown counts, too."""
+    to = {"tokens": ["a"], "topic": "a", "condition": "'a' in topics"}[target]
+    room = (most - len("key") - len("title")) // len(letter.encode()) * len(letter.encode())
+    fits = {target: to, "payload": {"key": letter * (room // len(letter.encode()))}, "notification": {"title": ""}}
+    for upstream in (fcm, gcm):
+        upstream.message(parse(JSON, json.dumps(fits).encode()))
+    fits["notification"]["title"] = "xxx"
+    with pytest.raises(BadRequest, match=f"{most} is Google's limit") as caught:
+        parse(JSON, json.dumps(fits).encode())
+    assert caught.value.field == "payload"
+
+
+def test_what_is_nested_counts_as_the_text_that_it_becomes():
+    inner = {"quoted": '"' * 2000}
+    found = parse(JSON, json.dumps({"tokens": ["a"], "payload": {"a": inner}}).encode())
+    assert len(json.loads(fcm.message(found))["message"]["data"]["a"]) + 1 == job.weigh(found.payload) < 4096
+
+
 DIGITS = (
     '{"price":1.10,"lat":52.5200081234567891234,"big":123456789012345678901234567890,"e":1e5,"in":[0.10,{"x":-0.0}]}'
 )
@@ -171,6 +195,8 @@ BAD_JSON = [
     ({**GOOD, "payload": None}, "payload"),
     ({**GOOD, "payload": "x"}, "payload"),
     ({**GOOD, "payload": {"a": "x" * 4096}}, "payload"),
+    ({"condition": "'a' in topics &&", "payload": {}}, "condition"),
+    ({"condition": ["'a' in topics"], "payload": {}}, "condition"),
     ({**GOOD, "time_to_live": -1}, "time_to_live"),
     ({**GOOD, "time_to_live": 2419201}, "time_to_live"),
     ({**GOOD, "time_to_live": 1.5}, "time_to_live"),

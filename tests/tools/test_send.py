@@ -149,7 +149,11 @@ def test_another_message_under_the_same_run_is_refused(server):
         (("a", *DATA, "--run", "a b"), 78, "--run is a name of"),
         (("a", "--batch", "0"), 78, "--batch must be a number"),
         (("a", "--bathc", "1"), 2, "--bathc; did you mean --batch?"),
-        (("a", "--data", "big=" + "x" * 5000), 78, "payload: payload is longer than 4096 bytes"),
+        (
+            ("a", "--data", "big=" + "x" * 5000),
+            78,
+            "payload: payload and notification have 5003 bytes; 4096 is Google's limit",
+        ),
         (("a", "--to", "http://127.0.0.1:1/", "--ca", "/nowhere"), 78, "--ca cannot read the file"),
     ],
 )
