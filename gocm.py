@@ -32,7 +32,8 @@ gocm_lib/
         contract client state admission pacing pace blame turns
         sqlite/  spool history report keys database
     message/     what a push is, how each upstream wants it, what its answer means; pure
-        bad_request strict_json forms condition job idempotency outcome retry suspect dialects fcm gcm
+        bad_request strict_json forms condition job idempotency outcome retry suspect dialects
+        platforms fcm gcm
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits

@@ -10,7 +10,7 @@ from pathlib import Path
 from gocm_lib import cli
 from gocm_lib.config import settings
 from gocm_lib.front import routes
-from gocm_lib.message import outcome
+from gocm_lib.message import outcome, platforms
 from gocm_lib.monitoring import metrics
 from gocm_lib.monitoring.collector import CAUSES
 from gocm_lib.tools import bench
@@ -51,6 +51,12 @@ def meanings(first, found):
     return rows((first, "meaning"), ((f"`{name}`", meaning) for name, meaning in found.items()))
 
 
+def platforms_rows():
+    fields = {**platforms.OPTIONS, **{f"notification.{name}": each for name, each in platforms.NOTIFICATION.items()}}
+    found = ((f"`{name}`", ", ".join(f"`{place.path}`" for place in places)) for name, places in fields.items())
+    return rows(("field", "in the v1 message"), found)
+
+
 def of_cause(cause):
     return ", ".join(str(status) for status, named in CAUSES.items() if named == cause)
 
@@ -84,6 +90,7 @@ def tables():
         ),
         "failures": meanings("reason", outcome.FAILURES),
         "retries": meanings("cause", outcome.RETRIES),
+        "platforms": platforms_rows(),
         "scenarios": meanings("scenario", {name: each.meaning for name, each in bench.SCENARIOS.items()}),
         "exit codes": rows(("code", "meaning"), ((int(code), code.meaning) for code in settings.Exit)),
     }

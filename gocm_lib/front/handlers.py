@@ -127,12 +127,13 @@ class Handlers:
         name = draft.upstream or self.upstreams[0]
         if name not in self.upstreams:
             raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
+        now = time.time()
         return job.accept(
             draft,
             job_id=self.intake.mint(),
             upstream=name,
-            message=DIALECTS[name].message(draft),
-            now=time.time(),
+            message=DIALECTS[name].message(draft, now),
+            now=now,
             max_age=self.settings.max_age,
             key=key,
         )

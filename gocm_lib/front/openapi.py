@@ -63,9 +63,11 @@ OPTIONS: Json = {
     "time_to_live": {"type": "integer", "minimum": 0, "maximum": MAX_TTL, "description": "seconds"},
     "priority": {"enum": ["normal", "high"]},
     "restricted_package_name": SHORT,
+    "content_available": FLAG,
+    "mutable_content": FLAG,
     "dry_run": FLAG,
     "notification": {"type": "object"},
-    "message": {"type": "object", "description": "a whole FCM v1 message, over which the other fields are laid"},
+    "message": {"type": "object", "description": "a whole FCM v1 message; the other fields fill what it leaves open"},
 }
 TARGETS: Json = {
     "tokens": {**_list(DEVICE), "minItems": 1},

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gocm_lib.message import platforms
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Draft, Run, Slice, check_weight, weigh
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
-from gocm_lib.message.strict_json import compact, read_json
+from gocm_lib.message.strict_json import compact
 
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1
@@ -23,26 +24,17 @@ TOKENS_PER_REQUEST = 1
 TEMPLATE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
 TARGET_FIELDS = {"token", "topic", "condition", "fid"}
 
-# A legacy notification holds fields for all platforms and for Android in one object; v1 has a place for each.
-COMMON_NOTIFICATION = {"title", "body", "image"}
-ANDROID_NOTIFICATION = {
-    name: name
-    for name in ("icon", "sound", "tag", "color", "click_action", "body_loc_key", "body_loc_args", "title_loc_key",
-                 "title_loc_args", "channel_id")
-} | {"android_channel_id": "channel_id"}  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------------------------- the request
 
 
-def message(draft: Draft) -> str:
+def message(draft: Draft, now: float) -> str:
     """The Message for a draft without its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
     merged = _template(draft)
     if draft.payload is not None:
         if "data" in merged:
             raise BadRequest("give the data in payload or in message, not in both", "payload")
         merged["data"] = {name: as_text(value) for name, value in draft.payload.items()}
-    _map_options(draft.options, merged)
+    merged = platforms.fill(merged, draft.options, now)
     _check_data(merged.get("data", {}), "message" if draft.payload is None else "payload")
     # "message" goes last: the target is spliced in before the two closing braces.
     envelope = {"validate_only": True} if draft.options.get("dry_run") else {}
@@ -71,59 +63,6 @@ def _template(draft: Draft) -> dict[str, Any]:
     if not all(isinstance(value, str) for value in template.get("data", {}).values()):
         raise BadRequest("every value of data in message must be a text", "message")
     return template
-
-
-def _map_options(options: Mapping[str, Any], merged: dict[str, Any]) -> None:
-    """Put the legacy options where v1 has them. An option overrides the same field of a template."""
-    common, platform = _split_notification(options.get("notification", {}))
-    android: dict[str, Any] = {
-        name: options[name] for name in ("collapse_key", "restricted_package_name") if name in options
-    }
-    if "time_to_live" in options:
-        android["ttl"] = f"{options['time_to_live']}s"
-    if "priority" in options:
-        android["priority"] = options["priority"].upper()
-    if common:
-        merged["notification"] = _lay_over(merged.get("notification", {}), common)
-    if platform:
-        android["notification"] = _lay_over(merged.get("android", {}).get("notification", {}), platform)
-    if android:
-        merged["android"] = _lay_over(merged.get("android", {}), android)
-
-
-def _split_notification(notification: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A legacy notification's fields for all platforms, and those that only Android knows."""
-    common: dict[str, Any] = {}
-    platform: dict[str, Any] = {}
-    for name, value in notification.items():
-        if name in ("body_loc_args", "title_loc_args"):
-            value = _loc_args(name, value)
-        elif not isinstance(value, str):
-            raise BadRequest(f"notification.{name[:64]} must be a text", "notification")
-        if name in COMMON_NOTIFICATION:
-            common[name] = value
-        elif name in ANDROID_NOTIFICATION:
-            platform[ANDROID_NOTIFICATION[name]] = value
-        else:
-            raise BadRequest(f"FCM v1 has no notification.{name[:64]}; give a whole message for it", "notification")
-    return common, platform
-
-
-def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both objects merged; where both have a field, the upper one counts. proto3 JSON accepts snake_case and camelCase
-    for each name.
-    """
-    camels = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in above}
-    return {**{name: value for name, value in below.items() if name not in camels}, **above}
-
-
-def _loc_args(name: str, value: Any) -> list[str]:
-    """Arguments of a localised text: a list, or, as the legacy API had it, a list written as JSON in a text."""
-    if isinstance(value, str):
-        value = read_json(value, "notification")
-    if not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
-        raise BadRequest(f"notification.{name} must be a list of texts", "notification")
-    return value
 
 
 def _check_data(data: Mapping[str, str], field: str) -> None:

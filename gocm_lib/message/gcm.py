@@ -46,7 +46,7 @@ _REFUSALS = {
 }
 
 
-def message(draft: Draft) -> str:
+def message(draft: Draft, now: float) -> str:
     """The Message for a draft without its target, as compact JSON. Raises BadRequest for what legacy GCM cannot do."""
     for field, given in (("fid", draft.target == "fid"), ("message", draft.template is not None)):
         if given:

@@ -152,6 +152,8 @@ OPTIONS = {
     "time_to_live": Option(_ttl, f"a whole number of seconds from 0 to {MAX_TTL}", False),
     "priority": Option(lambda value: value in ("normal", "high"), "normal or high", True),
     "restricted_package_name": Option(_text, "a text of 1 to 1024 printable characters", True),
+    "content_available": Option(lambda value: isinstance(value, bool), "true or false", False),
+    "mutable_content": Option(lambda value: isinstance(value, bool), "true or false", False),
     "dry_run": Option(lambda value: isinstance(value, bool), "true or false", False),
     "notification": Option(lambda value: isinstance(value, dict), "a JSON object", False),
 }

@@ -24,7 +24,7 @@ def draft(**given):
 
 
 def message(**given):
-    return json.loads(fcm.message(draft(**given)))
+    return json.loads(fcm.message(draft(**given), NOW))
 
 
 def bodies(text, tokens=("t",), target="token"):
@@ -51,48 +51,38 @@ def test_every_value_becomes_a_text():
 def test_options_are_put_where_v1_has_them():
     found = message(collapse_key="k", time_to_live=60, priority="high", restricted_package_name="p", dry_run=True,
                     notification={"title": "T", "body": "B", "icon": "i", "android_channel_id": "c"})  # fmt: skip
-    assert found == {
-        "validate_only": True,
-        "message": {
-            "data": {},
-            "notification": {"title": "T", "body": "B"},
-            "android": {"collapse_key": "k", "ttl": "60s", "priority": "HIGH", "restricted_package_name": "p",
-                        "notification": {"icon": "i", "channel_id": "c"}},
-        },
+    assert found["validate_only"] is True and set(found) == {"validate_only", "message"}
+    assert found["message"]["notification"] == {"title": "T", "body": "B"}
+    assert found["message"]["android"] == {
+        "collapse_key": "k", "ttl": "60s", "priority": "HIGH", "restricted_package_name": "p",
+        "notification": {"icon": "i", "channel_id": "c"},
     }  # fmt: skip
 
 
-def test_a_template_is_merged_under_the_target():
-    template = {"apns": {"headers": {"apns-priority": "5"}}, "android": {"ttl": "1s", "direct_boot_ok": True}}
-    text = fcm.message(draft(message=template, time_to_live=9))
+def test_a_template_is_merged_under_the_target_and_counts_more_than_options():
+    template = {"apns": {"headers": {"apns-expiration": "5"}}, "android": {"ttl": "1s", "direct_boot_ok": True}}
+    text = fcm.message(draft(message=template, time_to_live=9), NOW)
     [body] = bodies(text)
-    assert body["message"] == {**template, "android": {"ttl": "9s", "direct_boot_ok": True}, "data": {}, "token": "t"}
+    assert body["message"] == {**template, "webpush": {"headers": {"TTL": "9"}}, "data": {}, "token": "t"}
 
 
 def test_a_template_alone_needs_no_payload():
     found = job.parse("application/json", b'{"tokens":["t"],"message":{"notification":{"title":"T"}}}', 10)
-    assert json.loads(fcm.message(found)) == {"message": {"notification": {"title": "T"}}}
+    assert json.loads(fcm.message(found, NOW)) == {"message": {"notification": {"title": "T"}}}
 
 
 @pytest.mark.parametrize("target", ["token", "fid", "topic", "condition"])
 @pytest.mark.parametrize("given", [{}, {"payload": {"a": 1}}, {"dry_run": True}])
 def test_the_target_is_spliced_in(target, given):
-    whole = json.loads(fcm.message(draft(**given)))
-    [body] = bodies(fcm.message(draft(**given)), ['a"b\\ü'], target)
+    whole = json.loads(fcm.message(draft(**given), NOW))
+    [body] = bodies(fcm.message(draft(**given), NOW), ['a"b\\ü'], target)
     assert body["message"].pop(target) == 'a"b\\ü'
     assert body == whole
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=20))
 def test_one_request_for_each_token_in_order(tokens):
-    assert [body["message"]["token"] for body in bodies(fcm.message(draft()), tokens)] == tokens
-
-
-def test_an_option_stands_over_a_template_in_either_spelling():
-    template = {"android": {"collapseKey": "old", "notification": {"channelId": "old", "tag": "t"}}}
-    found = message(message=template, collapse_key="new", notification={"android_channel_id": "new"})
-    notification = {"channel_id": "new", "tag": "t"}
-    assert found["message"]["android"] == {"collapse_key": "new", "notification": notification}
+    assert [body["message"]["token"] for body in bodies(fcm.message(draft(), NOW), tokens)] == tokens
 
 
 @pytest.mark.parametrize("args", [["x", "y"], '["x","y"]'])
@@ -115,7 +105,7 @@ def test_arguments_of_texts_become_lists(args):
 ])  # fmt: skip
 def test_what_fcm_would_refuse_is_refused_before(given, field):
     with pytest.raises(BadRequest) as caught:
-        fcm.message(draft(**given))
+        fcm.message(draft(**given), NOW)
     assert caught.value.field == field
 
 

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.short
 
 NOW = 1e9
 
+NOW = 1_800_000_000.5
+
 
 def judge(status, body, count, headers=None):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -180,7 +182,7 @@ def draft(**given):
 
 
 def test_options_go_beside_the_data():
-    message = gcm.message(draft(tokens=["t0"], collapse_key="k", time_to_live=0))
+    message = gcm.message(draft(tokens=["t0"], collapse_key="k", time_to_live=0), NOW)
     [(_, body)] = gcm.requests(claimed(1, message))
     assert json.loads(body) == {"registration_ids": ["t0"], "data": {"a": "b"}, "collapse_key": "k", "time_to_live": 0}
 
@@ -198,5 +200,5 @@ def test_topics_and_conditions_are_one_request(target, to):
 @pytest.mark.parametrize("given, field", [({"fid": ["x"]}, "fid"), ({"tokens": ["x"], "message": {}}, "message")])
 def test_what_only_v1_has_is_refused(given, field):
     with pytest.raises(BadRequest) as caught:
-        gcm.message(draft(**given))
+        gcm.message(draft(**given), NOW)
     assert caught.value.field == field

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.short
 
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 
+NOW = 1_800_000_000.5
+
 
 def parse(content_type, body):
     return job.parse(content_type, body, 100_000)
@@ -132,7 +134,7 @@ def test_sizes_are_counted_as_google_does(target, most, letter):
     room = (most - len("key") - len("title")) // len(letter.encode()) * len(letter.encode())
     fits = {target: to, "payload": {"key": letter * (room // len(letter.encode()))}, "notification": {"title": ""}}
     for upstream in (fcm, gcm):
-        upstream.message(parse(JSON, json.dumps(fits).encode()))
+        upstream.message(parse(JSON, json.dumps(fits).encode()), NOW)
     fits["notification"]["title"] = "xxx"
     with pytest.raises(BadRequest, match=f"{most} is Google's limit") as caught:
         parse(JSON, json.dumps(fits).encode())
@@ -142,7 +144,7 @@ def test_sizes_are_counted_as_google_does(target, most, letter):
 def test_what_is_nested_counts_as_the_text_that_it_becomes():
     inner = {"quoted": '"' * 2000}
     found = parse(JSON, json.dumps({"tokens": ["a"], "payload": {"a": inner}}).encode())
-    assert len(json.loads(fcm.message(found))["message"]["data"]["a"]) + 1 == job.weigh(found.payload) < 4096
+    assert len(json.loads(fcm.message(found, NOW))["message"]["data"]["a"]) + 1 == job.weigh(found.payload) < 4096
 
 
 DIGITS = (
@@ -155,11 +157,11 @@ def test_numbers_keep_their_digits(content_type):
     by_json = f'{{"tokens":["a"],"payload":{DIGITS}}}'.encode()
     found = parse(content_type, by_json if content_type == JSON else f"tokens=a&payload={quote(DIGITS)}".encode())
     assert compact(found.payload, "") == DIGITS
-    assert json.loads(fcm.message(found))["message"]["data"] == {
+    assert json.loads(fcm.message(found, NOW))["message"]["data"] == {
         **{"price": "1.10", "lat": "52.5200081234567891234", "big": "123456789012345678901234567890"},
         **{"e": "1e5", "in": '[0.10,{"x":-0.0}]'},
     }
-    assert f'"data":{DIGITS}' in gcm.message(found)
+    assert f'"data":{DIGITS}' in gcm.message(found, NOW)
 
 
 @pytest.mark.parametrize("content_type", [FORM, JSON, job.LINES])
