@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 
 import pytest
 import tables
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import README, ROOT, TOKEN, Carbon, block, eventually, output, secret
@@ -23,6 +24,7 @@ from gocm_lib.config import settings, usage
 from gocm_lib.help import man, page, terminal
 from gocm_lib.help.markdown import Code, parse
 from gocm_lib.help.topics import TOPICS, source
+from gocm_lib.monitoring import collector, metrics
 from gocm_lib.tools import pretend
 
 SOURCES = {topic: source(topic) for topic in TOPICS}
@@ -118,6 +120,18 @@ def test_it_fits_a_terminal(topic):
 def test_its_links_lead_somewhere(topic):
     for url in re.findall(r"\]\(([^)]+)\)", SOURCES[topic]):
         assert url in TOPICS or url.startswith("https://"), url
+
+
+@short
+def test_its_yaml_is_yaml_and_its_alerts_are_about_metrics_that_there_are():
+    blocks = [block for text in SOURCES.values() for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    alerts = [rule for block in blocks if isinstance(found := yaml.safe_load(block), list) for rule in found]
+    assert len(blocks) == 2 and len(alerts) >= 4
+    for rule in alerts:
+        named = re.findall(r"gocm_[a-z_]+", rule["expr"])
+        assert set(named) <= {metric.name for metric in metrics.METRICS} and set(rule) >= {"alert", "expr"}, rule
+        assert set(re.findall(r'"([a-z_|]+)"', rule["expr"])) <= {"gocm", "busy|no_room"}
+    assert {"busy", "no_room"} < set(collector.CAUSES.values())
 
 
 @short
