@@ -173,7 +173,7 @@ def secret_file(value: str) -> str:
     if value and os.stat(value).st_size > LARGEST_SECRET:
         raise ValueError(f"{value} has more than {LARGEST_SECRET} bytes: it is no secret")
     if value and stat.S_IMODE(os.stat(value).st_mode) & 0o007:
-        raise ValueError(f"{value} is a secret that everybody here may read or write: chmod o= {value}")
+        raise ValueError(f"{value} is a secret that everybody here may read or write: chmod 600 {value}")
     return value
 
 

@@ -150,7 +150,7 @@ def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]
             raise Fatal(f"{where} must be a text, a number, true or false")
         texts[name] = [str(value).lower() if isinstance(value, bool) else str(value)], Source(FILE, where)
         if known[name].metadata["hidden"] and os.stat(path).st_mode & 0o007:
-            raise Fatal(f"{where} is a secret, and everybody here may read that file: chmod o= {path}")
+            raise Fatal(f"{where} is a secret, and everybody here may read that file: chmod 600 {path}")
     return texts
 
 

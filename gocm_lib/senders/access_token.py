@@ -92,8 +92,22 @@ class _Outwards:
         self._out = out
 
     def request(self, method: str, url: str, **how: Any) -> _Answer:
-        with _http(self._ca, self._out.to(url)) as manager:  # once in an hour: nothing is worth keeping
-            return _exchange(manager, method, url, **how)
+        import urllib3
+
+        try:
+            with _http(self._ca, self._out.to(url)) as manager:  # once in an hour: nothing is worth keeping
+                return _exchange(manager, method, url, **how)
+        except urllib3.exceptions.HTTPError as error:
+            # google-auth would make it a bare TransportError, of which nobody learns which server it was.
+            host = urllib3.util.parse_url(url).host
+            raise CredentialError(f"{host} cannot be reached: {_cause(error)}") from None
+
+
+def _cause(error: Exception) -> str:
+    """What the system said, where it said something, else the kind of error: never a text with an answer in it."""
+    system = error.__cause__ or error.__context__
+    said = system.strerror if isinstance(system, OSError) else ""
+    return said or type(error).__name__
 
 
 def from_command(command: str, directory: str) -> Callable[[float], Token]:

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import ssl
 import sys
 import time
@@ -172,8 +173,21 @@ def test_the_token_server_is_trusted_as_the_upstream_is(tokens, tmp_path):
     path.write_text(json.dumps(made("external_account file", url, tmp_path)))
     fetch, _ = access_token.from_file(str(path), str(tmp_path / "ca.pem"), "project-1")
     assert fetch(time.time()).value == "token-of-sts"
-    with pytest.raises(CredentialError):
+    with pytest.raises(CredentialError, match="127.0.0.1 cannot be reached: .*certificate verify failed"):
         access_token.from_file(str(path), project="project-1")[0](time.time())
+
+
+@short
+@pytest.mark.parametrize(("host", "said"), [("127.0.0.1", "Connection refused"), ("gone.invalid", ".*[Nn]ame")])
+def test_a_token_server_that_is_away_is_named(tmp_path, host, said):
+    with socket.socket() as held:  # bound, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        path = tmp_path / "file.json"
+        url = f"http://{host}:{held.getsockname()[1]}/token"
+        path.write_text(json.dumps(made("external_account file", url, tmp_path)))
+        fetch, _ = access_token.from_file(str(path), project="project-1")
+        with pytest.raises(CredentialError, match=f"--credentials: {host} cannot be reached: {said}"):
+            fetch(time.time())
 
 
 @short
