@@ -33,7 +33,7 @@ gocm_lib/
         sqlite/  spool history report keys database
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job idempotency outcome retry suspect dialects
-        platforms fcm gcm
+        v1_schema platforms fcm gcm
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits
@@ -43,7 +43,7 @@ gocm_lib/
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
-        sandbox pretend strain bench bundle api_client send watch failed manual completion
+        sandbox pretend pretend_schema strain bench bundle api_client send watch failed manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help.

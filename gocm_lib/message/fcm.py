@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gocm_lib.message import platforms
+from gocm_lib.message import platforms, v1_schema
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Draft, Run, Slice, check_weight, weigh
 from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
@@ -20,22 +20,21 @@ from gocm_lib.message.strict_json import compact
 NAME = "fcm"
 TOKENS_PER_REQUEST = 1
 
-# Names in a template, as Google's discovery document has them; proto3 JSON takes both spellings.
-TEMPLATE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
-TARGET_FIELDS = {"token", "topic", "condition", "fid"}
-
 # ---------------------------------------------------------------------------------------------------- the request
 
 
 def message(draft: Draft, now: float) -> str:
     """The Message for a draft without its target, as compact JSON. Raises BadRequest for what FCM would refuse."""
-    merged = _template(draft)
+    merged = v1_schema.read(draft.template) if draft.template else {}
+    merged.pop("name", None)  # output only
     if draft.payload is not None:
         if "data" in merged:
             raise BadRequest("give the data in payload or in message, not in both", "payload")
         merged["data"] = {name: as_text(value) for name, value in draft.payload.items()}
     merged = platforms.fill(merged, draft.options, now)
-    _check_data(merged.get("data", {}), "message" if draft.payload is None else "payload")
+    if "android" in merged and "android_v2" in merged:
+        raise BadRequest("FCM takes android or android_v2 in message, not both; options mean android", "message")
+    _check_data(merged, "message" if draft.payload is None else "payload")
     # "message" goes last: the target is spliced in before the two closing braces.
     envelope = {"validate_only": True} if draft.options.get("dry_run") else {}
     written = compact({**envelope, "message": merged}, "message")
@@ -48,27 +47,11 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else compact(value, "payload")
 
 
-def _template(draft: Draft) -> dict[str, Any]:
-    template = dict(draft.template or {})
-    for name in template:
-        if name in TARGET_FIELDS:
-            raise BadRequest(f"give {name} beside the message, not in it", "message")
-        if name not in TEMPLATE_FIELDS:
-            raise BadRequest("unknown field in message; known are " + ", ".join(sorted(TEMPLATE_FIELDS)), "message")
-    template.pop("name", None)  # output only
-    nested = {name: part.get("notification", {}) for name, part in template.items() if isinstance(part, dict)}
-    for name, part in (*template.items(), *((f"{name}.notification", part) for name, part in nested.items())):
-        if not isinstance(part, dict) and name not in ("data.notification", "notification.notification"):
-            raise BadRequest(f"{name} in message must be a JSON object", "message")
-    if not all(isinstance(value, str) for value in template.get("data", {}).values()):
-        raise BadRequest("every value of data in message must be a text", "message")
-    return template
-
-
-def _check_data(data: Mapping[str, str], field: str) -> None:
-    for name in data:
-        if name in ("from", "message_type") or name.startswith(("google.", "gcm.notification.")):
-            raise BadRequest(f"the key {name[:64]} is reserved by FCM", field)
+def _check_data(message: Mapping[str, Any], field: str) -> None:
+    for part in (message, *(message[name] for name in ("android", "android_v2", "webpush") if name in message)):
+        for name in part.get("data", ()):
+            if name in ("from", "message_type") or name.startswith(("google.", "gcm.notification.")):
+                raise BadRequest(f"the key {name[:64]} is reserved by FCM", field)
 
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from gocm_lib.message import v1_schema
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.strict_json import read_json
 
@@ -125,6 +126,8 @@ def _checked(name: str, value: Any) -> Any:
     if name == "badge":
         if not re.fullmatch("[0-9]{1,9}", str(value)) or isinstance(value, bool):
             raise BadRequest("notification.badge must be a whole number", "notification")
+    elif name == "color" and not v1_schema.KINDS["rgb"].fits(value):
+        raise BadRequest(f"notification.color must be {v1_schema.KINDS['rgb'].must}", "notification")
     elif not isinstance(value, str):
         raise BadRequest(f"notification.{name[:64]} must be a text", "notification")
     return value
@@ -140,14 +143,14 @@ def _loc_args(name: str, value: Any) -> list[str]:
 
 
 def _under(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
-    """Both objects merged, field by field; where both have one, the upper one counts. proto3 JSON accepts snake_case
-    and camelCase for each name.
+    """Both objects merged, field by field; where both have one, the upper one counts. Names of headers are one in any
+    case.
     """
     merged = dict(above)
+    known = {name.lower(): name for name in above}
     for name, value in below.items():
-        camel = re.sub("_(.)", lambda found: found[1].upper(), name)
-        given = camel if camel in merged else name
-        if given not in merged:
+        given = known.get(name.lower())
+        if given is None:
             merged[name] = value
         elif isinstance(value, dict) and isinstance(merged[given], dict):
             merged[given] = _under(merged[given], value)

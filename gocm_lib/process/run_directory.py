@@ -86,6 +86,6 @@ def _remove_if_left(path: Path) -> None:
         shutil.rmtree(path)
         for name in SEMAPHORES.glob(f"sem.{glob.escape(path.name)}-*"):
             name.unlink(missing_ok=True)
-        log.logger.info("tidied up %s, the directory of a GoCM that was killed: no message was in it", path)
+        log.logger.info("removed %s, the directory of a GoCM that was killed: no message was in it", path)
     finally:
         os.close(descriptor)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gocm_lib.front.request import Request
+from gocm_lib.tools import pretend_schema
 from gocm_lib.tools.strain import Strain
 
 PROJECT = "sandbox-project"
@@ -103,6 +104,14 @@ def _fcm(code: str) -> dict[str, Any]:
 
 def _field(field: str, text: str) -> dict[str, Any]:
     return {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": text}]}
+
+
+def _refused(violations: list[pretend_schema.Violation], *more: dict[str, Any]) -> Answer:
+    """The answer that names all that is wrong with a request."""
+    places = [{"field": field, "description": text} if field else {"description": text} for field, text in violations]
+    detail = {"@type": BAD_REQUEST, "fieldViolations": places}
+    text = "\n".join(text for _, text in violations)
+    return Answer(400, _error(400, "INVALID_ARGUMENT", text, detail, *more))
 
 
 _BAD_TOKEN = "The registration token is not a valid FCM registration token"
@@ -195,7 +204,6 @@ ANSWERS: dict[str, tuple[Answer, ...]] = {
 
 _V1_PATH = re.compile(r"/v1/projects/([^/]+)/messages:send")
 _KEY = re.compile(r"key=(?!bad)\S+")
-_MESSAGE_FIELDS = {"name", "data", "notification", "android", "webpush", "apns", "fcm_options", "fcmOptions"}
 _TARGETS = ("token", "fid", "topic", "condition")
 
 
@@ -393,9 +401,12 @@ class Pretender:
             return self._one("permission_denied"), [], []
         try:
             body = json.loads(request.body)
-            message = dict(body["message"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return self._one("unknown_field"), [], []
+            found = pretend_schema.violations(body)
+            message = dict(body.get("message") or {})
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return _refused([("", "Invalid JSON payload received. Unexpected token.")]), [], []
+        if found:
+            return _refused(found), [], []
         kinds = [name for name in _TARGETS if name in message]
         targets = [message.pop(name) for name in kinds]
         if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:
@@ -403,6 +414,8 @@ class Pretender:
         [target] = targets
         self.ledger.last = body
         self.ledger.arrived[target] += 1
+        if not self.mode.answer and (found := pretend_schema.what_it_means(message)):
+            return _refused(found, _fcm("INVALID_ARGUMENT")), targets, []
         name = self.mode.answer or self._v1_fault(message, kinds[0]) or self._v1_fate(target)
         if not name and self._exhausts(kinds[0], target):
             name = "quota_topic" if kinds[0] == "topic" else "quota_device"
@@ -413,15 +426,10 @@ class Pretender:
         return sent, targets, [] if body.get("validate_only") else targets
 
     def _v1_fault(self, message: Mapping[str, Any], kind: str) -> str:
-        data = message.get("data", {})
-        if set(message) - _MESSAGE_FIELDS or not isinstance(data, dict):
-            return "unknown_field"
-        if not all(isinstance(value, str) for value in data.values()):
-            return "bad_value"
+        data = message.get("data") or {}
         if any(key == "from" or key.startswith("google.") for key in data):
             return "reserved_key"
-        shown = message.get("notification", {})
-        parts = [*data.items(), *(shown.items() if isinstance(shown, dict) else ())]
+        parts = [*data.items(), *(message.get("notification") or {}).items()]
         size = sum(len(str(text).encode(errors="replace")) for pair in parts for text in pair)
         return "too_big" if size > (2048 if kind in ("topic", "condition") else 4096) else ""
 

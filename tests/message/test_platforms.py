@@ -120,7 +120,8 @@ FIELDS = {
     **{"content_available": True, "mutable_content": True},
 }
 SHOWN = {name: ["x"] if name.endswith("args") else "5" for name in platforms.NOTIFICATION} | {
-    "click_action": "https://a.example"
+    "click_action": "https://a.example",
+    "color": "#ff8000",
 }
 
 
@@ -139,11 +140,11 @@ def test_a_message_beside_them_counts_more_field_by_field(camel):
         "apns": {"headers": {"apns-priority": "1"}, "payload": {"aps": {"alert": "own"}, "mine": True}},
         "webpush": {"headers": {"TTL": "1"}},
     }
-    notification = {"tag": "t", "color": "#fff", "body_loc_key": "b", "sound": "s"}
+    notification = {"tag": "t", "color": "#ffffff", "body_loc_key": "b", "sound": "s"}
     found = message(message=own, collapse_key="k", priority="high", time_to_live=9, notification=notification)
     android = {"priority": "HIGH", "ttl": "9s"}
-    shown = {"tag": "own", "color": "#fff", "body_loc_key": "b", "sound": "s"}
-    assert found["android"] == {**own["android"], **android, "notification": shown}
+    shown = {"tag": "own", "color": "#ffffff", "body_loc_key": "b", "sound": "s"}
+    assert found["android"] == {"collapse_key": "own", **android, "notification": shown}
     assert found["apns"] == {
         "headers": {"apns-priority": "1", "apns-collapse-id": "k", "apns-expiration": "1800000009"},
         "payload": {"aps": {"alert": "own", "sound": "s"}, "mine": True},

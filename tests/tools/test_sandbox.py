@@ -4,6 +4,7 @@ import http.client
 import json
 
 import pytest
+import requests
 from kit import Http, Program, Sandbox
 
 from gocm_lib.config.settings import Exit
@@ -64,3 +65,37 @@ def test_it_is_for_this_machine_unless_one_says_otherwise(host):
         assert told(open_to_all, Host=f"127.0.0.1:{open_to_all.port}") == 200
     finally:
         open_to_all.kill_group()
+
+
+def test_it_refuses_a_message_as_google_does(sandbox):
+    token = requests.get(
+        f"http://127.0.0.1:{sandbox.port}/computeMetadata/v1/instance/service-accounts/default/token",
+        headers={"Metadata-Flavor": "Google"},
+        timeout=10,
+    ).json()["access_token"]
+
+    def send(body):
+        url, headers = (
+            f"http://127.0.0.1:{sandbox.port}/v1/projects/sandbox-project/messages:send",
+            {"Authorization": f"Bearer {token}"},
+        )
+        return requests.post(url, data=body, headers=headers, timeout=10)
+
+    wrong = {"token": "a", "android": {"ttl": 5, "data": {"n": 1}}, "notification": {"sound": "s"}}
+    answer = send(json.dumps({"message": wrong}))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["status"] == "INVALID_ARGUMENT"
+    [detail] = error["details"]
+    assert detail["@type"].endswith("google.rpc.BadRequest")
+    assert [violation["field"] for violation in detail["fieldViolations"]] == [
+        "message.android.ttl",
+        "message.android.data[0].value",
+        "message.notification",
+    ]
+    assert "Invalid value at 'message.android.data[0].value' (TYPE_STRING), 1" in error["message"]
+    assert """Unknown name "sound" at 'message.notification': Cannot find field.""" in error["message"]
+    for body in ("[]", "{", '{"message":[]}', '{"message":{"token":"a"},"dryRun":true}', "null", '{"message":null}'):
+        assert send(body).status_code == 400, body
+    assert not sandbox.received()["delivered"]
+    assert send(json.dumps({"message": {"token": "a", "android": {"ttl": "5s"}}})).status_code == 200
