@@ -29,7 +29,7 @@ gocm_lib/
         feeder generation in_hand sender loop pool width connection upstream credentials access_token quarantine
         crash_log
     state/       what is shared: one process, one transaction. Other rooms know its contract.py and client.py alone
-        contract client state admission pacing pace blame turns
+        contract client state admission pacing pace blame turns waves
         sqlite/  spool history report keys database
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job idempotency outcome retry suspect dialects
@@ -43,7 +43,7 @@ gocm_lib/
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
-        sandbox pretend pretend_schema strain bench bundle api_client send watch failed manual completion
+        sandbox pretend pretend_schema strain bench bundle api_client send watch failed feedback manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help.

@@ -16,6 +16,7 @@ from gocm_lib.config.settings import (
     Exit,
     FailedSettings,
     Fatal,
+    FeedbackSettings,
     HelpSettings,
     PingSettings,
     SandboxSettings,
@@ -219,6 +220,12 @@ def _place(settings: Settings) -> str:
     return f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
+def _feedback(words: Sequence[str]) -> int:
+    from gocm_lib.tools import feedback
+
+    return _print_all(lambda: feedback.command(words))
+
+
 def _failed(words: Sequence[str]) -> int:
     from gocm_lib.tools import failed
 
@@ -267,6 +274,9 @@ COMMANDS = {
     "ping": Command(_ping, PingSettings, "ask a server whether it is ready: exit code 0 or 1"),
     "send": Command(_send, SendSettings, "send a message to tokens, from a file too, by a running server"),
     "watch": Command(_watch, WatchSettings, "show live what goes on in a running server"),
+    "feedback": Command(
+        _feedback, FeedbackSettings, "release or discard unregistered tokens that a running server holds back"
+    ),
     "failed": Command(_failed, FailedSettings, "list, replay or discard the failed tokens of a running server"),
     "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),
     "bench": Command(_bench, BenchSettings, "measure this machine"),

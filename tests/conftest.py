@@ -75,6 +75,14 @@ def start_fcm(sandbox, run):
 
 
 @pytest.fixture
+def start_both(sandbox, run, key_file):
+    """A function that starts a server sending both FCM v1, the default, and legacy GCM to the test's sandbox."""
+    host = f"127.0.0.1:{sandbox.port}"
+    fcm = ("--fcm-url", f"http://{host}", "--fcm-metadata", "--metadata-host", host)
+    return lambda *words: run("--gcm-url", sandbox.url(), "--apikey-file", key_file, *fcm, *words)
+
+
+@pytest.fixture
 def temporary():
     """A directory for temporary files with a short name: that of a socket in it must not be long."""
     with tempfile.TemporaryDirectory(prefix="t-") as place:

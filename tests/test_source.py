@@ -18,7 +18,7 @@ ROOMS = [path for path in MODULES if path.name == "__init__.py" and len(path.par
 PURE = {
     "message": {path.stem for path in MODULES if path.parts[0] == "message"},
     "help": {path.stem for path in MODULES if path.parts[0] == "help"},
-    "state": {"contract", "admission", "pace", "blame", "turns"},
+    "state": {"contract", "admission", "pace", "blame", "turns", "waves"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool"},
     "process": {"restarts"},
     "front": {"request", "chunked", "response", "query", "openapi"},

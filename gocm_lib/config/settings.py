@@ -508,8 +508,11 @@ class Settings:
     max_report: int = option(
         1000000,
         number(1, 10**9),
-        "entries that each list may have; of tokens: canonical and notregistered; more are dropped",
+        "entries that each list may have; of tokens: canonical, notregistered and invalid; more are dropped",
         metavar="N",
+    )
+    hold_waves: bool = option(
+        False, flag, "hold unregistered tokens back when they come in a wave; until gocm feedback release or discard"
     )
     max_tokens: int = option(100000, number(1, 10**6), "tokens that a call may have", metavar="N", live=True)
     max_body: int = option(
@@ -627,6 +630,11 @@ class FailedSettings(ClientSettings):
 
 
 @dataclass(frozen=True)
+class FeedbackSettings(ClientSettings):
+    """`gocm feedback` has only the options shared by all commands that call a running server."""
+
+
+@dataclass(frozen=True)
 class SendSettings(ClientSettings):
     """The options of `gocm send`."""
 
@@ -674,7 +682,7 @@ GROUPS = {
     "keeping": ("spool", "failed_age", "max_failed", "keep_jobs", "max_kept", "max_keys", "max_report"),
     "figures and reports": (
         *("graphite", "statsd", "metrics_prefix", "metrics_interval"),
-        *("feedback_url", "feedback_url_file", "feedback_secret_file", "feedback_plain"),
+        *("feedback_url", "feedback_url_file", "feedback_secret_file", "feedback_plain", "hold_waves"),
     ),
     "log": ("logto", "log_level", "log_format", "access_log"),
     "try it": ("sandbox", "sandbox_port"),

@@ -110,8 +110,8 @@ class Handlers:
             case Conflict():
                 raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
             case Known() as known:
-                return _taken(known.job, {"Idempotency-Replayed": "true"})
-        return _taken(accepted.id, {}, _to_many([accepted]))
+                return _taken(accepted, known.job, request, {"Idempotency-Replayed": "true"})
+        return _taken(accepted, accepted.id, request, {}, _to_many([accepted]))
 
     def _read(self, request: Request, parse: Callable[[], Read]) -> Read:
         """Parse a body. Large bodies are parsed one at a time: each grows tenfold, and only one can be parsed at a time
@@ -173,7 +173,11 @@ class Handlers:
 
     def notregistered(self, request: Request) -> Response:
         """GET /gcm/report/notregistered: tokens to delete."""
-        return self.lists.read("notregistered", response.notregistered, request)
+        return self.lists.read("notregistered", response.notregistered, request, response.unregistered)
+
+    def invalid(self, request: Request) -> Response:
+        """GET /gcm/report/invalid: what is no token of ours."""
+        return self.lists.read("invalid", response.invalid, request)
 
     def ack_canonical(self, request: Request) -> Response:
         """POST /gcm/report/canonical/ack: take entries that were read off the list."""
@@ -182,6 +186,32 @@ class Handlers:
     def ack_notregistered(self, request: Request) -> Response:
         """POST /gcm/report/notregistered/ack: the same."""
         return self.lists.confirm("notregistered", request)
+
+    def ack_invalid(self, request: Request) -> Response:
+        """POST /gcm/report/invalid/ack: the same."""
+        return self.lists.confirm("invalid", request)
+
+    def release(self, request: Request) -> Response:
+        """POST /gcm/feedback/release: put entries that were held back, for they came in a wave, into the list."""
+        return self._deal_with_held(request, "released", self.client.release_held)
+
+    def drop(self, request: Request) -> Response:
+        """POST /gcm/feedback/discard: forget entries that were held back."""
+        return self._deal_with_held(request, "discarded", self.client.discard_held)
+
+    def _deal_with_held(self, request: Request, what: str, some: Callable[[], int]) -> Response:
+        """Release or discard all entries that are held back, some at a time."""
+        if query.form(request, {"all"}, "all=1").get("all") != "1":
+            raise BadRequest("say all=1: all that are held back", "all")
+        count = 0
+        try:
+            while done := some():
+                count += done
+        except StateUnavailable:
+            reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
+            return unavailable(reason)._replace(audit=f"{what} {count} entries that were held back, or more")
+        audit = f"{what} {count} entries that were held back" if count else ""
+        return Response(200, response.done(what, count), audit=audit)
 
     def status(self, request: Request) -> Response:
         """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
@@ -284,6 +314,10 @@ class Handlers:
         )
         paused = snapshot.pause_reasons if snapshot else {}
         reasons, notes = health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()]
+        waves = snapshot.waves if snapshot else {}
+        notes += [
+            f"upstream {name} calls far more tokens unregistered than usual: look before you delete" for name in waves
+        ]
         if len(without) < able.upstreams:  # else it is a reason
             notes += [f"upstream {name} has no access token" for name in without]
         return reasons, notes
@@ -301,11 +335,24 @@ class Handlers:
         return Response(200, json.dumps(shown).encode() + b"\n")
 
 
-def _taken(job_id: int, headers: Mapping[str, str], audit: str = "") -> Response:
-    """The answer for a message that is on disk, as the original gives it."""
+def _taken(kept: Job, job_id: int, request: Request, headers: Mapping[str, str], audit: str = "") -> Response:
+    """The answer for a message that is on disk as job `job_id`: as the original gives it, or as JSON, for who wants
+    that or must know what was left out.
+    """
     name = job.format_id(job_id)
     told: dict[str, str | Sequence[str]] = {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers}
+    if kept.skipped or _wants_json(request.headers.get("accept", "")):
+        return Response(200, json.dumps(response.accepted(kept, job_id)).encode() + b"\n", headers=told, audit=audit)
     return Response(200, b"ok\n", "text/html", told, audit=audit)
+
+
+def _wants_json(accept: str) -> bool:
+    """Whether a client takes JSON, and neither text nor anything: such cannot read `ok` (RFC 9110, section 12.5.1)."""
+    if "json" not in accept.lower():  # as nearly always
+        return False
+    ranges = (part.partition(";") for part in accept.lower().split(","))
+    taken = {name.strip() for name, _, rest in ranges if not re.search(r"\bq=0(\.0*)?\s*(;|$)", rest)}
+    return "application/json" in taken and not any(name.startswith(("text/", "*/")) for name in taken)
 
 
 def _to_many(jobs: Sequence[Job]) -> str:

@@ -1,4 +1,4 @@
-"""The two lists that applications read: tokens to replace, and tokens to delete.
+"""The lists that applications read: tokens to replace, tokens to delete, and what is no token of ours.
 
 Promises that no entry is given to two readers, and that an entry leaves its list only after it was handed to the
 network, or confirmed.
@@ -16,7 +16,7 @@ from gocm_lib.front.response import Response, unavailable
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import Entry
+from gocm_lib.state.contract import LISTS, Entry
 
 LARGEST_ANSWER = 50_000  # entries in an answer when no number is asked for; who asks again gets the next
 LAST = 1 << 62  # no entry has a higher number
@@ -25,15 +25,17 @@ Page = Callable[[Any], bytes]  # writes entries of one list
 
 
 class Lists:
-    """Both lists, for all threads that answer clients."""
+    """All lists, for all threads that answer clients."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._readers = {"canonical": threading.Lock(), "notregistered": threading.Lock()}
+        self._readers = {which: threading.Lock() for which in LISTS}
         self._paging = threading.Lock()
 
-    def read(self, which: str, page: Page, request: Request) -> Response:
-        """GET: a page of the list `which`, written by `page`. Raises BadRequest, StateUnavailable."""
+    def read(self, which: str, page: Page, request: Request, peeked: Page | None = None) -> Response:
+        """GET: a page of the list `which`, written by `page`; `peeked` writes it for who asks with peek, if that is
+        another form. Raises BadRequest, StateUnavailable.
+        """
         fields = query.parse(request.query, {"peek", "ack", "limit"})
         limit = query.number(fields, "limit", 1, query.LARGEST_PAGE)
         if fields.get("peek", "1") != "1":
@@ -46,11 +48,11 @@ class Lists:
             auth.check_clearing(request.headers)
         if ack is None and not looks:
             return self._hand_out(which, page, limit or LARGEST_ANSWER)
-        audit = "" if looks else self._acknowledge(which, ack or 0)
+        audit = "" if looks else self._acknowledge(which, ack or 0, 400)
         with self.one_page():
             most = LARGEST_ANSWER if ack is None else query.LARGEST_PAGE
             entries = self.client.page(which, ack or 0, limit or most)
-            body = page(entries)
+            body = (peeked if peeked and looks else page)(entries)
         return Response(200, body, headers=_cursor(entries, ack or 0), audit=audit)
 
     @contextlib.contextmanager
@@ -63,10 +65,12 @@ class Lists:
         finally:
             self._paging.release()
 
-    def _acknowledge(self, which: str, ack: int) -> str:
-        """Take entries up to a cursor off a list; returns the audit text for that, "" for none. Raises BadRequest."""
+    def _acknowledge(self, which: str, ack: int, unknown: int) -> str:
+        """Take entries up to a cursor off a list; returns the audit text for that, "" for none. Raises BadRequest, with
+        the status `unknown` for a cursor that never was.
+        """
         if not self.client.forget(which, ack):
-            raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack")
+            raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack", unknown)
         return f"cleared {which} up to {ack}" if ack else ""
 
     def confirm(self, which: str, request: Request) -> Response:
@@ -74,7 +78,7 @@ class Lists:
         ack = query.number(query.form(request, {"ack"}, "ack=12"), "ack", 0, LAST)
         if ack is None:
             raise BadRequest("say up to where: the GoCM-Cursor of what you have read", "ack")
-        audit = self._acknowledge(which, ack)
+        audit = self._acknowledge(which, ack, 404)  # such as fits the API's description, and is not there
         return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
 
     def _hand_out(self, which: str, page: Page, limit: int) -> Response:

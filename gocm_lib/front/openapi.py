@@ -1,6 +1,8 @@
-"""The API in OpenAPI 3.1, for those who generate clients or look around: /openapi.json. Pure.
+"""The API in OpenAPI 3.0, for those who generate clients or look around: /openapi.json. Pure.
 
-Written by hand, once for each route of routes.ROUTES. Tests compare it with the routes, and the server with it.
+Written by hand, once for each route of routes.ROUTES; what a v1 message may have is from its own table. Tests compare
+it with the routes, and the server with it, and make clients of it. For these it is in 3.0, which all generators read,
+each answer has one shape, no schema is a union without a name, and every operation has a name.
 """
 
 from collections.abc import Sequence
@@ -8,22 +10,25 @@ from typing import Any, Protocol
 
 from gocm_lib import __version__
 from gocm_lib.help.topics import TOPICS
+from gocm_lib.message import platforms, v1_schema
 from gocm_lib.message.dialects import DIALECTS
-from gocm_lib.message.idempotency import LONGEST
-from gocm_lib.message.job import MAX_LINES, MAX_TOKEN, MAX_TTL
-from gocm_lib.message.outcome import FAILURES
+from gocm_lib.message.job import LISTS, MAX_TOKEN, MAX_TTL
+from gocm_lib.message.outcome import FAILURES, INVALID
+from gocm_lib.state.contract import LISTS as LISTS_OF_REPORT
 from gocm_lib.state.contract import STATES
 
 Json = dict[str, Any]
 
 
 class Described(Protocol):
-    """A route to be described. `public`: it needs no token."""
+    """A route to be described. `name`: of the operation. `public`: it needs no token."""
 
     @property
     def method(self) -> str: ...
     @property
     def path(self) -> str: ...
+    @property
+    def name(self) -> str: ...
     @property
     def meaning(self) -> str: ...
     @property
@@ -31,16 +36,25 @@ class Described(Protocol):
 
 
 TEXT: Json = {"type": "string"}
-COUNT: Json = {"type": "integer", "minimum": 0}
-TIME: Json = {"type": "number", "description": "seconds since 1970"}
+COUNT: Json = {"type": "integer", "format": "int64", "minimum": 0}
+TIME: Json = {"type": "number", "format": "double", "description": "seconds since 1970"}
 FLAG: Json = {"type": "boolean"}
-ID: Json = {"type": "string", "pattern": "^[0-3][0-9a-f]{15}$", "description": "a message's id, as X-GoCM-Job has it"}
-UPSTREAM: Json = {"enum": list(DIALECTS)}
-KEPT: Json = {"enum": ["attempts", "expired", "killed_senders"]}
+ID: Json = {
+    "type": "string",
+    "minLength": 16,
+    "maxLength": 16,
+    "pattern": "^([1-3][0-9a-f]*|0+[1-9a-f][0-9a-f]*)$",  # not all of them 0
+    "description": "a message's id, as X-GoCM-Job has it",
+}
+
+
+def _word(*words: str) -> Json:
+    return {"type": "string", "enum": list(words)}
 
 
 def _object(required: Json, optional: Json | None = None, **more: Any) -> Json:
-    return {"type": "object", "properties": required | (optional or {}), "required": list(required), **more}
+    found: Json = {"type": "object", "properties": required | (optional or {}), **more}
+    return found | ({"required": list(required)} if required else {})
 
 
 def _list(of: Json) -> Json:
@@ -48,117 +62,223 @@ def _list(of: Json) -> Json:
 
 
 def _or_null(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
+    return {**schema, "nullable": True}
 
 
 def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-DEVICE: Json = {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN, "pattern": r"^[^\s\x00-\x1f\x7f]+$"}
-SHORT: Json = {"type": "string", "minLength": 1, "maxLength": 1024}
-OPTIONS: Json = {
-    "upstream": UPSTREAM,
-    "collapse_key": SHORT,
+UPSTREAM = _word(*DIALECTS)
+KEPT = _word("attempts", "expired", "killed_senders")
+ANYTHING: Json = {"type": "object", "additionalProperties": True}
+DEVICE: Json = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_TOKEN,
+    "pattern": r"^[!#-&*+./0-9:<-Z^_a-z|~-]+$",
+    "description": "what Firebase gave the device",
+}
+PRINTABLE: Json = {"type": "string", "minLength": 1, "maxLength": 1024, "pattern": "^[ -~]+$"}
+FIELDS: Json = {
+    "collapse_key": PRINTABLE,
     "time_to_live": {"type": "integer", "minimum": 0, "maximum": MAX_TTL, "description": "seconds"},
-    "priority": {"enum": ["normal", "high"]},
-    "restricted_package_name": SHORT,
+    "priority": _word("normal", "high"),
+    "restricted_package_name": PRINTABLE,
     "content_available": FLAG,
     "mutable_content": FLAG,
     "dry_run": FLAG,
-    "notification": {"type": "object"},
-    "message": {"type": "object", "description": "a whole FCM v1 message; the other fields fill what it leaves open"},
+    "notification": _ref("LegacyNotification"),
 }
+_TOPIC = "'[a-zA-Z0-9_.~%-]{1,900}' in topics"
+# What a message may be for: the field, and its values. A list may be longer than here: --max-tokens.
 TARGETS: Json = {
     "tokens": {**_list(DEVICE), "minItems": 1},
-    "fid": {"anyOf": [DEVICE, {**_list(DEVICE), "minItems": 1}]},
+    "fid": {**_list(DEVICE), "minItems": 1},
     "topic": {"type": "string", "pattern": "^[a-zA-Z0-9_.~%-]{1,900}$"},
-    "condition": {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN},
+    "condition": {"type": "string", "pattern": rf"^{_TOPIC}( (&&|\|\|) {_TOPIC}){{0,4}}$"},
 }
-FORM_PAYLOAD: Json = {"type": "string", "contentMediaType": "application/json"}
 
+
+def _pushes() -> Json:
+    """For each target two schemas, which no value fits both of: a message by its payload, and a whole one for FCM."""
+    found: Json = {}
+    for name, values in TARGETS.items():
+        skips = {"skip_invalid": FLAG} if name in LISTS else {}
+        upstream = _word("fcm") if name == "fid" else UPSTREAM
+        known = {"additionalProperties": False}
+        title = name.capitalize()
+        found[f"{title}Push"] = _object(
+            {name: values, "payload": ANYTHING}, {**skips, "upstream": upstream, **FIELDS}, **known
+        )
+        found[f"{title}Message"] = _object(
+            {name: values, "message": _ref("Message")}, {**skips, "upstream": _word("fcm"), **FIELDS}, **known
+        )
+    return found
+
+
+def _kind(kind: str) -> Json:
+    """The schema for a kind of v1_schema."""
+    if kind in v1_schema.SCHEMA:
+        return _ref(kind)
+    if kind.startswith("[]"):
+        return _list(_kind(kind[2:]))
+    if kind in v1_schema.ENUMS:
+        return _word(*v1_schema.ENUMS[kind])
+    found: Json = _KINDS[kind]
+    return found
+
+
+def _field(kind: str) -> Json:
+    """The same as a field, which null leaves open."""
+    return _or_null({"allOf": [_kind(kind)]} if kind in v1_schema.SCHEMA else _kind(kind))
+
+
+_KINDS: Json = {
+    "text": TEXT,
+    "boolean": FLAG,
+    "integer": {"type": "integer", "format": "int32", "minimum": -(1 << 31), "maximum": (1 << 31) - 1},
+    "number": {"type": "number", "format": "double"},
+    "duration": {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?s$"},
+    "life": {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,9})?s$"},
+    "time": {"type": "string", "format": "date-time"},
+    "rgb": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
+    "label": {"type": "string", "pattern": "^[a-zA-Z0-9_.~%-]{1,50}$"},
+    "link": {"type": "string", "pattern": "^https://.+$"},
+    "object": ANYTHING,
+    "texts": {"type": "object", "additionalProperties": TEXT},
+}
+NEWER = "android_v2"  # not described: FCM takes it beside nothing that means `android`
+
+
+def _message() -> Json:
+    """The types of a whole v1 message, from their table."""
+    reached, left = set(), ["Message"]
+    while left:
+        name = left.pop()
+        reached.add(name)
+        kinds = [kind.removeprefix("[]") for field, kind in v1_schema.SCHEMA[name].items() if field != NEWER]
+        left += [kind for kind in kinds if kind in v1_schema.SCHEMA and kind not in reached]
+    return {
+        name: _object(
+            {},
+            {field: _field(kind) for field, kind in v1_schema.SCHEMA[name].items() if field not in (NEWER, "name")},
+            additionalProperties=False,
+        )
+        for name in sorted(reached)
+    }
+
+
+def _notification() -> Json:
+    """The legacy API's notification, as platforms has it."""
+    special = {
+        "badge": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        "color": _KINDS["rgb"],
+        "body_loc_args": _list(TEXT),
+        "title_loc_args": _list(TEXT),
+    }
+    return _object({}, {name: special.get(name, TEXT) for name in platforms.NOTIFICATION}, additionalProperties=False)
+
+
+CURSOR_NUMBER: Json = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1 << 62}
+OLDER: Json = {"type": "integer", "minimum": 0, "maximum": 10**9, "description": "seconds"}
+_PUSHES = _pushes()
 SCHEMAS: Json = {
     "Error": _object(
         {"error": {**TEXT, "description": "what is wrong, and what to do"}, "field": TEXT},
         description="Every refusal. `field` is the one at fault, or empty.",
     ),
-    "Push": _object(
-        {},
-        {"payload": {"type": "object"}, **TARGETS, **OPTIONS},
-        additionalProperties=False,
-        oneOf=[{"required": [name]} for name in TARGETS],
-        anyOf=[{"required": ["payload"]}, {"required": ["message"]}],
+    "Push": {"oneOf": [_ref(name) for name in _PUSHES], "description": "what to send, to whom"},
+    **_PUSHES,
+    "LegacyNotification": _notification(),
+    **_message(),
+    "Accepted": _object(
+        {"job": ID, "upstream": UPSTREAM, "tokens": COUNT, "skipped": _list(_ref("Skipped"))},
+        description="A message that is on disk, and will be sent.",
+    ),
+    "Skipped": _object(
+        {"n": COUNT, "error": TEXT}, description="What was left out of a list of tokens: its place from 0, and why."
     ),
     "Report": _object(dict.fromkeys(("attempts", "failures", "pending", "canonicals", "notregistered"), COUNT)),
     "Canonical": _object(
-        {"canonical_replacements": _or_null(_list(_object({"original": TEXT, "canonical": TEXT})))},
+        {"canonical_replacements": _or_null(_list(_ref("Replacement")))},
     ),
-    "NotRegistered": _object({"tokens": _or_null(_list(TEXT))}),
+    "Replacement": _object({"original": TEXT, "canonical": TEXT}),
+    "NotRegistered": _object(
+        {"tokens": _or_null(_list(TEXT))},
+        {"wave": FLAG, "in_wave": _list(TEXT)},
+        description="With peek, where far more tokens than usual became unregistered: `wave`, and those that came so.",
+    ),
+    "Invalid": _object({"tokens": _or_null(_list(_ref("InvalidToken")))}),
+    "InvalidToken": _object({"token": TEXT, "reason": _word(*INVALID)}),
     "Result": _object(
-        {"n": COUNT, "token": TEXT, "state": {"enum": list(STATES)}, "attempts": COUNT},
-        {"reason": TEXT, "detail": TEXT, "next_due": TIME, "canonical": TEXT, "ended_at": TIME},
+        {"n": COUNT, "token": TEXT, "state": _word(*STATES), "attempts": COUNT},
+        {"message_id": TEXT, "reason": TEXT, "detail": TEXT, "next_due": TIME, "canonical": TEXT, "ended_at": TIME},
         description="`reason`: why a token failed, one of " + ", ".join(FAILURES) + "; or why it is tried again",
     ),
     "Job": _object(
         {
             "job": ID,
             "upstream": UPSTREAM,
-            "target": {"enum": ["token", "fid", "topic", "condition"]},
+            "target": _word("token", "fid", "topic", "condition"),
             "accepted_at": TIME,
             "expires_at": TIME,
             "ended_at": _or_null(TIME),
             "tokens": COUNT,
-            "states": _object(dict.fromkeys(STATES, COUNT)),
+            "states": _ref("States"),
             "results": _list(_ref("Result")),
             "next": _or_null({**COUNT, "description": "the next page's `after`"}),
         },
         {
             "replayed_at": TIME,
             "paused": {**TEXT, "description": "why the upstream is not sent to"},
+            "skipped": _list(_ref("Skipped")),
             "forgotten": {**COUNT, "description": "tokens whose time is over; what is left failed"},
         },
     ),
+    "States": _object(dict.fromkeys(STATES, COUNT)),
+    "FailedToken": _object(
+        {"job": ID, "n": COUNT, "token": TEXT, "upstream": UPSTREAM, "reason": KEPT, "detail": TEXT}
+        | {"attempts": COUNT, "failed_at": TIME}
+    ),
     "Failed": _object(
         {
-            "failed": _list(
-                _object(
-                    {"job": ID, "n": COUNT, "token": TEXT, "upstream": UPSTREAM, "reason": KEPT, "detail": TEXT}
-                    | {"attempts": COUNT, "failed_at": TIME}
-                )
-            ),
+            "failed": _list(_ref("FailedToken")),
             "next": _or_null({**TEXT, "description": "the next page's `after`"}),
         }
     ),
     "Replayed": _object({"replayed": COUNT, "left": FLAG}),
     "Discarded": _object({"discarded": COUNT, "left": FLAG}),
     "Acknowledged": _object({"acknowledged": COUNT}),
-    "Ack": _object({"ack": COUNT}, additionalProperties=False),
+    "Ack": _object({"ack": CURSOR_NUMBER}, additionalProperties=False),
     "Which": _object(
         {},
-        {"all": {"const": "1"}, "job": ID, "reason": KEPT, "upstream": UPSTREAM, "older": COUNT},
+        {"job": ID, "reason": KEPT, "upstream": UPSTREAM, "older": OLDER},
         additionalProperties=False,
         minProperties=1,
+        description="The failed tokens that all of these are true of. For all of them: `older` 0, or `all=1` alone.",
     ),
-    "Health": _object(
-        {"status": {"enum": ["ok", "degraded", "failing"]}}, {"reasons": _list(TEXT), "notes": _list(TEXT)}
-    ),
+    "All": _object({"all": _word("1")}, additionalProperties=False),
+    "Released": _object({"released": COUNT}),
+    "DiscardedHeld": _object({"discarded": COUNT}),
+    "Health": _object({"status": _word("ok", "degraded", "failing")}, {"reasons": _list(TEXT), "notes": _list(TEXT)}),
     "Figures": _object(
         {
             "version": TEXT,
             "now": TIME,
             "started_at": TIME,
-            "status": {"enum": ["ok", "degraded", "failing"]},
+            "status": _word("ok", "degraded", "failing"),
             "sentence": TEXT,
             "sandbox": FLAG,
             "sent_per_second": {"type": "number"},
-            "senders": _object({"ready": COUNT, "died": COUNT}),
-            "upstreams": _list({"type": "object"}),
-            "trend": _object({"seconds": {"type": "number"}, "points": _list({"type": "object"})}),
-            "pending": _or_null({"type": "object"}),
-            "totals": _or_null({"type": "object"}),
+            "senders": ANYTHING,
+            "upstreams": _list(ANYTHING),
+            "trend": ANYTHING,
+            "pending": _or_null(ANYTHING),
+            "totals": _or_null(ANYTHING),
             "failed": _or_null(COUNT),
-            "failures": _or_null(_list({"type": "object"})),
-            "lists": _or_null({"type": "object"}),
+            "failures": _or_null(_list(ANYTHING)),
+            "lists": _or_null(ANYTHING),
         },
         additionalProperties=False,
         description="What the status page shows. What only the state process knows is null while it is away.",
@@ -173,8 +293,7 @@ def _query(name: str, schema: Json, description: str) -> Json:
 LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}, "how many entries at most")
 LIST = [
     LIMIT,
-    _query("peek", {"const": 1}, "clear nothing"),
-    _query("ack", {"type": "integer", "minimum": 0, "maximum": 1 << 62}, "entries up to this cursor are confirmed"),
+    _query("peek", _word("1"), "clear nothing; confirm what was read by a POST of the answer's GoCM-Cursor"),
 ]
 FAILED_QUERY = [
     LIMIT,
@@ -182,7 +301,7 @@ FAILED_QUERY = [
     _query("job", ID, "only those of this message"),
     _query("reason", KEPT, "only those that failed for this"),
     _query("upstream", UPSTREAM, "only those of this upstream"),
-    _query("older", {"type": "integer", "minimum": 0, "maximum": 10**9}, "only those that failed so many seconds ago"),
+    _query("older", OLDER, "only those that failed so many seconds ago"),
 ]
 
 
@@ -200,7 +319,7 @@ def _no(description: str, header: str = "") -> Json:
     }
 
 
-CURSOR = {"GoCM-Cursor": "with ack or peek: what to confirm next"}
+CURSOR = {"GoCM-Cursor": "with peek: what to confirm next"}
 AGAIN = "Retry-After"
 SENT = {
     "X-GoCM-Job": "the message's id",
@@ -212,7 +331,7 @@ COMMON = {
     "400": _no("malformed"),
     "403": _no("a browser asks for another site's page, or would clear a list by GET"),
     "408": _no("it did not come in time"),
-    "411": _no("the body has no length, but comes in pieces"),
+    "411": _no("the body has no length, and comes in pieces in no way that is understood"),
     "413": _no("the body is too large"),
     "421": _no("this server is not called so"),
     "431": _no("the head is too large"),
@@ -220,45 +339,33 @@ COMMON = {
     "503": _no("not now: busy, stopping, or no room", AGAIN),
 }
 UNKNOWN = {"401": _no("a token is needed", "WWW-Authenticate")}
+NO_CURSOR = _no("no such cursor was ever given")
 TYPED = {"415": _no("another Content-Type is needed")}
 
+FORM_JSON: Json = {"type": "string", "description": "a JSON object"}
 _PUSH_FORM = _object(
-    {},
-    {"payload": FORM_PAYLOAD}
-    | {"tokens": {**_list(DEVICE), "minItems": 1}, "fid": {**_list(DEVICE), "minItems": 1}}
-    | {name: TARGETS[name] for name in ("topic", "condition")}
-    | OPTIONS
-    | {"notification": FORM_PAYLOAD, "message": FORM_PAYLOAD},
-    additionalProperties=False,
-    oneOf=[{"required": [name]} for name in TARGETS],
-    anyOf=[{"required": ["payload"]}, {"required": ["message"]}],
+    {"tokens": TARGETS["tokens"], "payload": FORM_JSON},
+    {"skip_invalid": FLAG, "upstream": UPSTREAM, **FIELDS} | {"notification": FORM_JSON},
+    description="As the original takes it; the other fields of a Push may be given, too.",
 )
 
 # By method and path: what the route takes and answers, beside what is in ROUTES and COMMON.
 OPERATIONS: dict[tuple[str, str], Json] = {
     ("POST", "/gcm/send"): {
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "schema": {"type": "string", "pattern": "^[!#-~][!-~]*$", "maxLength": LONGEST},
-                "description": "the same key and body is one message for 24 hours",
-            }
-        ],
+        # No parameter: with two bodies under one key it is a mistake, which no schema can say.
+        "description": "With a header `Idempotency-Key` of your own the same key and body is one message for 24 hours; "
+        "the same key with another body is a 422.",
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": _ref("Push")},
-                "application/x-www-form-urlencoded": {"schema": _PUSH_FORM},
-                "application/x-ndjson": {
-                    "schema": {"type": "string", "description": f"up to {MAX_LINES} lines, each a Push"}
-                },
             },
         },
         "responses": {
             "200": {
-                "description": "it is on disk, and will be sent",
-                "content": {"text/html": {"schema": {"const": "ok\n"}}, "application/x-ndjson": {"schema": TEXT}},
+                "description": "it is on disk, and will be sent. Who does not send `Accept: application/json`, or "
+                "takes text or anything, too, gets `ok` and a newline, as text",
+                "content": {"application/json": {"schema": _ref("Accepted")}},
                 "headers": {name: {"schema": TEXT, "description": text} for name, text in SENT.items()},
             },
             "422": _no("the key was used for another message"),
@@ -275,22 +382,36 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         "parameters": LIST,
         "responses": {"200": _answer(_ref("NotRegistered"), **CURSOR)},
     },
+    ("GET", "/gcm/report/invalid"): {
+        "parameters": LIST,
+        "responses": {"200": _answer(_ref("Invalid"), **CURSOR)},
+    },
+    **{
+        ("POST", f"/gcm/feedback/{what}"): {
+            "requestBody": {
+                "required": True,
+                "content": {"application/x-www-form-urlencoded": {"schema": _ref("All")}},
+            },
+            "responses": {"200": _answer(_ref(done)), **TYPED},
+        }
+        for what, done in (("release", "Released"), ("discard", "DiscardedHeld"))
+    },
     **{
         ("POST", f"/gcm/report/{which}/ack"): {
             "requestBody": {
                 "required": True,
                 "content": {"application/x-www-form-urlencoded": {"schema": _ref("Ack")}},
             },
-            "responses": {"200": _answer(_ref("Acknowledged")), **TYPED},
+            "responses": {"200": _answer(_ref("Acknowledged")), "404": NO_CURSOR, **TYPED},
         }
-        for which in ("canonical", "notregistered")
+        for which in LISTS_OF_REPORT
     },
     ("GET", "/gcm/jobs/{id}"): {
         "parameters": [
             {"name": "id", "in": "path", "required": True, "schema": ID},
             LIMIT,
             _query("after", {"type": "integer", "minimum": 0, "maximum": 10**9}, "the `next` of the page before"),
-            _query("state", {"enum": list(STATES)}, "only tokens in this state"),
+            _query("state", _word(*STATES), "only tokens in this state"),
         ],
         "responses": {
             "200": _answer(_ref("Job")),
@@ -298,7 +419,10 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "410": _no("its time is over: nothing is known of it any more"),
         },
     },
-    ("GET", "/gcm/failed"): {"parameters": FAILED_QUERY, "responses": {"200": _answer(_ref("Failed"))}},
+    ("GET", "/gcm/failed"): {
+        "parameters": FAILED_QUERY,
+        "responses": {"200": _answer(_ref("Failed"))},
+    },
     **{
         ("POST", f"/gcm/failed/{what}"): {
             "requestBody": {
@@ -314,10 +438,10 @@ OPERATIONS: dict[tuple[str, str], Json] = {
     ("GET", "/api/status"): {"responses": {"200": _answer(_ref("Figures"))}},
     ("GET", "/help"): {"responses": {"200": _answer(TEXT, media="text/html")}},
     ("GET", "/help/{topic}"): {
-        "parameters": [{"name": "topic", "in": "path", "required": True, "schema": {"enum": list(TOPICS)}}],
+        "parameters": [{"name": "topic", "in": "path", "required": True, "schema": _word(*TOPICS)}],
         "responses": {"200": _answer(TEXT, media="text/html"), "404": _no("no such topic")},
     },
-    ("GET", "/openapi.json"): {"responses": {"200": _answer({"type": "object"})}},
+    ("GET", "/openapi.json"): {"responses": {"200": _answer(ANYTHING)}},
     ("GET", "/metrics"): {"responses": {"200": _answer(TEXT, media="text/plain")}},
     **{
         ("GET", path): {"responses": {"200": _answer(_ref("Health")), "503": _answer(_ref("Health"), "it is not")}}
@@ -332,17 +456,22 @@ def document(routes: Sequence[Described]) -> Json:
     for route in routes:
         operation = OPERATIONS[route.method, route.path]
         responses = COMMON | ({} if route.public else UNKNOWN) | operation["responses"]
-        described = {"summary": route.meaning, **operation, "responses": dict(sorted(responses.items()))}
+        described = {
+            "operationId": route.name,
+            "summary": route.meaning,
+            **operation,
+            "responses": dict(sorted(responses.items())),
+        }
         if route.public:
             described["security"] = []
         paths.setdefault(route.path, {})[route.method.lower()] = described
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.0.3",
         "info": {
             "title": "GoCM",
             "version": __version__,
             "description": "Takes push notifications over HTTP, answers at once, delivers them to Google.",
-            "license": {"name": "MIT", "identifier": "MIT"},
+            "license": {"name": "MIT"},
         },
         "security": [{}, {"bearer": []}, {"basic": []}],
         "paths": paths,

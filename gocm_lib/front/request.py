@@ -79,7 +79,7 @@ def parse_head(raw: bytes, max_body: int) -> Head:
     method, modern = match[1].decode("ascii"), match[3] == b"HTTP/1.1"
     target = _check_host(match[2].decode("ascii"), headers, modern)
     path, _, query = target.partition("?")
-    chunked = _is_chunked(method, headers, modern)
+    chunked = _is_chunked(headers, modern)
     length = 0 if chunked else _check_length(method, headers, max_body)
     connection = {part.strip().lower() for part in headers.get("connection", "").split(",")}
     keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
@@ -104,7 +104,7 @@ def _check_host(target: str, headers: dict[str, str], modern: bool) -> str:
     return absolute[2] or "/"
 
 
-def _is_chunked(method: str, headers: Mapping[str, str], modern: bool) -> bool:
+def _is_chunked(headers: Mapping[str, str], modern: bool) -> bool:
     """Whether the body comes in chunks (RFC 9112 sections 6.1 and 6.3)."""
     coding = headers.get("transfer-encoding")
     if coding is None:
@@ -113,8 +113,6 @@ def _is_chunked(method: str, headers: Mapping[str, str], modern: bool) -> bool:
         raise BadRequest("Transfer-Encoding with Content-Length, or in HTTP/1.0", "transfer-encoding")
     if coding.lower() != "chunked":
         raise BadRequest("no Transfer-Encoding but chunked is understood", "transfer-encoding", 501)
-    if method in ("GET", "HEAD"):
-        raise BadRequest(f"a {method} request must have no body", "transfer-encoding")
     return True
 
 
@@ -128,8 +126,6 @@ def _check_length(method: str, headers: Mapping[str, str], max_body: int) -> int
     if not re.fullmatch("[0-9]{1,10}", declared):
         raise BadRequest("malformed Content-Length", "content-length")
     length = int(declared)
-    if length and method in ("GET", "HEAD"):
-        raise BadRequest(f"a {method} request must have no body", "content-length")
     if length > max_body:
         raise BadRequest(f"the body is longer than {max_body} bytes: send it in several calls", "content-length", 413)
     return length
@@ -142,6 +138,16 @@ def _check_expect(headers: Mapping[str, str], modern: bool) -> bool:
     if expect.lower() != "100-continue":
         raise BadRequest("only 100-continue can be expected", "expect", 417)
     return True
+
+
+def check_no_body(request: "Head | Request") -> None:
+    """Raise BadRequest for a GET or HEAD that announces a body: it means nothing there (RFC 9110 section 9.3.1), and
+    what is between us and the client may take it for the next request.
+    """
+    if request.method in ("GET", "HEAD"):
+        length = request.headers.get("content-length", "0").strip("0")
+        if length or "transfer-encoding" in request.headers:
+            raise BadRequest(f"a {request.method} request must have no body", "content-length")
 
 
 class Reader:

@@ -4,13 +4,13 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Job, format_id
-from gocm_lib.state.contract import Failed, Fate, Refused, Replaced, Snapshot, Status, Unregistered
+from gocm_lib.state.contract import Failed, Fate, Invalid, Refused, Replaced, Snapshot, Status, Unregistered
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -92,7 +92,23 @@ def canonical(entries: Sequence[Replaced]) -> bytes:
 
 def notregistered(entries: Sequence[Unregistered]) -> bytes:
     """The list of unregistered tokens; `null` when empty."""
-    return go_json({"tokens": [token for _, token in entries] or None})
+    return go_json({"tokens": [entry.token for entry in entries] or None})
+
+
+def unregistered(entries: Sequence[Unregistered]) -> bytes:
+    """The same for those who only look: with a word where tokens came in a wave, and which did."""
+    return go_json({"tokens": [entry.token for entry in entries] or None, **of_wave(entries)})
+
+
+def of_wave(entries: Sequence[Unregistered]) -> dict[str, object]:
+    """What there is to say of entries that came in a wave; nothing if none did."""
+    found = [entry.token for entry in entries if entry.wave]
+    return {"wave": True, "in_wave": found} if found else {}
+
+
+def invalid(entries: Sequence[Invalid]) -> bytes:
+    """The list of what is no token of ours, each with the reason; `null` when empty."""
+    return go_json({"tokens": [{"token": entry.token, "reason": entry.reason} for entry in entries] or None})
 
 
 def status(found: Status) -> bytes:
@@ -113,6 +129,8 @@ def status(found: Status) -> bytes:
         told["paused"] = found.paused
     if forgotten := found.size - sum(found.states.values()):
         told["forgotten"] = forgotten
+    if found.skipped:
+        told["skipped"] = skipped(found.skipped)
     results = [_result(fate) for fate in found.fates]
     told |= {"results": results, "next": found.fates[-1].n if found.fates else None}
     return json.dumps(told).encode() + b"\n"
@@ -124,6 +142,8 @@ def _result(fate: Fate) -> dict[str, object]:
         told |= {"reason": fate.failure, "detail": fate.reason}
     elif fate.state == "deferred":
         told |= {"reason": fate.reason, "next_due": round(fate.at, 3)}
+    if fate.receipt:
+        told["message_id"] = fate.receipt
     if fate.canonical:
         told["canonical"] = fate.canonical
     if fate.state in ("delivered", "failed"):
@@ -150,9 +170,21 @@ def failed(entries: Sequence[Failed]) -> bytes:
     return json.dumps({"failed": shown, "next": last}).encode() + b"\n"
 
 
-def done(what: str, count: int, left: bool) -> bytes:
-    """How many failed tokens were replayed or discarded, and whether some are left that there was no room for."""
-    return json.dumps({what: count, "left": left}).encode() + b"\n"
+def done(what: str, count: int, left: bool | None = None) -> bytes:
+    """How many were dealt with, and whether some are left that there was no room for (None: that cannot be)."""
+    told: dict[str, object] = {what: count}
+    return json.dumps(told if left is None else told | {"left": left}).encode() + b"\n"
+
+
+def skipped(places: Iterable[tuple[int, str]]) -> list[dict[str, object]]:
+    """What was left out of a list of tokens: its place in the list from 0, and what is wrong with it."""
+    return [{"n": n, "error": why} for n, why in places]
+
+
+def accepted(kept: Job, job_id: int) -> dict[str, object]:
+    """A message that was kept under this id."""
+    told: dict[str, object] = {"job": format_id(job_id), "upstream": kept.upstream, "tokens": len(kept.tokens)}
+    return told | {"skipped": skipped(kept.skipped)}
 
 
 def error(problem: BadRequest) -> bytes:
@@ -165,6 +197,8 @@ def line(what: Job | BadRequest | Refused) -> bytes:
     match what:
         case Job():
             told: dict[str, object] = {"status": 200, "job": format_id(what.id)}
+            if what.skipped:
+                told["skipped"] = skipped(what.skipped)
         case BadRequest():
             told = {"status": what.status, "error": what.error, "field": what.field}
         case Refused():

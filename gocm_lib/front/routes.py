@@ -15,12 +15,14 @@ from gocm_lib.message.bad_request import BadRequest
 
 
 class Route(NamedTuple):
-    """A row of the table. `public`: answered without a token, for probes that have none. `most`: how many bytes its
-    body may have, where that is less than the general limit.
+    """A row of the table. `name`: what clients that are made of /openapi.json call it. `public`: answered without a
+    token, for probes that have none. `most`: how many bytes its body may have, where that is less than the general
+    limit.
     """
 
     method: str
     path: str
+    name: str
     handler: Callable[[Handlers, Request], Response]
     meaning: str
     public: bool = False
@@ -34,13 +36,26 @@ def _openapi(handlers: Handlers, request: Request) -> Response:
 
 # HEAD is answered wherever GET is, and never clears anything.
 ROUTES = (
-    Route("POST", "/gcm/send", Handlers.send, "keep a message and send it to its tokens"),
-    Route("GET", "/gcm/report", Handlers.report, "the counters"),
-    Route("GET", "/gcm/report/canonical", Handlers.canonical, "tokens that were replaced; clears what it gives"),
-    Route("GET", "/gcm/report/notregistered", Handlers.notregistered, "tokens to delete; clears what it gives"),
+    Route("POST", "/gcm/send", "send", Handlers.send, "keep a message and send it to its tokens"),
+    Route("GET", "/gcm/report", "report", Handlers.report, "the counters"),
+    Route(
+        "GET",
+        "/gcm/report/canonical",
+        "canonical",
+        Handlers.canonical,
+        "tokens that were replaced; clears what it gives",
+    ),
+    Route(
+        "GET",
+        "/gcm/report/notregistered",
+        "notregistered",
+        Handlers.notregistered,
+        "tokens to delete; clears what it gives",
+    ),
     Route(
         "POST",
         "/gcm/report/canonical/ack",
+        "ackCanonical",
         Handlers.ack_canonical,
         "take entries that were read off that list",
         most=SMALL_FORM,
@@ -48,26 +63,70 @@ ROUTES = (
     Route(
         "POST",
         "/gcm/report/notregistered/ack",
+        "ackNotregistered",
         Handlers.ack_notregistered,
         "the same for tokens to delete",
         most=SMALL_FORM,
     ),
-    Route("GET", "/gcm/jobs/{id}", Handlers.status, "what became of a message, and of each of its tokens"),
-    Route("GET", "/gcm/failed", Handlers.failed, "tokens that were set aside as failed, and why"),
     Route(
-        "POST", "/gcm/failed/replay", Handlers.replay, "send failed tokens again, as if they were new", most=SMALL_FORM
+        "GET",
+        "/gcm/report/invalid",
+        "invalid",
+        Handlers.invalid,
+        "what is no token of ours, and why; clears what it gives",
     ),
-    Route("POST", "/gcm/failed/discard", Handlers.discard, "forget failed tokens", most=SMALL_FORM),
-    Route("GET", "/status", Handlers.status_page, "a page for people: what goes on, and what to do"),
-    Route("GET", "/", Handlers.status_page, "the same"),
-    Route("GET", "/api/status", Handlers.status_figures, "what that page shows"),
-    Route("GET", "/help", pages.help_index, "the topics of the help", public=True),
-    Route("GET", "/help/{topic}", pages.help_topic, "one of them, as `gocm help` shows it", public=True),
-    Route("GET", "/openapi.json", _openapi, "this API, as OpenAPI 3.1 describes it"),
-    Route("GET", "/metrics", Handlers.metrics, "all figures, for Prometheus"),
-    Route("GET", "/livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
-    Route("GET", "/readyz", Handlers.readyz, "200 while messages can be taken and sent, else 503 and why", public=True),
-    Route("GET", "/healthz", Handlers.livez, "the same as `/livez`", public=True),
+    Route(
+        "POST",
+        "/gcm/report/invalid/ack",
+        "ackInvalid",
+        Handlers.ack_invalid,
+        "the same for what is no token of ours",
+        most=SMALL_FORM,
+    ),
+    Route(
+        "POST",
+        "/gcm/feedback/release",
+        "releaseHeld",
+        Handlers.release,
+        "put unregistered tokens that --hold-waves holds back into their list",
+        most=SMALL_FORM,
+    ),
+    Route(
+        "POST",
+        "/gcm/feedback/discard",
+        "discardHeld",
+        Handlers.drop,
+        "forget those that are held back",
+        most=SMALL_FORM,
+    ),
+    Route("GET", "/gcm/jobs/{id}", "job", Handlers.status, "what became of a message, and of each of its tokens"),
+    Route("GET", "/gcm/failed", "failed", Handlers.failed, "tokens that were set aside as failed, and why"),
+    Route(
+        "POST",
+        "/gcm/failed/replay",
+        "replay",
+        Handlers.replay,
+        "send failed tokens again, as if they were new",
+        most=SMALL_FORM,
+    ),
+    Route("POST", "/gcm/failed/discard", "discard", Handlers.discard, "forget failed tokens", most=SMALL_FORM),
+    Route("GET", "/status", "statusPage", Handlers.status_page, "a page for people: what goes on, and what to do"),
+    Route("GET", "/", "startPage", Handlers.status_page, "the same"),
+    Route("GET", "/api/status", "figures", Handlers.status_figures, "what that page shows"),
+    Route("GET", "/help", "help", pages.help_index, "the topics of the help", public=True),
+    Route("GET", "/help/{topic}", "helpTopic", pages.help_topic, "one of them, as `gocm help` shows it", public=True),
+    Route("GET", "/openapi.json", "openapi", _openapi, "this API, as OpenAPI 3.1 describes it"),
+    Route("GET", "/metrics", "metrics", Handlers.metrics, "all figures, for Prometheus"),
+    Route("GET", "/livez", "livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
+    Route(
+        "GET",
+        "/readyz",
+        "readyz",
+        Handlers.readyz,
+        "200 while messages can be taken and sent, else 503 and why",
+        public=True,
+    ),
+    Route("GET", "/healthz", "healthz", Handlers.livez, "the same as `/livez`", public=True),
 )
 _OPENAPI = json.dumps(openapi.document(ROUTES)).encode() + b"\n"
 _BY_PATH: dict[str, dict[str, Route]] = {}

@@ -27,7 +27,7 @@ from gocm_lib.front import routes
 from gocm_lib.front.gate import SMALL, Asker, Gate, Place
 from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.listener import Listener
-from gocm_lib.front.request import Head, Reader, Request
+from gocm_lib.front.request import Head, Reader, Request, check_no_body
 from gocm_lib.front.response import Response, refusal, unavailable
 from gocm_lib.front.routes import Route
 from gocm_lib.message.bad_request import BadRequest
@@ -192,6 +192,7 @@ class ClientConnection(socketserver.BaseRequestHandler):
     def _admit(self, head: Head | Request) -> Route:
         """The route of a request. Raises BadRequest when it may not be made."""
         route = routes.find(head.method, head.path)
+        check_no_body(head)
         self.handlers.admit(head.headers, self.asker, route.public)
         if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
             raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)

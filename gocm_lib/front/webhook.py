@@ -1,4 +1,5 @@
-"""The webhook: POSTs unregistered and replaced tokens to the application as they come, from a thread in the front.
+"""The webhook: POSTs unregistered, replaced and invalid tokens to the application as they come, from a thread in the
+front.
 
 Promises that an entry stays in its list, on disk, until the application has answered 2xx to a request that had it: it
 may arrive more than once, never less. An application that cannot be reached is tried again, less and less often, and
@@ -24,18 +25,18 @@ from urllib.parse import urlsplit, urlunsplit
 from gocm_lib import __version__
 from gocm_lib.config.proxy import Proxy, ways
 from gocm_lib.config.settings import Fatal, Settings
+from gocm_lib.front import response
 from gocm_lib.message.retry import backoff, parse_retry_after
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import deadline, log
 from gocm_lib.state.client import Client, StateUnavailable
+from gocm_lib.state.contract import LISTS
 
 BATCH = 1000  # entries of each list in a request
 LOOK = 1.0  # seconds between two looks at lists that were empty
 CONNECT, PATIENCE = 5.0, 20.0  # seconds to be connected, and for the answer from then on
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a request is made again: doubled each time
 SHORTEST = 16  # characters of a secret
-
-Entries = Sequence[tuple[Any, ...]]
 
 
 class Batch(NamedTuple):
@@ -69,16 +70,15 @@ def read_secret(path: str) -> bytes:
         raise Fatal(f"{where} begins with whsec_, but goes on with what is not base64", topic="reports") from None
 
 
-def compose(canonical: Entries, notregistered: Entries, now: float) -> Batch:
-    """The request that tells these entries."""
+def compose(entries: Mapping[str, Sequence[Any]], now: float) -> Batch:
+    """The request that tells these entries of each of contract.LISTS."""
     data = {
-        "notregistered": [token for _, token in notregistered],
-        "canonical_replacements": [{"original": old, "canonical": new} for _, old, new in canonical],
+        "notregistered": [entry.token for entry in entries["notregistered"]],
+        "canonical_replacements": [{"original": old, "canonical": new} for _, old, new in entries["canonical"]],
+        "invalid": [{"token": token, "reason": reason} for _, token, reason in entries["invalid"]],
+        **response.of_wave(entries["notregistered"]),
     }
-    upto = {
-        "canonical": canonical[-1][0] if canonical else None,
-        "notregistered": notregistered[-1][0] if notregistered else None,
-    }
+    upto = {which: found[-1].number if found else None for which, found in entries.items()}
     # Of what it tells, not of when: made again after a restart, it is the same, and can be known by that.
     digest = hashlib.sha256(json.dumps([upto, data]).encode()).hexdigest()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
@@ -129,7 +129,7 @@ def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | N
 
 
 class Webhook:
-    """Owned by Front. One thread takes entries off both lists and tells the application."""
+    """Owned by Front. One thread takes entries off the lists and tells the application."""
 
     def __init__(self, settings: Settings, client: Client, collector: Collector) -> None:
         """Raises Fatal when the file of the secret is unusable."""
@@ -160,8 +160,8 @@ class Webhook:
                 time.sleep(LONGEST_WAIT)
 
     def _next(self) -> Batch | None:
-        canonical, notregistered = (self._client.page(which, 0, BATCH) for which in ("canonical", "notregistered"))
-        return compose(canonical, notregistered, time.time()) if canonical or notregistered else None
+        entries = {which: self._client.page(which, 0, BATCH) for which in LISTS}
+        return compose(entries, time.time()) if any(entries.values()) else None
 
     def _post(self, batch: Batch) -> None:
         """Repeat a request until it is taken."""

@@ -13,7 +13,7 @@ from typing import Any
 from gocm_lib.message import platforms, v1_schema
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Draft, Run, Slice, check_weight, weigh
-from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
+from gocm_lib.message.outcome import Outcome, Verdict, cause_of, of_no_token, readable
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
 from gocm_lib.message.strict_json import compact
 
@@ -74,12 +74,12 @@ def outcomes(part: Slice, status: int, headers: Mapping[str, str], body: bytes, 
     outcome = _judge(status, headers, body, now)
     if outcome.verdict is Verdict.HELD and part.target != "token":
         outcome = outcome._replace(retry_after=max(RATE_LIMIT_WAIT, outcome.retry_after or 0.0))
-    return [outcome]
+    return [of_no_token(outcome) if part.target in ("topic", "condition") else outcome]
 
 
 def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
     if status == 200:
-        return DELIVERED if _is_sent(body) else Outcome(Verdict.DEFERRED, "answer without name", garbled=True)
+        return _judge_sent(body)
     codes, fields, retry_delay, text = _parse_error(body)
     reason = f"HTTP {status}" + (f" {sorted(codes)[0]}" if codes else "")
     retry_after = parse_retry_after(headers.get("retry-after"), now)
@@ -89,7 +89,7 @@ def _judge(status: int, headers: Mapping[str, str], body: bytes, now: float) -> 
         case 400:
             return _judge_bad_request(fields, text)
         case 401 if "THIRD_PARTY_AUTH_ERROR" in codes:  # the application's APNs or web push key, for this device only
-            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR", cause="rejected")
+            return Outcome(Verdict.REJECTED, "THIRD_PARTY_AUTH_ERROR", cause="third_party_auth")
         case 403 if "SENDER_ID_MISMATCH" in codes:
             return Outcome(Verdict.REJECTED, "SENDER_ID_MISMATCH", cause="wrong_sender")
         case 404 if "UNREGISTERED" in codes:
@@ -115,11 +115,15 @@ def _judge_bad_request(fields: list[str], text: str) -> Outcome:
     return Outcome(Verdict.REJECTED, reason, rejects_message=True, cause="bad_message")
 
 
-def _is_sent(body: bytes) -> bool:
+def _judge_sent(body: bytes) -> Outcome:
+    """A 200 says that the message was taken only with the name that it was given."""
     try:
-        return isinstance(json.loads(body.decode())["name"], str)
+        name = json.loads(body.decode())["name"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False
+        name = None
+    if not isinstance(name, str):
+        return Outcome(Verdict.DEFERRED, "answer without name", garbled=True)
+    return Outcome(Verdict.DELIVERED, receipt=readable(name))
 
 
 def _parse_error(body: bytes) -> tuple[set[str], list[str], float | None, str]:

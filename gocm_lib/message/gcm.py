@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
+from gocm_lib.message import platforms
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Draft, Slice, cut
-from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of
+from gocm_lib.message.outcome import DELIVERED, Outcome, Verdict, cause_of, of_no_token, readable
 from gocm_lib.message.retry import RATE_LIMIT_WAIT, parse_retry_after
 from gocm_lib.message.strict_json import compact
 
@@ -51,6 +52,7 @@ def message(draft: Draft, now: float) -> str:
     for field, given in (("fid", draft.target == "fid"), ("message", draft.template is not None)):
         if given:
             raise BadRequest(f"{field} is for upstream=fcm only", field)
+    platforms.check(draft.options.get("notification", {}))
     return compact({"data": draft.payload, **draft.options}, "payload")  # the options' names are the legacy API's own
 
 
@@ -101,7 +103,7 @@ def _from_topic(body: bytes) -> Outcome:
         return Outcome(Verdict.DEFERRED, "answer without result", garbled=True)
     if outcome.verdict is Verdict.UNREGISTERED:
         return outcome._replace(verdict=Verdict.REJECTED, cause="rejected")
-    return outcome
+    return of_no_token(outcome)
 
 
 def _from_results(body: bytes, count: int) -> list[Outcome]:
@@ -115,6 +117,7 @@ def _from_results(body: bytes, count: int) -> list[Outcome]:
     if len(results) != count:
         # Somebody miscounted, so we cannot know which token bad news is about. A message that was taken is not sent
         # again; whatever else was said is asked again.
+        # (Nor is it known, then, which of them has which canonical token, or which id.)
         told = [DELIVERED if outcome.verdict is Verdict.DELIVERED else WRONG_COUNT for outcome in told]
         told += [WRONG_COUNT] * (count - len(told))
     return told
@@ -133,7 +136,7 @@ def _from_result(result: object) -> Outcome:
         return ERRORS.get(error) or Outcome(Verdict.REJECTED, word, cause=_REFUSALS.get(word, "rejected"))
     if "message_id" not in result:
         return Outcome(Verdict.DEFERRED, "result without message_id", garbled=True)
-    canonical = result.get("registration_id")
+    canonical, receipt = result.get("registration_id"), readable(str(result["message_id"]))
     if isinstance(canonical, str) and canonical and canonical.isprintable():
-        return Outcome(Verdict.DELIVERED, canonical=canonical)
-    return DELIVERED
+        return Outcome(Verdict.DELIVERED, canonical=canonical, receipt=receipt)
+    return Outcome(Verdict.DELIVERED, receipt=receipt)

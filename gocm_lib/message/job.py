@@ -33,6 +33,7 @@ class Draft(NamedTuple):
     payload: dict[str, Any] | None
     options: dict[str, Any]
     template: dict[str, Any] | None  # a whole FCM v1 message
+    skipped: tuple[tuple[int, str], ...] = ()  # what is no token in the list given: its place from 0, and why
 
 
 class IdempotencyKey(NamedTuple):
@@ -55,6 +56,14 @@ class Job(NamedTuple):
     accepted_at: float
     expires_at: float
     key: IdempotencyKey | None = None
+    skipped: tuple[tuple[int, str], ...] = ()  # as a Draft has it
+
+    @property
+    def places(self) -> Iterable[int]:
+        """The place of each token in the list that was given."""
+        left_out = {place for place, _ in self.skipped}
+        whole = range(len(self.tokens) + len(left_out))
+        return [place for place in whole if place not in left_out] if left_out else whole
 
 
 class Run(NamedTuple):
@@ -159,7 +168,7 @@ OPTIONS = {
 }
 # A message goes to one of these. The first two may be many: each is a row in the spool like a token.
 TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
-FIELDS = (*TARGETS, "payload", "upstream", "message", *OPTIONS)
+FIELDS = (*TARGETS, "skip_invalid", "payload", "upstream", "message", *OPTIONS)
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
 # What no registration token, installation id or topic has. Who sends such a thing means a list, or meant nothing.
 _NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?:undefined|null|None|nil|NaN)\Z")
@@ -215,8 +224,11 @@ def _json_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
     return found
 
 
-def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...]]:
-    """The target of the message: its kind, and the tokens, ids, topic or condition."""
+Skipped = tuple[tuple[int, str], ...]  # as a Draft has it
+
+
+def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...], Skipped]:
+    """The target of the message: its kind, the tokens, ids, topic or condition, and what is none of these."""
     given = [name for name in TARGETS if name in found]
     if len(given) > 1:
         raise BadRequest(f"give {given[0]} or {given[1]}, not both", given[1])
@@ -230,11 +242,14 @@ def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[st
         condition.check(values)
     if name in ("topic", "condition") or (name == "fid" and isinstance(values, str)):
         values = [values]
-    return TARGETS[name], _check_tokens(values, name, max_tokens)
+    skips = found.get("skip_invalid", False)
+    if not isinstance(skips, bool):
+        raise BadRequest("skip_invalid must be true or false", "skip_invalid")
+    return TARGETS[name], *_check_tokens(values, name, max_tokens, skips)
 
 
-def _check_tokens(tokens: Any, field: str, max_tokens: int) -> tuple[str, ...]:
-    what = "token" if field == "tokens" else field
+def _check_tokens(tokens: Any, field: str, max_tokens: int, skips: bool) -> tuple[tuple[str, ...], Skipped]:
+    """The tokens of a list, and what is none in it. Unless it `skips` that, or if all are none: raises BadRequest."""
     if not tokens:
         raise BadRequest("no tokens: give at least one device token", field)
     if not isinstance(tokens, list):
@@ -242,22 +257,32 @@ def _check_tokens(tokens: Any, field: str, max_tokens: int) -> tuple[str, ...]:
     if len(tokens) > max_tokens:
         what_fits = f"more than {max_tokens} of them" if max_tokens else "no more fits into one call"
         raise BadRequest(f"{what_fits}: send them in several calls", field, 413)
-    for place, token in enumerate(tokens):
-        if not isinstance(token, str):
-            raise BadRequest(f"{what} number {place + 1} is not a text", field)
-        if not token:
-            raise BadRequest(f"{what} number {place + 1} is empty", field)
-        if field != "condition" and (wrong := _NO_TOKEN.search(token)):
-            raise BadRequest(f"{what} number {place + 1} {_why_not(wrong[0], field)}", field)
-        # Not printable are control characters and halves of surrogate pairs, which JSON can write and UTF-8 cannot.
-        if not token.isprintable():
-            raise BadRequest(f"{what} number {place + 1} has a control character", field)
-        if len(token) > MAX_TOKEN or len(token.encode()) > MAX_TOKEN:
-            raise BadRequest(f"{what} number {place + 1} is longer than {MAX_TOKEN} bytes", field)
-    return tuple(tokens)
+    wrong = [(place, why) for place, token in enumerate(tokens) if (why := _why_no_token(token, field))]
+    if wrong and not (skips and len(wrong) < len(tokens)):
+        place, why = wrong[0]
+        raise BadRequest(f"{'token' if field == 'tokens' else field} number {place + 1} {why}", field)
+    left_out = {place for place, _ in wrong}
+    kept = [token for place, token in enumerate(tokens) if place not in left_out] if wrong else tokens
+    return tuple(kept), tuple(wrong)
 
 
-def _why_not(wrong: str, field: str) -> str:
+def _why_no_token(token: Any, field: str) -> str:
+    """Why something in the list of a field is no token; "": it may be one."""
+    if not isinstance(token, str):
+        return "is not a text"
+    if not token:
+        return "is empty"
+    if field != "condition" and (wrong := _NO_TOKEN.search(token)):
+        return _what_it_means(wrong[0], field)
+    # Not printable are control characters and halves of surrogate pairs, which JSON can write and UTF-8 cannot.
+    if not token.isprintable():
+        return "has a control character"
+    if len(token) > MAX_TOKEN or len(token.encode()) > MAX_TOKEN:
+        return f"is longer than {MAX_TOKEN} bytes"
+    return ""
+
+
+def _what_it_means(wrong: str, field: str) -> str:
     """What is wrong with a token that has this in it."""
     if wrong == " ":
         return "has a space: + stands for one in a form, send %2B"
@@ -361,13 +386,15 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
     upstream, template = found.get("upstream", ""), found.get("message")
     if not isinstance(upstream, str):
         raise BadRequest("upstream must be a text", "upstream")
-    target, tokens = _check_target(found, max_tokens)
+    if "upstream" in found and not upstream:
+        raise BadRequest("upstream is empty: leave it out for the default", "upstream")
+    target, tokens, skipped = _check_target(found, max_tokens)
     if not (template is None or isinstance(template, dict)):
         raise BadRequest("message must be a JSON object", "message")
     payload, options = _check_payload(found), _check_options(found)
     compact(payload, "payload")
     check_weight(weigh(payload or {}) + weigh(options.get("notification", {})), target)
-    return Draft(upstream, target, tokens, payload, options, template)
+    return Draft(upstream, target, tokens, payload, options, template, skipped)
 
 
 def accept(
@@ -382,4 +409,4 @@ def accept(
 ) -> Job:
     """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect."""
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, key)
+    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, key, draft.skipped)

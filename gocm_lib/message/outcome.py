@@ -5,6 +5,7 @@ Every way an attempt can end is one of the verdicts below, crashes and silence i
 """
 
 import enum
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     garbled: bool = False  # the answer does not say whether the message was taken
     rejects_message: bool = False  # it is about the message: every other token of the job would hear the same
     cause: str = ""
+    receipt: str = ""  # the upstream's own id of the message that it took
 
     @property
     def may_be_taken(self) -> bool:
@@ -61,7 +63,8 @@ DELIVERED = Outcome(Verdict.DELIVERED)
 
 class Result(NamedTuple):
     """The Outcome of one attempt, addressed to its token: job id, place in the job, number of the attempt. It holds for
-    `span` tokens of the job from that place on.
+    `span` tokens of the job from that place on. The upstream's ids of what it took, in which they differ, are in
+    `receipts` instead: one for each token, or none.
     """
 
     upstream: str
@@ -70,6 +73,7 @@ class Result(NamedTuple):
     attempt: int
     outcome: Outcome
     span: int = 1
+    receipts: tuple[str, ...] = ()
 
 
 def address(part: Slice, outcomes: Sequence[Outcome]) -> list[Result]:
@@ -78,15 +82,28 @@ def address(part: Slice, outcomes: Sequence[Outcome]) -> list[Result]:
     place = 0
     for job, first, attempt, tokens in part.runs:
         if len(tokens) == 1:  # as nearly always, but in multicasts
-            results.append(Result(part.upstream, job, first, attempt, outcomes[place]))
+            outcome = outcomes[place]
+            results.append(
+                Result(part.upstream, job, first, attempt, _without_receipt(outcome), 1, _receipts([outcome]))
+            )
             place += 1
             continue
-        for outcome, alike in groupby(outcomes[place : place + len(tokens)]):
-            span = sum(1 for _ in alike)
-            results.append(Result(part.upstream, job, first, attempt, outcome, span))
-            first += span
+        for outcome, alike in groupby(outcomes[place : place + len(tokens)], _without_receipt):
+            there = list(alike)
+            results.append(Result(part.upstream, job, first, attempt, outcome, len(there), _receipts(there)))
+            first += len(there)
         place += len(tokens)
     return results
+
+
+def _receipts(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    return tuple([outcome.receipt for outcome in outcomes]) if any(outcome.receipt for outcome in outcomes) else ()
+
+
+def _without_receipt(outcome: Outcome) -> Outcome:
+    if not outcome.receipt:
+        return outcome
+    return Outcome(Verdict.DELIVERED, canonical=outcome.canonical) if outcome.canonical else DELIVERED
 
 
 def join(results: Iterable[Result]) -> list[Result]:
@@ -94,14 +111,25 @@ def join(results: Iterable[Result]) -> list[Result]:
     came in any order.
     """
     joined: list[Result] = []
+    alike: list[Result] = []  # neighbours, of which the next may be one
+    goes_on: tuple[object, ...] = ()  # how the next one begins if it is
     for result in sorted(results, key=lambda result: result[:3]):
-        if joined:
-            upstream, job, n, attempt, outcome, span = joined[-1]
-            if (upstream, job, n + span, attempt, outcome) == result[:5]:
-                joined[-1] = Result(upstream, job, n, attempt, outcome, span + result.span)
-                continue
-        joined.append(result)
+        upstream, job, n, attempt, outcome, span, receipts = result
+        if alike and goes_on != (upstream, job, n, attempt, outcome, not receipts):
+            joined.append(_joined(alike))
+            alike = []
+        alike.append(result)
+        goes_on = (upstream, job, n + span, attempt, outcome, not receipts)
+    if alike:
+        joined.append(_joined(alike))
     return joined
+
+
+def _joined(alike: Sequence[Result]) -> Result:
+    if len(alike) == 1:
+        return alike[0]
+    receipts = tuple([receipt for result in alike for receipt in result.receipts])
+    return alike[0]._replace(span=sum(result.span for result in alike), receipts=receipts)
 
 
 # The reasons that are counted are few and fixed, so that somebody can watch them: why tokens fail,
@@ -110,6 +138,7 @@ FAILURES = {
     "invalid_token": "what was given as a token is none",
     "wrong_sender": "the token belongs to another sender or project",
     "bad_message": "the upstream takes this message for no token",
+    "third_party_auth": "the key for APNs or web push, which Google holds for the application, is refused there",
     "rejected": "the upstream refused it for another reason; the log has its word",
     "attempts": "--max-attempts were used up",
     "expired": "its time_to_live or --max-age passed before it could be sent",
@@ -141,6 +170,20 @@ _RETRIED = {
 def failure(outcome: Outcome) -> str:
     """One of FAILURES: why a token failed that will not be tried again."""
     return outcome.cause if outcome.cause in FAILURES else "rejected"
+
+
+# Of these, that say that what was given as a token is none of ours: told in a list of its own.
+INVALID = ("invalid_token", "wrong_sender")
+
+
+def of_no_token(outcome: Outcome) -> Outcome:
+    """The outcome for a topic or condition, which no token is: it cannot be an invalid or a foreign one."""
+    return outcome._replace(cause="rejected") if outcome.cause in INVALID else outcome
+
+
+def readable(receipt: object) -> str:
+    """An upstream's id of a message, if it may stand in our answers; else ""."""
+    return receipt if isinstance(receipt, str) and re.fullmatch("[!-~]{1,200}", receipt) else ""
 
 
 def retry_reason(outcome: Outcome) -> str:

@@ -103,6 +103,14 @@ def fill(template: dict[str, Any], options: Mapping[str, Any], now: float) -> di
     return _under(template, meant)
 
 
+def check(notification: Mapping[str, Any]) -> None:
+    """Raise BadRequest for a value that a field of the legacy API's notification cannot have, on any platform. Fields
+    that are not known are left to the upstream.
+    """
+    for name in NOTIFICATION.keys() & notification.keys():
+        _checked(name, notification[name])
+
+
 def _places(name: str) -> tuple[Place, ...]:
     if name not in NOTIFICATION:
         raise BadRequest(f"FCM v1 has no notification.{name[:64]}; give a whole message for it", "notification")

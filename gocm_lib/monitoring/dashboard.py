@@ -28,11 +28,17 @@ class Advice(NamedTuple):
 # For each of outcome.FAILURES.
 ADVICE = {
     "unregistered": Advice("delete these tokens: /gcm/report/notregistered?peek=1 shows them", "reports"),
-    "invalid_token": Advice("look at where your application gets its tokens: these are cut off, or none", "watching"),
+    "invalid_token": Advice(
+        "look at where your application gets its tokens: /gcm/report/invalid?peek=1 has those that are none", "reports"
+    ),
     "wrong_sender": Advice(
         "these devices registered with another project: let the app register anew, or send with its key", "credentials"
     ),
     "bad_message": Advice("look at the payload: /gcm/jobs/ID has the upstream's word for it", "sending"),
+    "third_party_auth": Advice(
+        "look at the APNs key or the web push key in the Firebase console: project settings, Cloud Messaging",
+        "credentials",
+    ),
     "rejected": Advice("look up the message: /gcm/jobs/ID has the upstream's word", "jobs"),
     "attempts": Advice("send them again when the upstream is well: /gcm/failed/replay", "failed"),
     "expired": Advice(
@@ -149,8 +155,11 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
         "lists": {
             "notregistered": {
                 "waiting": snapshot.listed["notregistered"],
-                "latest": [log.token(token) for _, token in snapshot.latest_unregistered],
+                "held": snapshot.held,
+                "waves": {upstream: round(since, 3) for upstream, since in snapshot.waves.items()},
+                "latest": [log.token(entry.token) for entry in snapshot.latest_unregistered],
             },
+            "invalid": {"waiting": snapshot.listed["invalid"]},
             "canonical": {
                 "waiting": snapshot.listed["canonical"],
                 "latest": [

@@ -15,12 +15,11 @@ from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.outcome import FAILURES, RETRIES
 from gocm_lib.monitoring.collector import Figures
 from gocm_lib.monitoring.counters import Histogram
-from gocm_lib.state.contract import Count, Snapshot
+from gocm_lib.state.contract import LISTS, Count, Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DATAGRAM = 1432  # bytes that fit into one packet of an Ethernet
 UPSTREAMS = tuple(DIALECTS)
-LISTS = ("canonical", "notregistered")
 
 Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float | Histogram]]
@@ -137,6 +136,15 @@ METRICS = (
     Metric(
         "gocm_report_entries", "gauge", ("list",), "entries that wait to be read",
         _snapshot(lambda s, now: {which: s.listed.get(which, 0) for which in LISTS}),
+    ),
+    Metric(
+        "gocm_report_held", "gauge", (), "unregistered tokens that --hold-waves holds back: release or discard them",
+        _snapshot(lambda s, now: s.held),
+    ),
+    Metric(
+        "gocm_unregistered_wave", "gauge", ("upstream",),
+        "1 while far more answers than usual call a token unregistered: look before you delete",
+        _snapshot(lambda s, now: {name: int(name in s.waves) for name in UPSTREAMS}),
     ),
     Metric(
         "gocm_report_dropped_total", "counter", ("list",), "entries that a full list (--max-report) had no room for",

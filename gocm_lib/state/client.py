@@ -39,7 +39,12 @@ from gocm_lib.state.contract import (
 LIMIT = 1.5  # seconds for a call, and
 TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
 
-COUNTING = ("replay", "discard")  # they tell how many there were: of a second call, none
+COUNTING = (
+    "replay",
+    "discard",
+    "release_held",
+    "discard_held",
+)  # they tell how many there were: of a second call, none
 
 
 class StateUnavailable(Exception):
@@ -117,6 +122,14 @@ class Client(Shared):
 
     def discard(self, which: Which) -> int:
         discarded: int = self._call("discard", which)
+        return discarded
+
+    def release_held(self) -> int:
+        released: int = self._call("release_held")
+        return released
+
+    def discard_held(self) -> int:
+        discarded: int = self._call("discard_held")
         return discarded
 
     def _call(self, verb: str, *arguments: object) -> Any:

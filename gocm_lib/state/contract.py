@@ -109,6 +109,14 @@ class Fate(NamedTuple):
     reason: str
     canonical: str
     at: float
+    receipt: str = ""  # the upstream's own id of the message that it took
+
+
+class Skip(NamedTuple):
+    """Something in a list of tokens that was none and was left out: its place in the list, and what is wrong."""
+
+    n: int
+    why: str
 
 
 class Status(NamedTuple):
@@ -127,6 +135,7 @@ class Status(NamedTuple):
     states: dict[str, int]
     fates: list[Fate]
     paused: str = ""
+    skipped: list[Skip] = []  # on this page
 
 
 class Past(NamedTuple):
@@ -142,13 +151,25 @@ class Replaced(NamedTuple):
 
 
 class Unregistered(NamedTuple):
-    """An entry of the list `notregistered`: a token to delete. `number` is 0 where it is not told."""
+    """An entry of the list `notregistered`: a token to delete. `number` is 0 where it is not told. `wave`: it came with
+    so many others (module waves) that somebody should look first.
+    """
 
     number: int
     token: str
+    wave: bool = False
 
 
-Entry = Replaced | Unregistered
+class Invalid(NamedTuple):
+    """An entry of the list `invalid`: something that is no token of ours, and why, one of outcome.INVALID."""
+
+    number: int
+    token: str
+    reason: str
+
+
+Entry = Replaced | Unregistered | Invalid
+LISTS = ("canonical", "notregistered", "invalid")
 
 
 class Count(NamedTuple):
@@ -188,6 +209,8 @@ class Snapshot(NamedTuple):
     paused_until: dict[str, float]  # by upstream
     pause_reasons: dict[str, str]
     refusing: str  # why no message is taken now
+    waves: dict[str, float] = {}  # upstreams with a wave of unregistered tokens, and since when
+    held: int = 0  # entries of waves that are held back from the list
 
     @property
     def counters(self) -> dict[str, int]:
@@ -274,7 +297,7 @@ class Shared(Protocol):
         """
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
-        """Entries of the list `canonical` or `notregistered` with numbers above `after`."""
+        """Entries of one of LISTS with numbers above `after`."""
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`, because the application has them. Returns whether that number
@@ -289,6 +312,14 @@ class Shared(Protocol):
 
     def discard(self, which: Which) -> int:
         """Forget some of the failed tokens. Returns how many; 0: there are no more."""
+
+    def release_held(self) -> int:
+        """Put some of the entries that are held back, because they came in a wave, into the list. Returns how many; 0:
+        there are no more.
+        """
+
+    def discard_held(self) -> int:
+        """Forget some of the entries that are held back. Returns how many; 0: there are no more."""
 
 
 VERBS = tuple(name for name in vars(Shared) if not name.startswith("_"))

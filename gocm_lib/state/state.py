@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.job import Job, Slice, disk_size
-from gocm_lib.message.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, TROUBLE, Outcome, Result, Verdict
+from gocm_lib.message.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, INVALID, TROUBLE, Outcome, Result, Verdict
 from gocm_lib.message.retry import LONGEST_RETRY_AFTER, Action, Held, Policy, Ruling, next_step, spread
 from gocm_lib.message.suspect import FATAL, InFlight, unrest
 from gocm_lib.process import child, log
@@ -65,8 +65,9 @@ from gocm_lib.state.sqlite.database import (
 )
 from gocm_lib.state.sqlite.history import FORGOTTEN, History
 from gocm_lib.state.sqlite.keys import Keys
-from gocm_lib.state.sqlite.report import RunReport
+from gocm_lib.state.sqlite.report import HELD, OF_WAVE, USUAL, RunReport
 from gocm_lib.state.sqlite.spool import End, Span, Spool
+from gocm_lib.state.waves import Watch
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 
@@ -95,6 +96,7 @@ class Keeping(NamedTuple):
     keep_jobs: float
     max_kept: int
     max_keys: int
+    hold_waves: bool = False
 
 
 class State(Shared):
@@ -119,6 +121,7 @@ class State(Shared):
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
+        self.waves = {upstream: Watch() for upstream in paces}
         self.drain = Drain(0.0, 0.0)
         self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
@@ -135,7 +138,7 @@ class State(Shared):
     def _transaction(self) -> Iterator[None]:
         spool, report, keys = self.spool, self.report, self.keys
         before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.rejected_messages.copy()
-        open_tokens, count = spool.open.copy(), keys.count
+        open_tokens, count, held = spool.open.copy(), keys.count, report.held
         try:
             with told():
                 self.db.execute("BEGIN IMMEDIATE")
@@ -145,7 +148,7 @@ class State(Shared):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             spool.tally, spool.in_hand, report.lengths, self.rejected_messages = before
-            spool.open, keys.count = open_tokens, count
+            spool.open, keys.count, report.held = open_tokens, count, held
             raise
 
     def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
@@ -288,6 +291,7 @@ class State(Shared):
         self.latest = now
         if now < self.tidied + HOUSEKEEPING:
             return False
+        self._look_for_waves(now)
         self.tidied = now
         try:
             with told():
@@ -381,6 +385,7 @@ class State(Shared):
                 self._try_messages(settled, {result.job for result in delivered}, now, counts)
                 self.report.count(counts)
             self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
+            self._look_for_waves(now)
             self.changed.notify_all()
         if ends:
             self._log_ends(ends)
@@ -404,12 +409,14 @@ class State(Shared):
     def _settle_delivered(self, generation: int, results: Iterable[Result], now: float, counts: Counter[Count]) -> None:
         """Settle tokens that were simply delivered. That is nearly all of them, so few statements are used."""
         alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
-        for upstream, job, n, attempt, _, span in results:
+        for upstream, job, n, attempt, _, span, _receipts in results:
             alike[upstream, attempt == 1].append((job, n, attempt, span))
         for (upstream, first), spans in alike.items():
             gone = self.spool.deliver((generation, upstream), spans, now)
             counts[Count("delivered", upstream)] += gone
             counts[Count("attempts", upstream)] += gone if first else 0
+            self.waves[upstream].hear(gone, 0, 0, now)
+        self.spool.keep_receipts([(each.job, each.n, each.receipts) for each in results if each.receipts])
 
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[Count], ends: list[tuple[str, str]]
@@ -451,6 +458,8 @@ class State(Shared):
             counts[Count("delivered", result.upstream)] += 1
             counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
+            self.spool.keep_receipts([(job, n, [receipt]) for receipt in result.receipts[n - result.n :][:1]])
+            self.waves[result.upstream].hear(1, 0, 0, now)
             return
         how = End(step.counted, step.reason, failed=step.action is Action.SET_ASIDE)
         self.spool.end(holder, job, n, attempts, how, now)
@@ -458,7 +467,39 @@ class State(Shared):
         ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts[Count("notregistered", result.upstream)] += 1
-            self.report.add_notregistered(held.token)
+            number = self.report.add_notregistered(held.token, result.upstream, self._wave_state(result.upstream))
+            self.waves[result.upstream].hear(1, 1, number, now)
+        elif outcome.verdict is Verdict.REJECTED:
+            self.waves[result.upstream].hear(1, 0, 0, now)
+            if step.counted in INVALID:
+                self.report.add_invalid(held.token, step.counted)
+
+    def _wave_state(self, upstream: str) -> int:
+        """The state of an entry of the list `notregistered` that is added now."""
+        if not self.waves[upstream].since:
+            return USUAL
+        return HELD if self.keeping.hold_waves else OF_WAVE
+
+    def _look_for_waves(self, now: float) -> None:
+        """Notice where a wave of unregistered tokens begins or ends. What made it one is a part of it."""
+        for upstream, watch in self.waves.items():
+            if not watch.look(now):
+                continue
+            if not watch.since:
+                log.logger.warning("upstream %s: the wave of unregistered tokens is over", upstream)
+                continue
+            answers, unregistered = watch.recent(now)
+            with self._transaction():
+                self.report.mark(upstream, watch.first(now), self._wave_state(upstream))
+            log.logger.error(
+                "upstream %s: %d of the last %d answers say that a token is unregistered, far more than usual: look at "
+                "the credentials, the project and the app's APNs environment before anybody deletes tokens; %s; "
+                "see gocm help reports",
+                upstream,
+                unregistered,
+                answers,
+                "they are held back" if self.keeping.hold_waves else "--hold-waves would hold them back",
+            )
 
     def _try_messages(self, results: Sequence[Result], delivered: set[int], now: float, counts: Counter[Count]) -> None:
         """Stop the jobs whose first answers all rejected the message itself.
@@ -545,7 +586,7 @@ class State(Shared):
                 claimed=self.spool.claimed_tokens(),
                 deferred=self.spool.deferred(self.pacing.standings, MANY_DEFERRED),
                 failed=tally["failed"],
-                listed=dict(self.report.lengths),
+                listed=self.report.waiting(),
                 latest_replaced=list(self.report.latest_replaced),
                 latest_unregistered=list(self.report.latest_unregistered),
                 oldest=self.spool.oldest(),
@@ -555,10 +596,12 @@ class State(Shared):
                 paused_until={upstream: paused.until for upstream, paused in pauses.items()},
                 pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
                 refusing=refused.reason if refused else "",
+                waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
+                held=self.report.held,
             )
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
-        """Entries of the list `canonical` or `notregistered` numbered above `after`."""
+        """Entries of one of LISTS numbered above `after`."""
         with self.changed:
             return self.report.page(which, after, limit)
 
@@ -584,6 +627,16 @@ class State(Shared):
         """Forget some of the failed tokens; how many, at most AT_ONCE."""
         with self.changed, self._transaction():
             return self.history.discard(which, AT_ONCE)
+
+    def release_held(self) -> int:
+        """Put some of the entries that are held back into the list; how many, at most AT_ONCE."""
+        with self.changed, self._transaction():
+            return self.report.release(AT_ONCE)
+
+    def discard_held(self) -> int:
+        """Forget some of the entries that are held back; how many, at most AT_ONCE."""
+        with self.changed, self._transaction():
+            return self.report.discard(AT_ONCE)
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
@@ -691,7 +744,7 @@ def _make(db: Database, settings: Settings, now: float) -> State:
     upstreams = bool(settings.apikey) + bool(fcm)
     limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, upstreams))
     kept = settings.max_failed, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
-    keeping = Keeping(limits, settings.failed_age, *kept)
+    keeping = Keeping(limits, settings.failed_age, *kept, settings.hold_waves)
     unpaced = start_pace(UNPACED, now)
     paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
     return State(db, DiskSpace(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})

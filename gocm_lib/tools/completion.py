@@ -8,7 +8,7 @@ from gocm_lib.config import values
 from gocm_lib.config.settings import CompletionSettings, Exit, Fatal, flag, option_flag
 from gocm_lib.config.usage import brief
 from gocm_lib.help.topics import TOPICS
-from gocm_lib.tools.failed import ACTIONS
+from gocm_lib.tools import failed, feedback
 
 FILES = ("FILE", "PATH", "DIR")  # metavars of options that name one
 
@@ -27,7 +27,12 @@ def command(words: Sequence[str], commands: Mapping[str, type]) -> int:
     given = values.parse(CompletionSettings, words, {}, "gocm completion", words="SHELL").words
     if len(given) != 1 or given[0] not in SHELLS:
         raise Fatal("say for which shell: gocm completion bash, zsh or fish", Exit.USAGE)
-    follow = {"failed": ACTIONS, "help": tuple(TOPICS), "completion": tuple(SHELLS)}
+    follow = {
+        "failed": failed.ACTIONS,
+        "feedback": feedback.ACTIONS,
+        "help": tuple(TOPICS),
+        "completion": tuple(SHELLS),
+    }
     completed = {name: Completed(tuple(fields(kind)), follow.get(name, ())) for name, kind in commands.items()}
     print(SHELLS[given[0]](completed), end="")
     return Exit.OK

@@ -42,6 +42,8 @@ def test_each_token_has_its_own_fate(start, sandbox):
         "next": 4,
     }
     assert all(before - 1 < fate.pop("ended_at") < time.time() for fate in fates)
+    ids = [fate.pop("message_id", None) for fate in fates]
+    assert [bool(found) for found in ids] == [True, False, True, True, False]
     assert fates == [
         {"n": 0, "token": "a", "state": "delivered", "attempts": 1},
         {
@@ -53,7 +55,13 @@ def test_each_token_has_its_own_fate(start, sandbox):
             "detail": "NotRegistered",
         },
         {"n": 2, "token": "flaky-1-c", "state": "delivered", "attempts": 2},
-        {"n": 3, "token": "canonical-d", "state": "delivered", "attempts": 1, "canonical": "new-d"},
+        {
+            "n": 3,
+            "token": "canonical-d",
+            "state": "delivered",
+            "attempts": 1,
+            "canonical": "new-d",
+        },
         {
             "n": 4,
             "token": "flaky-9-e",

@@ -19,6 +19,7 @@ from kit import ends, eventually, secret, serving
 from gocm_lib.config.settings import Fatal
 from gocm_lib.front import webhook
 from gocm_lib.help.topics import source
+from gocm_lib.state.contract import Invalid, Replaced, Unregistered
 
 short = pytest.mark.short
 KEY = "0123456789abcdef"
@@ -109,9 +110,8 @@ def test_what_is_not_taken_comes_again_the_same(start, application, tmp_path):
     assert {path for path, _, _ in application.posts} == {"/hook?key=1"}
     assert all(is_signed(headers, body) for _, headers, body in application.posts)
     [problem] = server.find("feedback does not reach (.*)")
-    assert problem == "127.0.0.1: HTTP 500; see gocm help reports" and server.find(
-        "feedback reaches the application again"
-    )
+    assert problem == "127.0.0.1: HTTP 500; see gocm help reports"
+    server.logged("feedback reaches the application again")
     assert "key=1" not in server.log() and KEY not in server.log()
 
 
@@ -197,11 +197,20 @@ def test_a_signature_as_the_standard_s_own_example_has_it():
 
 @short
 def test_a_request_is_known_by_what_it_tells():
-    first = webhook.compose([(3, "a", "b")], [(7, "t"), (9, "u")], 1000.0)
-    assert first.upto == {"canonical": 3, "notregistered": 9}
-    assert webhook.compose([(3, "a", "b")], [(7, "t"), (9, "u")], 2000.0).id == first.id
-    assert webhook.compose([(3, "a", "b")], [(7, "t"), (10, "u")], 1000.0).id != first.id, "it has died again"
-    assert webhook.compose([], [(7, "t"), (9, "u")], 1000.0).upto == {"canonical": None, "notregistered": 9}
+    def compose(now, last=9, wave=False, **more):
+        gone = [Unregistered(7, "t"), Unregistered(last, "u", wave)]
+        lists = {"canonical": [Replaced(3, "a", "b")], "notregistered": gone, "invalid": [], **more}
+        return webhook.compose(lists, now)
+
+    first = compose(1000.0)
+    assert first.upto == {"canonical": 3, "notregistered": 9, "invalid": None}
+    assert compose(2000.0).id == first.id
+    assert compose(1000.0, last=10).id != first.id, "it has died again"
+    assert compose(1000.0, canonical=[]).upto == {"canonical": None, "notregistered": 9, "invalid": None}
+    assert "wave" not in json.loads(first.body)["data"]
+    told = json.loads(compose(1000.0, wave=True, invalid=[Invalid(2, "x", "wrong_sender")]).body)["data"]
+    assert (told["wave"], told["in_wave"]) == (True, ["u"])
+    assert told["invalid"] == [{"token": "x", "reason": "wrong_sender"}]
 
 
 @short

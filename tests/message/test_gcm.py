@@ -192,7 +192,9 @@ def test_topics_and_conditions_are_one_request(target, to):
     [(_, body)] = gcm.requests(claimed(1, target=target))
     assert json.loads(body) == {**to, "data": {"a": "b"}}
     [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"message_id": 123}', NOW)
-    assert outcome == DELIVERED
+    assert outcome == Outcome(Verdict.DELIVERED, receipt="123")
+    [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"error": "InvalidRegistration"}', NOW)
+    assert outcome.cause == "rejected", "there is no token to be invalid"
     [outcome] = gcm.outcomes(claimed(1, target=target), 200, {}, b'{"error": "NotRegistered"}', NOW)
     assert outcome.verdict is Verdict.REJECTED, "there is no token to be unregistered"
 

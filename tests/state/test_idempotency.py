@@ -123,6 +123,8 @@ def test_a_spool_of_the_version_before_keeps_its_keys(tmp_path):
         "DROP TABLE idempotency; CREATE TABLE idempotency (key BLOB PRIMARY KEY, body BLOB NOT NULL,"
         " job INTEGER NOT NULL, accepted_at REAL NOT NULL) WITHOUT ROWID;"
         " CREATE INDEX idempotency_age ON idempotency (accepted_at);"
+        "DROP TABLE receipt; DROP TABLE skipped; DROP TABLE invalid;"
+        "ALTER TABLE notregistered DROP COLUMN upstream; ALTER TABLE notregistered DROP COLUMN wave;"
         "PRAGMA user_version = 7;"
     )
     state.db.executemany("INSERT INTO idempotency VALUES (?, ?, ?, 1000.0)", [(*once[:2], 1), (*once[2:], 2)])

@@ -127,7 +127,7 @@ class Model(RuleBasedStateMachine):
         self.counters["failures"] += 1
         if outcome.verdict is Verdict.UNREGISTERED:
             self.counters["notregistered"] += 1
-            self.lists["notregistered"].append((token,))
+            self.lists["notregistered"].append((token, False))
 
     def end(self, place, failure):
         if failure is None:
@@ -163,7 +163,7 @@ class Model(RuleBasedStateMachine):
                 self.counters["failures"] += 1
                 self.end((place[0], n), "failed")
                 self.counters["notregistered"] += 1
-                self.lists["notregistered"].append((f"{place[0]}-{n}",))
+                self.lists["notregistered"].append((f"{place[0]}-{n}", False))
 
     @rule(place=consumes(in_hand))
     def new_generation(self, place):
@@ -634,7 +634,9 @@ def test_all_is_there_after_a_crash(tmp_path):
     again = State(db, DiskSpace(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
     assert again.release(None) == 2
     assert set(claim(again)) == {(1, 0), (2, 0)}
-    assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [(1, "gone")]
+    assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [
+        (1, "gone", False)
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, so root")

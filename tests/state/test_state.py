@@ -97,7 +97,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         "dropped": 0,
     }
     assert snapshot.pending == 0
-    assert len({token for _, token in client.page("notregistered", 0, -1)}) == 200
+    assert len({entry.token for entry in client.page("notregistered", 0, -1)}) == 200
 
 
 @pytest.mark.alone

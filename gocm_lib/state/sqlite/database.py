@@ -21,8 +21,8 @@ from gocm_lib.state.contract import Broken, Full, Passing
 from gocm_lib.state.sqlite import keys, report, spool
 
 Database = sqlite3.Connection
-SCHEMA_VERSION = 8
-UPGRADES = {7: keys.UPGRADE}  # what makes the next format of each that we know
+SCHEMA_VERSION = 9
+UPGRADES = {7: keys.UPGRADE, 8: spool.MORE + report.MORE}  # what makes the next format of each that we know
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
@@ -66,8 +66,8 @@ def _create(path: str) -> None:
 
 def _lay_out(db: sqlite3.Connection) -> None:
     db.executescript(
-        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-        f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA} {spool.MORE} {report.MORE}"
+        f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 
 

@@ -5,12 +5,13 @@ stand in the way of a new message: they are forgotten when their time is over, w
 before a message is refused for want of room. The caller owns the transaction and the lock.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gocm_lib.state import admission
-from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Skip, Status, Which
 from gocm_lib.state.sqlite.spool import FAILED, OVER, Spool
 from gocm_lib.state.turns import lane, rank
 
@@ -60,7 +61,24 @@ class History:
             (job, after, limit),
         )
         page = [Fate(*fate) for fate in admission.page(fates)]
-        return Status._make([*row, dict(zip(_STATES, counts)), page, ""])
+        if page:
+            ids = self._receipts(job, page[0].n, page[-1].n)
+            page = [fate._replace(receipt=ids.get(fate.n, "")) if fate.state == "delivered" else fate for fate in page]
+        # What was left out stands between the tokens, and after the last page's last.
+        last = page[-1].n if len(page) == limit else math.inf
+        skipped = self.db.execute(
+            "SELECT n, why FROM skipped WHERE job = ? AND n > ? AND n < ? ORDER BY n LIMIT ?", (job, after, last, limit)
+        )
+        return Status._make([*row, dict(zip(_STATES, counts)), page, "", [Skip(*each) for each in skipped]])
+
+    def _receipts(self, job: int, first: int, last: int) -> dict[int, str]:
+        """The upstream's ids of tokens from place `first` to `last`, by place."""
+        rows = self.db.execute(
+            "SELECT n, ids FROM receipt WHERE job = :job AND n <= :last AND n >= coalesce("
+            "(SELECT max(n) FROM receipt WHERE job = :job AND n <= :first), 0)",
+            {"job": job, "first": first, "last": last},
+        )
+        return {n: receipt for start, ids in rows for n, receipt in enumerate(ids.split(" "), start)}
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Up to `limit` failed tokens after a place, in the order of places."""
@@ -159,6 +177,8 @@ class History:
         gone = self.db.executemany(f"DELETE FROM token WHERE job = ? AND generation = {OVER}", jobs).rowcount
         self.spool.tally["over"] -= gone
         self.spool.tally["finished"] -= count
+        for table in ("receipt", "skipped"):
+            self.db.executemany(f"DELETE FROM {table} WHERE job = ?", jobs)
         self.db.executemany("DELETE FROM job WHERE id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE job = id)", jobs)
         self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with failed tokens
         self.db.execute("UPDATE forgotten SET job = max(job, ?)", max(jobs))

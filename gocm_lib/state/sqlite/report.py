@@ -1,6 +1,6 @@
 """The run report: counters, and the tokens that an application must replace or delete.
 
-Owns the tables `counter`, `canonical` and `notregistered` and all SQL for them. Each entry of the two lists has a
+Owns the tables `counter`, `canonical`, `notregistered` and `invalid` and all SQL for them. Each entry of a list has a
 number that only grows, so that a reader can say "I have everything up to N" and loses nothing that comes meanwhile. A
 token is in a list only once. A list that nobody reads grows to `longest` entries; what is dropped then is counted, and
 reported again when the token is sent to again. The caller owns the transaction: a count changes together with the
@@ -9,10 +9,10 @@ token's row that it counts, or not at all.
 
 import sqlite3
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gocm_lib.state import admission
-from gocm_lib.state.contract import COUNTERS, Count, Entry, Replaced, Unregistered
+from gocm_lib.state.contract import COUNTERS, Count, Entry, Invalid, Replaced, Unregistered
 
 SCHEMA = """
 CREATE TABLE counter (
@@ -25,6 +25,13 @@ CREATE TABLE counter (
 CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
 CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE);
 """
+# A token that came in a wave (module waves) is in state 1, and in state 2 while it is held back from its readers.
+MORE = """
+CREATE TABLE invalid (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
+ALTER TABLE notregistered ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
+ALTER TABLE notregistered ADD COLUMN wave INTEGER NOT NULL DEFAULT 0;
+"""
+USUAL, OF_WAVE, HELD = 0, 1, 2
 
 
 LATEST = 10  # entries of each list that are remembered to be shown
@@ -32,23 +39,30 @@ LATEST = 10  # entries of each list that are remembered to be shown
 
 PAGES = {
     "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
-    "notregistered": "SELECT seq, token FROM notregistered WHERE seq > ? ORDER BY seq LIMIT ?",
+    "notregistered": f"SELECT seq, token, wave FROM notregistered WHERE seq > ? AND wave < {HELD} ORDER BY seq LIMIT ?",
+    "invalid": "SELECT seq, token, reason FROM invalid WHERE seq > ? ORDER BY seq LIMIT ?",
 }
-KINDS: dict[str, type[Replaced] | type[Unregistered]] = {"canonical": Replaced, "notregistered": Unregistered}
+KINDS: dict[str, Callable[..., Entry]] = {
+    "canonical": Replaced,
+    "notregistered": lambda number, token, wave: Unregistered(number, token, wave > USUAL),
+    "invalid": Invalid,
+}
 FORGET = {
     "canonical": "DELETE FROM canonical WHERE seq <= ?",
-    "notregistered": "DELETE FROM notregistered WHERE seq <= ?",
+    "notregistered": f"DELETE FROM notregistered WHERE seq <= ? AND wave < {HELD}",
+    "invalid": "DELETE FROM invalid WHERE seq <= ?",
 }
 
 
 class RunReport:
-    """The counters and the two lists, for State."""
+    """The counters and the lists, for State."""
 
     def __init__(self, db: sqlite3.Connection, longest: int) -> None:
         self.db = db
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
+        [[self.held]] = db.execute(f"SELECT count(*) FROM notregistered WHERE wave = {HELD}")
         self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
@@ -75,18 +89,68 @@ class RunReport:
         self.latest_replaced.appendleft(Replaced(0, original, canonical))
         self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
 
-    def add_notregistered(self, token: str) -> None:
-        """Report that a token is unregistered."""
-        self.latest_unregistered.appendleft(Unregistered(0, token))
-        self._add("notregistered", "(token) VALUES (?)", token)
+    def add_notregistered(self, token: str, upstream: str, state: int) -> int:
+        """Report that a token is unregistered, in one of the states above. Returns the number of its entry; 0: it has
+        no new one.
+        """
+        self.latest_unregistered.appendleft(Unregistered(0, token, state > USUAL))
+        number = self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, state)
+        self.held += bool(number) and state == HELD
+        return number
 
-    def _add(self, which: str, entry: str, *values: str) -> None:
+    def add_invalid(self, token: str, reason: str) -> None:
+        """Report something that is no token of ours, for one of outcome.INVALID."""
+        self._add("invalid", "(token, reason) VALUES (?, ?)", token, reason)
+
+    def _add(self, which: str, entry: str, *values: str | int) -> int:
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
-        if added.rowcount and self.lengths[which] >= self.longest:
+        if not added.rowcount:
+            return 0
+        if self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
             self.count({Count("dropped", reason=which): 1})
-        else:
-            self.lengths[which] += added.rowcount
+            return 0
+        self.lengths[which] += 1
+        return added.lastrowid or 0
+
+    def waiting(self) -> dict[str, int]:
+        """How many entries of each list wait for a reader."""
+        return self.lengths | {"notregistered": self.lengths["notregistered"] - self.held}
+
+    def mark(self, upstream: str, first: int, state: int) -> None:
+        """Put an upstream's entries of the list `notregistered` from this number on into a state of a wave."""
+        marked = self.db.execute(
+            f"UPDATE notregistered SET wave = ? WHERE seq >= ? AND upstream = ? AND wave = {USUAL}",
+            (state, first, upstream),
+        )
+        self.held += marked.rowcount if state == HELD else 0
+
+    def release(self, limit: int) -> int:
+        """Put up to `limit` entries that are held back into the list, as its newest: who reads by a cursor may be past
+        their old numbers. Returns how many.
+        """
+        found = self._held(limit)
+        self.db.executemany("DELETE FROM notregistered WHERE seq = ?", [row[:1] for row in found])
+        self.db.executemany(
+            f"INSERT INTO notregistered (token, upstream, wave) VALUES (?, ?, {OF_WAVE})", [row[1:] for row in found]
+        )
+        self.held -= len(found)
+        return len(found)
+
+    def discard(self, limit: int) -> int:
+        """Forget up to `limit` entries that are held back. Returns how many."""
+        found = self._held(limit)
+        self.db.executemany("DELETE FROM notregistered WHERE seq = ?", [row[:1] for row in found])
+        self.held -= len(found)
+        self.lengths["notregistered"] -= len(found)
+        return len(found)
+
+    def _held(self, limit: int) -> list[tuple[int, str, str]]:
+        if not self.held:
+            return []
+        return self.db.execute(
+            f"SELECT seq, token, upstream FROM notregistered WHERE wave = {HELD} ORDER BY seq LIMIT ?", (limit,)
+        ).fetchall()
 
     def page(self, which: str, after: int, limit: int) -> list[Entry]:
         """Up to `limit` entries of a list with numbers above `after`."""

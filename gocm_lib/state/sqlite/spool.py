@@ -1,8 +1,8 @@
 """The tokens on disk, from their acceptance to their end. All SQL for them is here, except for tokens that have
 ended: module history looks those up and forgets them.
 
-Owns the tables `job` and `token`. The unit of truth is the token: a job of 1,000 tokens of which one failed has one
-left to send. A token is one row, in exactly one of these states:
+Owns the tables `job`, `token`, `receipt` and `skipped`. The unit of truth is the token: a job of 1,000 tokens of which
+one failed has one left to send. A token is one row, in exactly one of these states:
 
         accept             claim               deliver, or end: unregistered, rejected
       ---------> READY -------------> CLAIMED ---------------------------------------------> OVER
@@ -91,6 +91,11 @@ CREATE INDEX token_dead ON token (job) WHERE generation = {FAILED};
 CREATE INDEX token_dead_age ON token (due_at) WHERE generation = {FAILED};
 CREATE TABLE forgotten (job INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
+"""
+# Of delivered tokens, from place n on, the upstream's ids, parted by spaces; and what was left out of a list.
+MORE = """
+CREATE TABLE receipt (job INTEGER NOT NULL, n INTEGER NOT NULL, ids TEXT NOT NULL, PRIMARY KEY (job, n)) WITHOUT ROWID;
+CREATE TABLE skipped (job INTEGER NOT NULL, n INTEGER NOT NULL, why TEXT NOT NULL, PRIMARY KEY (job, n)) WITHOUT ROWID;
 """
 
 _COLUMNS = "job, n, token, attempts, deaths, rank"
@@ -266,9 +271,12 @@ class Spool:
                 (job.id, n, token, turn, job.accepted_at, job.upstream)
                 for job in new
                 for turn in [rank(lane(len(job.tokens)), job.id)]
-                for n, token in enumerate(job.tokens)
+                for n, token in zip(job.places, job.tokens)
             ],
         )
+        skipped = [(job.id, *each) for job in new for each in job.skipped]
+        if skipped:
+            self.db.executemany("INSERT INTO skipped VALUES (?, ?, ?)", skipped)
         self.tally["jobs"] += len(new)
         self.tally["tokens"] += sum([len(job.tokens) for job in new])
         for job in new:
@@ -433,6 +441,14 @@ class Spool:
         self.in_hand[holder] -= ended
         self._close(holder[1], counts, OVER, now)
         return ended
+
+    def keep_receipts(self, receipts: Iterable[tuple[int, int, Sequence[str]]]) -> None:
+        """Remember the upstream's ids of delivered tokens: job, number of the first token, ids."""
+        # A settle that comes again, late, may be of a job that is forgotten: its receipts would never be.
+        self.db.executemany(
+            "INSERT OR REPLACE INTO receipt SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM job WHERE id = ?1)",
+            [(job, n, " ".join(ids)) for job, n, ids in receipts],
+        )
 
     def _uncounted(self, job: int) -> int:
         """How many tokens of a job have ended since they were last counted."""
