@@ -12,6 +12,7 @@ from gocm_lib.message.bad_request import BadRequest
 
 OTHER_FIELDS = 16  # in a form, beside its tokens: more than there are
 LONGEST_PART_HEAD = 1024  # bytes
+_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _INDEXED = re.compile(r"([a-z_]+)\[([0-9]{0,6})\]")
 _BOUNDARY = re.compile(
     r"""boundary=(?:"([^"]{1,70})"|([!#$%&'*+.^_`|~0-9A-Za-z/:=?,()-]{1,70}))\s*(?:;|\Z)""", re.IGNORECASE
@@ -82,7 +83,7 @@ def _unquote(raw: bytes, field: str) -> str:
     if b"+" in raw:
         raw = raw.replace(b"+", b" ")
     if b"%" in raw:
-        if re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
+        if _BROKEN.search(raw):
             raise BadRequest("broken percent-encoding: % must be followed by two hexadecimal digits", field)
         raw = unquote_to_bytes(raw)
     return _text(raw, field)

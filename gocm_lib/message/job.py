@@ -121,8 +121,10 @@ def cut(claimed: Slice, most: int) -> Iterator[Slice]:
 
 
 def disk_size(job: Job) -> int:
-    """Roughly how many bytes a job takes on disk: its message, and for each token a row and an index entry."""
-    return len(job.message) + sum(map(len, job.tokens)) + 150 * (len(job.tokens) + 1)
+    """Roughly how many bytes a job takes on disk: its message, and for each token a row, an index entry and, once it is
+    delivered, the upstream's id.
+    """
+    return len(job.message) + sum(map(len, job.tokens)) + 200 * (len(job.tokens) + 1)
 
 
 def parse_id(text: str) -> int:
@@ -169,9 +171,12 @@ OPTIONS = {
 # A message goes to one of these. The first two may be many: each is a row in the spool like a token.
 TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
 FIELDS = (*TARGETS, "skip_invalid", "payload", "upstream", "message", *OPTIONS)
+_FIELDS = frozenset(FIELDS)
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
 # What no registration token, installation id or topic has. Who sends such a thing means a list, or meant nothing.
 _NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?:undefined|null|None|nil|NaN)\Z")
+# What every token of Firebase's looks like: one quick look says that there is nothing wrong with it.
+_TOKEN = re.compile(f"[A-Za-z0-9_:-]{{20,{MAX_TOKEN}}}")
 LISTS = ("tokens", "fid")
 PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.items() if option.plain)}
 
@@ -180,7 +185,7 @@ PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.it
 
 
 def _known(name: str) -> str:
-    if name not in FIELDS:
+    if name not in _FIELDS:
         near = get_close_matches(name[:64], FIELDS, 1)
         hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(FIELDS)
         raise BadRequest(f"unknown field; {hint}", name[:64])
@@ -257,7 +262,12 @@ def _check_tokens(tokens: Any, field: str, max_tokens: int, skips: bool) -> tupl
     if len(tokens) > max_tokens:
         what_fits = f"more than {max_tokens} of them" if max_tokens else "no more fits into one call"
         raise BadRequest(f"{what_fits}: send them in several calls", field, 413)
-    wrong = [(place, why) for place, token in enumerate(tokens) if (why := _why_no_token(token, field))]
+    is_usual = _TOKEN.fullmatch
+    wrong = [
+        (place, why)
+        for place, token in enumerate(tokens)
+        if not (isinstance(token, str) and is_usual(token)) and (why := _why_no_token(token, field))
+    ]
     if wrong and not (skips and len(wrong) < len(tokens)):
         place, why = wrong[0]
         raise BadRequest(f"{'token' if field == 'tokens' else field} number {place + 1} {why}", field)
@@ -303,9 +313,15 @@ def _check_payload(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def weigh(fields: Mapping[str, Any]) -> int:
-    """The bytes of an object as Google counts them: its names and values in UTF-8, what is no text as its JSON."""
-    texts = (value if isinstance(value, str) else compact(value, "payload") for value in fields.values())
-    return sum(len(text.encode()) for part in zip(fields, texts) for text in part)
+    """The bytes of an object as Google counts them: its names and values in UTF-8, what is no text as its JSON. Raises
+    BadRequest for what JSON cannot hold.
+    """
+    texts = [value if isinstance(value, str) else compact(value, "payload") for value in fields.values()]
+    whole = "".join([*fields, *texts])
+    try:
+        return len(whole) if whole.isascii() else len(whole.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("payload holds a character that JSON cannot carry", "payload") from None
 
 
 def check_weight(size: int, target: str) -> None:
@@ -320,7 +336,8 @@ def _check_options(found: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if not OPTIONS[name].valid(value):
             raise BadRequest(f"{name} must be {OPTIONS[name].must}", name)
-    compact(given.get("notification", {}), "notification")
+    if "notification" in given:
+        compact(given["notification"], "notification")
     return given
 
 
@@ -392,8 +409,10 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
     if not (template is None or isinstance(template, dict)):
         raise BadRequest("message must be a JSON object", "message")
     payload, options = _check_payload(found), _check_options(found)
-    compact(payload, "payload")
-    check_weight(weigh(payload or {}) + weigh(options.get("notification", {})), target)
+    weight = weigh(payload) if payload else 0
+    if "notification" in options:
+        weight += weigh(options["notification"])
+    check_weight(weight, target)
     return Draft(upstream, target, tokens, payload, options, template, skipped)
 
 

@@ -83,9 +83,8 @@ def address(part: Slice, outcomes: Sequence[Outcome]) -> list[Result]:
     for job, first, attempt, tokens in part.runs:
         if len(tokens) == 1:  # as nearly always, but in multicasts
             outcome = outcomes[place]
-            results.append(
-                Result(part.upstream, job, first, attempt, _without_receipt(outcome), 1, _receipts([outcome]))
-            )
+            receipts: tuple[str, ...] = (outcome.receipt,) if outcome.receipt else ()
+            results.append(Result(part.upstream, job, first, attempt, _without_receipt(outcome), 1, receipts))
             place += 1
             continue
         for outcome, alike in groupby(outcomes[place : place + len(tokens)], _without_receipt):
@@ -181,9 +180,12 @@ def of_no_token(outcome: Outcome) -> Outcome:
     return outcome._replace(cause="rejected") if outcome.cause in INVALID else outcome
 
 
+_RECEIPT = re.compile("[!-~]{1,200}")
+
+
 def readable(receipt: object) -> str:
     """An upstream's id of a message, if it may stand in our answers; else ""."""
-    return receipt if isinstance(receipt, str) and re.fullmatch("[!-~]{1,200}", receipt) else ""
+    return receipt if isinstance(receipt, str) and _RECEIPT.fullmatch(receipt) else ""
 
 
 def retry_reason(outcome: Outcome) -> str:

@@ -411,12 +411,14 @@ class State(Shared):
         alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
         for upstream, job, n, attempt, _, span, _receipts in results:
             alike[upstream, attempt == 1].append((job, n, attempt, span))
+        late = False  # a settle that comes again
         for (upstream, first), spans in alike.items():
             gone = self.spool.deliver((generation, upstream), spans, now)
             counts[Count("delivered", upstream)] += gone
             counts[Count("attempts", upstream)] += gone if first else 0
+            late = late or gone < sum([span[3] for span in spans])
             self.waves[upstream].hear(gone, 0, 0, now)
-        self.spool.keep_receipts([(each.job, each.n, each.receipts) for each in results if each.receipts])
+        self.spool.keep_receipts([(each.job, each.n, each.receipts) for each in results if each.receipts], late)
 
     def _settle(
         self, generation: int, result: Result, now: float, counts: Counter[Count], ends: list[tuple[str, str]]
@@ -458,7 +460,7 @@ class State(Shared):
             counts[Count("delivered", result.upstream)] += 1
             counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
-            self.spool.keep_receipts([(job, n, [receipt]) for receipt in result.receipts[n - result.n :][:1]])
+            self.spool.keep_receipts([(job, n, [receipt]) for receipt in result.receipts[n - result.n :][:1]], False)
             self.waves[result.upstream].hear(1, 0, 0, now)
             return
         how = End(step.counted, step.reason, failed=step.action is Action.SET_ASIDE)

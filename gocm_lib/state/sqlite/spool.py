@@ -139,6 +139,7 @@ _CLAIMED = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
 WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
+_IF_THERE = "SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM job WHERE id = ?1)"
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 RECENT = 1000  # jobs
 LOOKED_AT = 100  # jobs of a lane among which the probe of a paused upstream is chosen
@@ -271,7 +272,7 @@ class Spool:
                 (job.id, n, token, turn, job.accepted_at, job.upstream)
                 for job in new
                 for turn in [rank(lane(len(job.tokens)), job.id)]
-                for n, token in zip(job.places, job.tokens)
+                for n, token in (zip(job.places, job.tokens) if job.skipped else enumerate(job.tokens))
             ],
         )
         skipped = [(job.id, *each) for job in new for each in job.skipped]
@@ -442,11 +443,12 @@ class Spool:
         self._close(holder[1], counts, OVER, now)
         return ended
 
-    def keep_receipts(self, receipts: Iterable[tuple[int, int, Sequence[str]]]) -> None:
-        """Remember the upstream's ids of delivered tokens: job, number of the first token, ids."""
-        # A settle that comes again, late, may be of a job that is forgotten: its receipts would never be.
+    def keep_receipts(self, receipts: Iterable[tuple[int, int, Sequence[str]]], doubtful: bool) -> None:
+        """Remember the upstream's ids of delivered tokens: job, number of the first token, ids. `doubtful`: some may be
+        of jobs that are forgotten, and then their ids would never be.
+        """
         self.db.executemany(
-            "INSERT OR REPLACE INTO receipt SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM job WHERE id = ?1)",
+            f"INSERT OR REPLACE INTO receipt {_IF_THERE if doubtful else 'VALUES (?, ?, ?)'}",
             [(job, n, " ".join(ids)) for job, n, ids in receipts],
         )
 
