@@ -558,6 +558,9 @@ class SandboxSettings:
     write_credentials: str = option(
         "", text, "file for FCM's --credentials to make for this sandbox, or to use if it exists", metavar="FILE"
     )
+    any_token: bool = option(
+        False, flag, "take any access token; for what cannot be told where the sandbox's token endpoint is"
+    )
     tls_cert: str = option("", readable_file, "PEM certificate chain: play Google by https", metavar="FILE")
     tls_key: str = option("", readable_file, "PEM private key of that certificate", metavar="FILE")
 

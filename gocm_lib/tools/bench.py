@@ -30,7 +30,7 @@ from urllib.parse import urlencode
 
 import gocm_lib
 from gocm_lib.config.settings import BenchSettings, Exit, Fatal
-from gocm_lib.tools.pretend import PROJECT
+from gocm_lib.tools.pretend_answers import PROJECT
 
 START_LIMIT, RUN_LIMIT = 60.0, 900.0  # seconds
 SAMPLE = 0.25  # seconds between two looks at the server

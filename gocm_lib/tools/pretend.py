@@ -1,11 +1,10 @@
 """What the pretend GCM and FCM answer: a request and a ledger in, status and body out. No sockets.
 
-The bodies are those that Google's services were seen to send, with their inconsistencies (details in either order, or
-missing). It imports nothing from the dialects: otherwise the sandbox would share their mistakes. How a token begins
-decides its fate: FATES.
+It imports nothing from the dialects: otherwise the sandbox would share their mistakes. How a token begins decides its
+fate: FATES. The bodies are in pretend_answers, what is wrong with a message in pretend_schema; access tokens, topics
+and device groups have modules of their own.
 """
 
-import base64
 import itertools
 import json
 import random
@@ -14,23 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from gocm_lib.front.request import Request
-from gocm_lib.tools import pretend_schema
+from gocm_lib.tools import pretend_schema, pretend_topics
+from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECT, Answer, fcm, refused
+from gocm_lib.tools.pretend_groups import Groups
+from gocm_lib.tools.pretend_tokens import Account, Tokens
+from gocm_lib.tools.pretend_topics import Topics
 from gocm_lib.tools.strain import Strain
-
-PROJECT = "sandbox-project"
-FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
-BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
-
-
-class Answer(NamedTuple):
-    """An answer: its status, body and headers."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json; charset=UTF-8"
-    headers: str = ""  # more of them, each line with its end
 
 
 class Fate(NamedTuple):
@@ -91,119 +82,9 @@ def find_fate(token: str) -> tuple[Fate, re.Match[str]] | None:
     return None
 
 
-def _error(status: int, word: str, text: str, *details: dict[str, Any]) -> bytes:
-    error: dict[str, Any] = {"code": status, "message": text, "status": word}
-    if details:
-        error["details"] = list(details)
-    return json.dumps({"error": error}, indent=2).encode() + b"\n"
-
-
-def _fcm(code: str) -> dict[str, Any]:
-    return {"@type": FCM_ERROR, "errorCode": code}
-
-
-def _field(field: str, text: str) -> dict[str, Any]:
-    return {"@type": BAD_REQUEST, "fieldViolations": [{"field": field, "description": text}]}
-
-
-def _refused(violations: list[pretend_schema.Violation], *more: dict[str, Any]) -> Answer:
-    """The answer that names all that is wrong with a request."""
-    places = [{"field": field, "description": text} if field else {"description": text} for field, text in violations]
-    detail = {"@type": BAD_REQUEST, "fieldViolations": places}
-    text = "\n".join(text for _, text in violations)
-    return Answer(400, _error(400, "INVALID_ARGUMENT", text, detail, *more))
-
-
-_BAD_TOKEN = "The registration token is not a valid FCM registration token"
-_NO_SIGN_IN = (
-    "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
-    "authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project."
-)
-_HTML = "text/html; charset=UTF-8"
-
-# FCM v1's answers by name; where several forms of one were seen, they take turns.
-ANSWERS: dict[str, tuple[Answer, ...]] = {
-    "unregistered": (
-        Answer(404, _error(404, "NOT_FOUND", "Requested entity was not found.", _fcm("UNREGISTERED"))),
-    ),
-    "invalid_token": (
-        Answer(400, _error(400, "INVALID_ARGUMENT", _BAD_TOKEN, _fcm("INVALID_ARGUMENT"),
-                           _field("message.token", _BAD_TOKEN))),
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Request contains an invalid argument.",
-                           _field("message.token", "Invalid registration token"), _fcm("INVALID_ARGUMENT"))),
-        Answer(400, _error(400, "INVALID_ARGUMENT", _BAD_TOKEN, _fcm("INVALID_ARGUMENT"))),
-    ),
-    "too_big": (
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Message is too large. The maximum is 4K (4096 bytes).",
-                           _fcm("INVALID_ARGUMENT"), {"@type": BAD_REQUEST})),
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Android message is too big", {"@type": BAD_REQUEST},
-                           _fcm("INVALID_ARGUMENT"))),
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Request contains an invalid argument.")),
-    ),
-    "bad_value": (
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Invalid value at 'message.data[0].value' (TYPE_STRING), 12",
-                           _field("message.data[0].value", "Invalid value at 'message.data[0].value', 12"))),
-    ),
-    "unknown_field": (
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Invalid JSON payload received. Unknown name at 'message': Cannot "
-                           "find field.", _field("message", "Unknown name: Cannot find field."))),
-    ),
-    "reserved_key": (Answer(400, _error(400, "INVALID_ARGUMENT", "Invalid data payload key: from")),),
-    "no_target": (
-        Answer(400, _error(400, "INVALID_ARGUMENT", "Recipient of the message is not set.",
-                           _field("message", "Recipient of the message is not set."), _fcm("INVALID_ARGUMENT"))),
-    ),
-    "sender_mismatch": (
-        Answer(403, _error(403, "PERMISSION_DENIED", "SenderId mismatch", _fcm("SENDER_ID_MISMATCH"))),
-    ),
-    "permission_denied": (
-        Answer(403, _error(403, "PERMISSION_DENIED", "Permission 'cloudmessaging.messages.create' denied on resource "
-                           "'//cloudresourcemanager.googleapis.com/projects/other' (or it may not exist).")),
-    ),
-    "expired": (
-        Answer(401, _error(401, "UNAUTHENTICATED", _NO_SIGN_IN, {
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "ACCESS_TOKEN_EXPIRED",
-            "domain": "googleapis.com", "metadata": {"service": "fcm.googleapis.com"}})),
-    ),
-    "third_party": (
-        Answer(401, _error(401, "UNAUTHENTICATED", _NO_SIGN_IN, _fcm("THIRD_PARTY_AUTH_ERROR"), {
-            "@type": "type.googleapis.com/google.firebase.fcm.v1.ApnsError", "statusCode": 403,
-            "reason": "InvalidProviderToken"})),
-    ),
-    "quota_project": (
-        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Send requests' and limit 'Send "
-                           "requests per minute' of service 'fcm.googleapis.com' for consumer 'project_number:1'.", {
-                               "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED",
-                               "domain": "googleapis.com"})),
-    ),
-    "quota_retry_info": (
-        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", {
-            "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.2s"})),
-    ),
-    "quota_device": (
-        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", _fcm("QUOTA_EXCEEDED"), {
-            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-            "violations": [{"subject": "device:1", "description": "Device message rate exceeded"}]})),
-        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded for device.", _fcm("QUOTA_EXCEEDED"), {
-            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-            "violations": [{"subject": "project:1", "description": "Message rate limit exceeded for device"}]})),
-    ),
-    "quota_topic": (
-        Answer(429, _error(429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", _fcm("QUOTA_EXCEEDED"), {
-            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-            "violations": [{"subject": "project:1", "description": "Topic quota exceeded."}]})),
-    ),
-    "internal": (Answer(500, _error(500, "INTERNAL", "Internal error encountered.", _fcm("INTERNAL"))),),
-    "unavailable": (
-        Answer(503, _error(503, "UNAVAILABLE", "The service is currently unavailable.", _fcm("UNAVAILABLE"))),
-    ),
-    "bad_gateway": (Answer(502, b"<title>Error 502</title>Please try again in 30 seconds.", _HTML),),
-    "not_found_page": (Answer(404, b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>", _HTML),),
-    "not_found_json": (Answer(404, _error(404, "NOT_FOUND", "Requested entity was not found.")),),
-}  # fmt: skip
-
 _V1_PATH = re.compile(r"/v1/projects/([^/]+)/messages:send")
 _KEY = re.compile(r"key=(?!bad)\S+")
+_TO_MANY = ("topic", "condition")
 _TARGETS = ("token", "fid", "topic", "condition")
 
 
@@ -260,9 +141,6 @@ def mistake(name: str, value: Any) -> str:
     return ""
 
 
-_FLAVOR = "Metadata-Flavor: Google\r\n"
-
-
 class Ledger:
     """What arrived, and what was taken."""
 
@@ -287,27 +165,29 @@ class Ledger:
 
 
 class Pretender:
-    """The pretend services. `key` checks a signature of the generated service account, if there is one."""
+    """The pretend services. `account` may have access tokens; with `anybody` whatever is given as a token is one."""
 
-    def __init__(self, mode: Mode, key: Any = None) -> None:
-        self._key = key
-        self._good_until: dict[str, float] = {}
+    def __init__(self, mode: Mode, account: Account | None = None, anybody: bool = False) -> None:
+        self._tokens = Tokens(account, anybody)
         self._turn = itertools.count()
         self.reset(mode)
 
     def reset(self, mode: Mode) -> None:
-        """Start afresh: nothing has arrived, no quota is used up. Access tokens stay valid."""
+        """Start afresh: nothing has arrived, no quota is used up, topics are empty. Access tokens stay valid."""
         self.mode = mode
         self.ledger = Ledger()
         self._strain = Strain()
+        self._topics = Topics()
+        self._groups = Groups()
 
     def answer(self, request: Request) -> tuple[float, Answer | None]:
         """The seconds to wait, then the answer. None: close without one; after infinity: never."""
-        path = request.path
-        if path == "/token":
-            return 0.0, self._oauth(request)
-        if path.startswith("/computeMetadata/v1/"):
-            return 0.0, self._metadata(request)
+        path, mode = request.path, self.mode
+        if path == "/token" or path.startswith("/computeMetadata/v1/"):
+            give = self._tokens.oauth if path == "/token" else self._tokens.metadata
+            answer = give(request, mode.token_life, mode.token_status)
+            self.ledger.tokens_given += b'"access_token"' in answer.body
+            return 0.0, answer
         self.ledger.requests += 1
         self.ledger.seconds[int(time.time())] += 1
         sent = _V1_PATH.fullmatch(path)
@@ -315,7 +195,20 @@ class Pretender:
             return self._finish(*self._v1(request, sent[1]))
         if request.method == "POST" and path.endswith("/send"):
             return self._finish(*self._legacy(request))
-        return self.mode.latency, ANSWERS["not_found_page"][0]
+        return mode.latency, self._manage(request)
+
+    def _manage(self, request: Request) -> Answer:
+        """The answer to what is about topics and device groups."""
+        if request.path.endswith("/notification"):
+            return self._groups.answer(request) if self._is_known(request) else self._one("expired")
+        answer = pretend_topics.answer(self._topics, request)
+        if answer is None:
+            return ANSWERS["not_found_page"][0]
+        return answer if self._is_known(request) else self._one("expired")
+
+    def _is_known(self, request: Request) -> bool:
+        authorization = request.headers.get("authorization", "")
+        return _KEY.fullmatch(authorization) is not None or self._tokens.takes(authorization)
 
     def _finish(self, answer: Answer, targets: list[str], taken: list[str]) -> tuple[float, Answer | None]:
         """Apply the mode's failures to an answer, and put what is taken in the end into the ledger."""
@@ -338,29 +231,35 @@ class Pretender:
                 answer, taken = self._one(trouble), []
         retry_after = f"Retry-After: {mode.retry_after}\r\n" if mode.retry_after != "" else ""
         if mode.status != 200:
-            return delay, Answer(mode.status, b"<TITLE>pretend failure</TITLE>", _HTML, retry_after)
+            return delay, Answer(mode.status, b"<TITLE>pretend failure</TITLE>", HTML, retry_after)
         self.ledger.delivered.update(taken)
         return delay, answer if answer.status == 200 else answer._replace(headers=retry_after)
 
     # -------------------------------------------------------------------------------------------------- legacy GCM
 
     def _legacy(self, request: Request) -> tuple[Answer, list[str], list[str]]:
+        """The answer, whom the message was for, and who has got it."""
         if not _KEY.fullmatch(request.headers.get("authorization", "")):
-            return Answer(401, b"<TITLE>Unauthorized</TITLE>", _HTML), [], []
+            return Answer(401, b"<TITLE>Unauthorized</TITLE>", HTML), [], []
+        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+            return self._legacy_text(request)
         try:
             message = json.loads(request.body)
-            single = message.get("to") or message.get("condition")
-            tokens = [single] if single else message["registration_ids"]
+            to, condition = message.get("to"), message.get("condition")
+            tokens = [to or condition] if to or condition else message["registration_ids"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Answer(400, b"JSON_PARSING_ERROR", "text/plain"), [], []
         if not isinstance(tokens, list) or not 1 <= len(tokens) <= 1000 or not all(isinstance(t, str) for t in tokens):
             return Answer(400, b"Number of messages on bulk exceeds maximum allowed (1000)", "text/plain"), [], []
         self.ledger.last = message
-        kind = "topic" if str(message.get("to", "")).startswith("/topics/") else "token"
-        results = [self._fate(kind, token) for token in tokens]
-        taken = [token for token, result in zip(tokens, results) if "message_id" in result]
-        if single:
-            return Answer(200, json.dumps(results[0]).encode()), tokens, taken
+        if condition or tokens[0].startswith("/topics/"):
+            return self._legacy_topic("condition" if condition else "topic", tokens)
+        if (group := self._groups.members(to)) is not None:
+            return self._legacy_group(group)
+        return self._legacy_tokens(tokens)
+
+    def _legacy_tokens(self, tokens: list[str]) -> tuple[Answer, list[str], list[str]]:
+        results = [self._fate("token", token, place) for place, token in enumerate(tokens)]
         failures = sum("error" in result for result in results)
         body = {
             "multicast_id": self.ledger.requests,
@@ -369,17 +268,48 @@ class Pretender:
             "canonical_ids": sum("registration_id" in result for result in results),
             "results": results,
         }
+        taken = [token for token, result in zip(tokens, results) if "message_id" in result]
         return Answer(200, json.dumps(body).encode()), tokens, taken
+
+    def _legacy_topic(self, kind: str, targets: list[str]) -> tuple[Answer, list[str], list[str]]:
+        [target] = targets
+        result = self._fate(kind, target, 0)
+        if "error" in result:
+            return Answer(200, json.dumps(result).encode()), targets, []
+        reached = self._topics.receivers(kind, target.removeprefix("/topics/"))
+        return Answer(200, b'{"message_id":%d}' % self.ledger.requests), targets, targets + reached
+
+    def _legacy_group(self, tokens: list[str]) -> tuple[Answer, list[str], list[str]]:
+        results = [self._fate("token", token, place) for place, token in enumerate(tokens)]
+        failed = [token for token, result in zip(tokens, results) if "error" in result]
+        body: dict[str, Any] = {"success": len(tokens) - len(failed), "failure": len(failed)}
+        if failed:
+            body["failed_registration_ids"] = failed
+        return Answer(200, json.dumps(body).encode()), tokens, [token for token in tokens if token not in failed]
+
+    def _legacy_text(self, request: Request) -> tuple[Answer, list[str], list[str]]:
+        """The form of before JSON: registration_id=...&data.NAME=..., answered in lines."""
+        fields = dict(parse_qsl(request.body.decode(errors="replace"), keep_blank_values=True))
+        self.ledger.last = fields
+        token = fields.get("registration_id", "")
+        if not token:
+            return Answer(200, b"Error=MissingRegistration\n", "text/plain"), [], []
+        result = self._fate("token", token, 0)
+        if "error" in result:
+            return Answer(200, f"Error={result['error']}\n".encode(), "text/plain"), [token], []
+        lines = f"id={result['message_id']}\n"
+        lines += f"registration_id={result['registration_id']}\n" if "registration_id" in result else ""
+        return Answer(200, lines.encode(), "text/plain"), [token], [token]
 
     def _exhausts(self, kind: str, target: str) -> bool:
         quota = self.mode.topic_quota if kind == "topic" else self.mode.device_quota
         return bool(quota) and self._strain.exhausts(kind, target, quota, time.monotonic())
 
-    def _fate(self, kind: str, token: str) -> dict[str, Any]:
+    def _fate(self, kind: str, token: str, place: int) -> dict[str, Any]:
         self.ledger.arrived[token] += 1
         if self._exhausts(kind, token):
             return {"error": "TopicsMessageRateExceeded" if kind == "topic" else "DeviceMessageRateExceeded"}
-        sent = {"message_id": f"0:{self.ledger.requests}"}
+        sent = {"message_id": f"0:{self.ledger.requests}%{place}"}
         asked = find_fate(token)
         if asked is None:
             return sent
@@ -393,20 +323,15 @@ class Pretender:
         """Check in Google's order: who asks, for which project, then the message."""
         if self.mode.revoke:
             self.mode.revoke = False
-            self._good_until.clear()
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._good_until.get(token, 0.0) < time.time():
+            self._tokens.revoke()
+        if not self._tokens.takes(request.headers.get("authorization", "")):
             return self._one("expired"), [], []
         if project != PROJECT:
             return self._one("permission_denied"), [], []
-        try:
-            body = json.loads(request.body)
-            found = pretend_schema.violations(body)
-            message = dict(body.get("message") or {})
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            return _refused([("", "Invalid JSON payload received. Unexpected token.")]), [], []
-        if found:
-            return _refused(found), [], []
+        body = _read(request.body)
+        if isinstance(body, Answer):
+            return body, [], []
+        message = dict(body.get("message") or {})
         kinds = [name for name in _TARGETS if name in message]
         targets = [message.pop(name) for name in kinds]
         if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:
@@ -415,7 +340,7 @@ class Pretender:
         self.ledger.last = body
         self.ledger.arrived[target] += 1
         if not self.mode.answer and (found := pretend_schema.what_it_means(message)):
-            return _refused(found, _fcm("INVALID_ARGUMENT")), targets, []
+            return refused(found, fcm("INVALID_ARGUMENT")), targets, []
         name = self.mode.answer or self._v1_fault(message, kinds[0]) or self._v1_fate(target)
         if not name and self._exhausts(kinds[0], target):
             name = "quota_topic" if kinds[0] == "topic" else "quota_device"
@@ -423,7 +348,9 @@ class Pretender:
             return self._one(name), targets, []
         identity = "fake_message_id" if body.get("validate_only") else f"0:{self.ledger.requests}"
         sent = Answer(200, json.dumps({"name": f"projects/{PROJECT}/messages/{identity}"}).encode())
-        return sent, targets, [] if body.get("validate_only") else targets
+        if body.get("validate_only"):
+            return sent, targets, []
+        return sent, targets, targets + (self._topics.receivers(kinds[0], target) if kinds[0] in _TO_MANY else [])
 
     def _v1_fault(self, message: Mapping[str, Any], kind: str) -> str:
         data = message.get("data") or {}
@@ -447,52 +374,12 @@ class Pretender:
         forms = ANSWERS[name]
         return forms[next(self._turn) % len(forms)]
 
-    # ------------------------------------------------------------------------------------------------ access tokens
 
-    def _oauth(self, request: Request) -> Answer:
-        """Google's token endpoint for a service account's signed assertion (RFC 7523)."""
-        if self.mode.token_status != 200:
-            return Answer(self.mode.token_status, b"<TITLE>pretend failure</TITLE>", _HTML)
-        refusal = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
-        found = re.search(rb"(?:^|&)assertion=([\w.%-]+)", request.body)
-        if not found or self._key is None or not _is_signed(found[1].decode(), self._key):
-            return Answer(400, json.dumps(refusal).encode())
-        return self._give_token()
-
-    def _metadata(self, request: Request) -> Answer:
-        if request.headers.get("metadata-flavor") != "Google":
-            return Answer(403, b"Missing Metadata-Flavor:Google header.", "text/plain")
-        if self.mode.token_status != 200:
-            return Answer(self.mode.token_status, b"pretend failure", "text/plain")
-        if request.path.endswith("/project/project-id"):
-            return Answer(200, PROJECT.encode(), "application/text", _FLAVOR)
-        if request.path.endswith("/token"):
-            return self._give_token()._replace(headers=_FLAVOR)
-        return Answer(404, b"not found", "text/plain")
-
-    def _give_token(self) -> Answer:
-        self.ledger.tokens_given += 1
-        token = f"pretend-{self.ledger.tokens_given}"
-        self._good_until[token] = time.time() + self.mode.token_life
-        body = {"access_token": token, "expires_in": self.mode.token_life, "token_type": "Bearer"}
-        return Answer(200, json.dumps(body).encode())
-
-
-def _is_signed(assertion: str, key: Any) -> bool:
-    """Whether the service account's key has signed this JWT (RS256), for Google, and it is valid now."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import padding
-
+def _read(body: bytes) -> dict[str, Any] | Answer:
+    """The JSON of a request to FCM v1, or the answer to one that is not of its schema."""
     try:
-        head, claims, signature = (base64.urlsafe_b64decode(part + "==") for part in assertion.split("."))
-        key.verify(signature, assertion.rpartition(".")[0].encode(), padding.PKCS1v15(), hashes.SHA256())
-        said = json.loads(claims)
-        now = time.time()
-        return bool(
-            json.loads(head)["alg"] == "RS256"
-            and said["aud"] == "https://oauth2.googleapis.com/token"
-            and said["iat"] - 60 <= now <= said["exp"] <= said["iat"] + 3600
-        )
-    except (ValueError, KeyError, TypeError, InvalidSignature):
-        return False
+        found: dict[str, Any] = json.loads(body)
+        wrong = pretend_schema.violations(found)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return refused([("", "Invalid JSON payload received. Unexpected token.")])
+    return refused(wrong) if wrong else found

@@ -3,7 +3,8 @@
 One thread, one event loop, so that it keeps up with thousands of requests a second. What it answers is decided in
 `pretend`; here are the connections, and the URLs by which its behaviour is set and its ledger read:
 
-    POST any path ending in /send               as legacy GCM
+    POST any path ending in /send               as legacy GCM, in JSON and in text; /notification: its device groups
+    POST /iid/v1:batchAdd, :batchRemove         who is in a topic; .../topicSubscriptions as FCM v1 has it
     POST /v1/projects/PROJECT/messages:send     as FCM v1
     POST /token, GET /computeMetadata/v1/...    as Google's token endpoint and metadata server
     GET  /sandbox/received                      the ledger: {"requests", "peak", "arrived": {token: times}, ...}
@@ -29,7 +30,9 @@ from gocm_lib.front import auth, response
 from gocm_lib.front.request import Reader, Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
-from gocm_lib.tools.pretend import PROJECT, Answer, Ledger, Mode, Pretender, mistake
+from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
+from gocm_lib.tools.pretend_answers import PROJECT, Answer
+from gocm_lib.tools.pretend_tokens import Account, read_account
 
 MAX_BODY = 16 * 1024 * 1024
 BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
@@ -230,8 +233,8 @@ def point_at(settings: Settings, port: int) -> Settings:
     return replace(settings, token_command="", fcm_metadata=True, metadata_host=here, fcm_project=PROJECT)
 
 
-def write_credentials(path: str, port: int) -> None:
-    """Write a service account's file for the sandbox at a port, in Google's form. Raises Fatal."""
+def write_credentials(path: str, port: int, scheme: str = "http", host: str = "127.0.0.1") -> None:
+    """Write a service account's file for the sandbox at an address, in Google's form. Raises Fatal."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import rsa
@@ -246,7 +249,7 @@ def write_credentials(path: str, port: int) -> None:
         "private_key": pem.decode(),
         "client_email": f"sandbox@{PROJECT}.iam.gserviceaccount.com",
         "client_id": "1",
-        "token_uri": f"http://127.0.0.1:{port}/token",
+        "token_uri": f"{scheme}://{host}:{port}/token",
     }
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -256,16 +259,17 @@ def write_credentials(path: str, port: int) -> None:
         raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
 
 
-def public_key(path: str) -> Any:
-    """The key that checks the signatures made with a service account's file; None: there is no file."""
+def account_of(path: str) -> Account | None:
+    """The account of a service account's file; None: there is no file."""
     try:
         from cryptography.hazmat.primitives import serialization
 
         with open(path) as file:
-            private = serialization.load_pem_private_key(json.load(file)["private_key"].encode(), None)
+            found = json.load(file)
+        private = serialization.load_pem_private_key(found["private_key"].encode(), None)
+        return read_account(found, private.public_key())
     except (ImportError, OSError, ValueError, KeyError, TypeError):
         return None
-    return private.public_key()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -278,7 +282,7 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
     """The sandbox as a child of the server's supervisor."""
     child.enter("sandbox", settings)
     control.send(("ready", None))
-    Sandbox(listener, Pretender(Mode(0.0), public_key(settings.credentials))).run()
+    Sandbox(listener, Pretender(Mode(0.0), account_of(settings.credentials))).run()
 
 
 def command(settings: SandboxSettings) -> NoReturn:
@@ -305,11 +309,16 @@ def command(settings: SandboxSettings) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if settings.write_credentials and not os.path.exists(settings.write_credentials):
-        write_credentials(settings.write_credentials, listener.getsockname()[1])
+        write_credentials(settings.write_credentials, *_address(settings, listener.getsockname()[1]))
     log.logger.info("sandbox listens on %s port %d", *listener.getsockname()[:2])
-    Sandbox(
-        listener, Pretender(Mode(settings.latency), public_key(settings.write_credentials)), tls, settings.host
-    ).run()
+    pretender = Pretender(Mode(settings.latency), account_of(settings.write_credentials), settings.any_token)
+    Sandbox(listener, pretender, tls, settings.host).run()
+
+
+def _address(settings: SandboxSettings, port: int) -> tuple[int, str, str]:
+    """The port, the scheme and the name under which this machine's programs reach the sandbox."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return port, "https" if settings.tls_cert else "http", f"[{host}]" if ":" in host else host
 
 
 def _leave(number: int, frame: object) -> NoReturn:

@@ -11,7 +11,7 @@ from gocm_lib.message import fcm, job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Run, Slice
 from gocm_lib.message.outcome import Outcome, Verdict
-from gocm_lib.tools import pretend
+from gocm_lib.tools import pretend_answers
 
 pytestmark = pytest.mark.short
 
@@ -122,12 +122,13 @@ def test_two_targets_or_a_wrong_option_are_refused(given, field):
 
 codes = st.sampled_from(["UNREGISTERED", "INVALID_ARGUMENT", "SENDER_ID_MISMATCH", "QUOTA_EXCEEDED", "INTERNAL", "ODD"])
 details = st.lists(st.one_of(
-    st.builds(lambda c: {"@type": pretend.FCM_ERROR, "errorCode": c}, codes),
-    st.builds(lambda f: {"@type": pretend.BAD_REQUEST, "fieldViolations": [{"field": f}]},
+    st.builds(lambda c: {"@type": pretend_answers.FCM_ERROR, "errorCode": c}, codes),
+    st.builds(lambda f: {"@type": pretend_answers.BAD_REQUEST, "fieldViolations": [{"field": f}]},
               st.sampled_from(["message.token", "message.data", 1, None])),
     st.builds(lambda d: {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": d},
               st.sampled_from(["1s", "0.5s", "x", 3, "99999999999s"])),
-    st.none(), st.integers(), st.just({"@type": 7}), st.just({"@type": pretend.BAD_REQUEST, "fieldViolations": 7})),
+    st.none(), st.integers(), st.just({"@type": 7}),
+    st.just({"@type": pretend_answers.BAD_REQUEST, "fieldViolations": 7})),
     max_size=3)  # fmt: skip
 errors = st.builds(lambda d, m, w: json.dumps({"error": {"details": d, "message": m, "status": w}}).encode(),
                    details | st.none(), st.text(max_size=9) | st.integers(), codes)  # fmt: skip
@@ -166,7 +167,7 @@ def test_there_are_recorded_answers():
 
 def test_every_answer_of_the_sandbox_is_understood():
     """The pretend FCM's answers were written from the same records, by other code: none may be a surprise."""
-    for name, forms in pretend.ANSWERS.items():
+    for name, forms in pretend_answers.ANSWERS.items():
         for form in forms:
             outcome = judge(form.status, form.body)
             assert (outcome.verdict is Verdict.UNREGISTERED) == (name == "unregistered"), name
