@@ -181,6 +181,12 @@ class Http:
         return json.loads(answer) if answer.startswith(b"{") else answer
 
 
+def free_port():
+    """A port that nobody has, for programs that cannot pick one."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
 def form(tokens, payload='{"a":1}', **options):
     pairs = [("tokens", token) for token in tokens] + [("payload", payload), *options.items()]
     return urllib.parse.urlencode(pairs)

@@ -15,7 +15,7 @@ import time
 
 import pytest
 import trustme
-from kit import Sandbox, Server, Upstream, dial, eventually
+from kit import Sandbox, Server, Upstream, dial, eventually, free_port
 
 from gocm_lib.config import proxy
 from gocm_lib.config.proxy import is_exception
@@ -271,11 +271,6 @@ def test_a_proxy_that_is_away_is_named(begin):
     server = begin("--proxy", f"http://127.0.0.1:{port}")
     server.send(["a"])
     server.logged(rf"upstream fcm is paused for . s: proxy 127.0.0.1:{port}: ConnectionRefusedError")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def tinyproxy(port, place):
