@@ -41,7 +41,8 @@ def screen(told: dict[str, Any], width: int, height: int) -> list[str]:
             f"to be sent   {pending['tokens']:>12,}   {pending['messages']:,} messages, {pending['sending']:,} sending",
             f"delivered    {totals['delivered']:>12,}   {told['sent_per_second']:,}/s  {sparkline(rate, 60)}",
             f"failed       {totals['failures']:>12,}   {told['failed']:,} can be replayed",
-            f"unregistered {totals['notregistered']:>12,}   {lists['notregistered']['waiting']:,} not read yet",
+            f"unregistered {totals['notregistered']:>12,}   {lists['notregistered']['waiting']:,} not read yet"
+            + (f", {lists['notregistered']['held']:,} held back" if lists["notregistered"]["held"] else ""),
             f"replaced     {totals['canonicals']:>12,}   {lists['canonical']['waiting']:,} not read yet",
         ]
     lines += [f"senders      {told['senders']['ready']:>12,}   {told['senders']['died']:,} died", ""]

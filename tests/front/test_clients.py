@@ -193,10 +193,11 @@ def place(tmp_path):
 
 
 def found(*names):
-    """The paths of generators and compilers, or the test is skipped."""
-    paths = [path if (path := Path(SDKS, name)).exists() else shutil.which(name) for name in names]
-    if None in paths:
-        pytest.skip(f"no {names[paths.index(None)]} here")
+    """The paths of generators in that folder, and of what is on the PATH; or the test is skipped."""
+    paths = [Path(SDKS, name) if not name.isalpha() else shutil.which(name) for name in names]
+    missing = [name for name, path in zip(names, paths) if path is None or not Path(path).exists()]
+    if missing:
+        pytest.skip(f"no {missing[0]} here")
     return [str(path) for path in paths]
 
 
