@@ -31,6 +31,7 @@ from gocm_lib.message.suspect import FATAL, InFlight, unrest
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import DISK_WAIT, Drain, Limits, Usage, drain_rate, drained, refuse
 from gocm_lib.state.contract import (
+    LISTS,
     MANY_DEFERRED,
     VERBS,
     Broken,
@@ -65,7 +66,7 @@ from gocm_lib.state.sqlite.database import (
 )
 from gocm_lib.state.sqlite.history import FORGOTTEN, History
 from gocm_lib.state.sqlite.keys import Keys
-from gocm_lib.state.sqlite.report import HELD, OF_WAVE, USUAL, RunReport
+from gocm_lib.state.sqlite.report import RunReport
 from gocm_lib.state.sqlite.spool import End, Span, Spool
 from gocm_lib.state.waves import Watch
 
@@ -138,7 +139,7 @@ class State(Shared):
     def _transaction(self) -> Iterator[None]:
         spool, report, keys = self.spool, self.report, self.keys
         before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.rejected_messages.copy()
-        open_tokens, count, held = spool.open.copy(), keys.count, report.held
+        open_tokens, count = spool.open.copy(), keys.count
         try:
             with told():
                 self.db.execute("BEGIN IMMEDIATE")
@@ -148,7 +149,7 @@ class State(Shared):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             spool.tally, spool.in_hand, report.lengths, self.rejected_messages = before
-            spool.open, keys.count, report.held = open_tokens, count, held
+            spool.open, keys.count = open_tokens, count
             raise
 
     def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
@@ -469,18 +470,14 @@ class State(Shared):
         ends.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
             counts[Count("notregistered", result.upstream)] += 1
-            number = self.report.add_notregistered(held.token, result.upstream, self._wave_state(result.upstream))
+            wave = bool(self.waves[result.upstream].since)
+            hold = wave and self.keeping.hold_waves
+            number = self.report.add_notregistered(held.token, result.upstream, wave, hold)
             self.waves[result.upstream].hear(1, 1, number, now)
         elif outcome.verdict is Verdict.REJECTED:
             self.waves[result.upstream].hear(1, 0, 0, now)
             if step.counted in INVALID:
                 self.report.add_invalid(held.token, step.counted)
-
-    def _wave_state(self, upstream: str) -> int:
-        """The state of an entry of the list `notregistered` that is added now."""
-        if not self.waves[upstream].since:
-            return USUAL
-        return HELD if self.keeping.hold_waves else OF_WAVE
 
     def _look_for_waves(self, now: float) -> None:
         """Notice where a wave of unregistered tokens begins or ends. What made it one is a part of it."""
@@ -491,8 +488,9 @@ class State(Shared):
                 log.logger.warning("upstream %s: the wave of unregistered tokens is over", upstream)
                 continue
             answers, unregistered = watch.recent(now)
-            with self._transaction():
-                self.report.mark(upstream, watch.first(now), self._wave_state(upstream))
+            if first := watch.first(now):
+                with self._transaction():
+                    self.report.mark(upstream, first, self.keeping.hold_waves)
             log.logger.error(
                 "upstream %s: %d of the last %d answers say that a token is unregistered, far more than usual: look at "
                 "the credentials, the project and the app's APNs environment before anybody deletes tokens; %s; "
@@ -588,7 +586,7 @@ class State(Shared):
                 claimed=self.spool.claimed_tokens(),
                 deferred=self.spool.deferred(self.pacing.standings, MANY_DEFERRED),
                 failed=tally["failed"],
-                listed=self.report.waiting(),
+                listed={which: self.report.lengths[which] for which in LISTS},
                 latest_replaced=list(self.report.latest_replaced),
                 latest_unregistered=list(self.report.latest_unregistered),
                 oldest=self.spool.oldest(),
@@ -599,7 +597,7 @@ class State(Shared):
                 pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
                 refusing=refused.reason if refused else "",
                 waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
-                held=self.report.held,
+                held=self.report.lengths["held"],
             )
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:

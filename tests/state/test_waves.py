@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kit import eventually, kill, output
+from kit import eventually, kill, new_state, output
 
 from gocm_lib.state.waves import BEFORE, BUCKET, RECENT, Tally, Watch, is_wave
 
@@ -64,6 +64,32 @@ def test_a_clock_that_was_set_back_loses_nothing():
     watch = watched((5000.0, 60, 60, 1), (100.0, 60, 60, 61))
     assert watch.recent(100.0) == watch.recent(5000.0) == Tally(120, 120)
     assert watch.look(100.0)
+
+
+@short
+def test_what_is_held_back_is_moved_and_counted():
+    state = new_state()
+    report = state.report
+    usual = report.add_notregistered("a", "fcm", False, False)
+    first = report.add_notregistered("b", "fcm", False, False)
+    report.add_notregistered("c", "gcm", False, False)
+    assert report.add_notregistered("b", "fcm", False, False) == 0, "it is there already"
+    report.mark("fcm", first, True)
+    assert report.add_notregistered("d", "fcm", True, True) == 0
+    report.add_notregistered("a", "fcm", True, True)
+    assert [entry[1:] for entry in report.page("notregistered", 0, 9)] == [("a", False), ("c", False)]
+    assert (report.lengths["notregistered"], report.lengths["held"]) == (2, 3)
+    assert usual < first and report.forget("notregistered", first)
+    assert report.release(2) == 2 and report.release(2) == 1 and report.release(2) == 0
+    assert [entry[1:] for entry in report.page("notregistered", first, 9)] == [
+        ("c", False), ("b", True), ("d", True), ("a", True)]  # fmt: skip
+    assert (report.lengths["notregistered"], report.lengths["held"]) == (4, 0)
+    report.mark("fcm", 1, False)
+    assert all(entry.wave for entry in report.page("notregistered", 0, 9) if entry.token != "c")
+    report.mark("fcm", 1, True)
+    assert report.discard(9) == 3 and report.discard(9) == 0
+    assert [entry.token for entry in report.page("notregistered", 0, 9)] == ["c"]
+    assert (report.lengths["notregistered"], report.lengths["held"]) == (1, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- a server

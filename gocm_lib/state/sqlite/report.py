@@ -1,15 +1,15 @@
 """The run report: counters, and the tokens that an application must replace or delete.
 
-Owns the tables `counter`, `canonical`, `notregistered` and `invalid` and all SQL for them. Each entry of a list has a
-number that only grows, so that a reader can say "I have everything up to N" and loses nothing that comes meanwhile. A
-token is in a list only once. A list that nobody reads grows to `longest` entries; what is dropped then is counted, and
-reported again when the token is sent to again. The caller owns the transaction: a count changes together with the
-token's row that it counts, or not at all.
+Owns the tables `counter`, `canonical`, `notregistered`, `held` and `invalid` and all SQL for them. Each entry of a list
+has a number that only grows, so that a reader can say "I have everything up to N" and loses nothing that comes
+meanwhile. A token is in a list only once. A list that nobody reads grows to `longest` entries; what is dropped then is
+counted, and reported again when the token is sent to again. The caller owns the transaction: a count changes together
+with the token's row that it counts, or not at all.
 """
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.state import admission
 from gocm_lib.state.contract import COUNTERS, Count, Entry, Invalid, Replaced, Unregistered
@@ -25,13 +25,14 @@ CREATE TABLE counter (
 CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
 CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE);
 """
-# A token that came in a wave (module waves) is in state 1, and in state 2 while it is held back from its readers.
+# What came in a wave (module waves) is marked; what is held back of it is not in the list at all, or its readers would
+# pass over it again and again.
 MORE = """
 CREATE TABLE invalid (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
 ALTER TABLE notregistered ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
 ALTER TABLE notregistered ADD COLUMN wave INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE held (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, upstream TEXT NOT NULL);
 """
-USUAL, OF_WAVE, HELD = 0, 1, 2
 
 
 LATEST = 10  # entries of each list that are remembered to be shown
@@ -39,17 +40,17 @@ LATEST = 10  # entries of each list that are remembered to be shown
 
 PAGES = {
     "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
-    "notregistered": f"SELECT seq, token, wave FROM notregistered WHERE seq > ? AND wave < {HELD} ORDER BY seq LIMIT ?",
+    "notregistered": "SELECT seq, token, wave FROM notregistered WHERE seq > ? ORDER BY seq LIMIT ?",
     "invalid": "SELECT seq, token, reason FROM invalid WHERE seq > ? ORDER BY seq LIMIT ?",
 }
 KINDS: dict[str, Callable[..., Entry]] = {
     "canonical": Replaced,
-    "notregistered": lambda number, token, wave: Unregistered(number, token, wave > USUAL),
+    "notregistered": lambda number, token, wave: Unregistered(number, token, bool(wave)),
     "invalid": Invalid,
 }
 FORGET = {
     "canonical": "DELETE FROM canonical WHERE seq <= ?",
-    "notregistered": f"DELETE FROM notregistered WHERE seq <= ? AND wave < {HELD}",
+    "notregistered": "DELETE FROM notregistered WHERE seq <= ?",
     "invalid": "DELETE FROM invalid WHERE seq <= ?",
 }
 
@@ -61,8 +62,7 @@ class RunReport:
         self.db = db
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
-        self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in PAGES}
-        [[self.held]] = db.execute(f"SELECT count(*) FROM notregistered WHERE wave = {HELD}")
+        self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in (*PAGES, "held")}
         self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
@@ -89,14 +89,15 @@ class RunReport:
         self.latest_replaced.appendleft(Replaced(0, original, canonical))
         self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
 
-    def add_notregistered(self, token: str, upstream: str, state: int) -> int:
-        """Report that a token is unregistered, in one of the states above. Returns the number of its entry; 0: it has
-        no new one.
+    def add_notregistered(self, token: str, upstream: str, wave: bool, hold: bool) -> int:
+        """Report that a token is unregistered: one of a `wave`, or one to `hold` back. Returns the number of its entry
+        in the list; 0: it has no new one.
         """
-        self.latest_unregistered.appendleft(Unregistered(0, token, state > USUAL))
-        number = self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, state)
-        self.held += bool(number) and state == HELD
-        return number
+        self.latest_unregistered.appendleft(Unregistered(0, token, wave))
+        if hold:
+            self._add("held", "(token, upstream) VALUES (?, ?)", token, upstream)
+            return 0
+        return self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, wave)
 
     def add_invalid(self, token: str, reason: str) -> None:
         """Report something that is no token of ours, for one of outcome.INVALID."""
@@ -108,49 +109,45 @@ class RunReport:
             return 0
         if self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
-            self.count({Count("dropped", reason=which): 1})
+            self.count({Count("dropped", reason="notregistered" if which == "held" else which): 1})
             return 0
         self.lengths[which] += 1
         return added.lastrowid or 0
 
-    def waiting(self) -> dict[str, int]:
-        """How many entries of each list wait for a reader."""
-        return self.lengths | {"notregistered": self.lengths["notregistered"] - self.held}
-
-    def mark(self, upstream: str, first: int, state: int) -> None:
-        """Put an upstream's entries of the list `notregistered` from this number on into a state of a wave."""
-        marked = self.db.execute(
-            f"UPDATE notregistered SET wave = ? WHERE seq >= ? AND upstream = ? AND wave = {USUAL}",
-            (state, first, upstream),
-        )
-        self.held += marked.rowcount if state == HELD else 0
+    def mark(self, upstream: str, first: int, hold: bool) -> None:
+        """Mark an upstream's entries of the list `notregistered` from this number on as a wave's, or hold them back."""
+        self.db.execute("UPDATE notregistered SET wave = 1 WHERE seq >= ? AND upstream = ?", (first, upstream))
+        if hold:
+            found = self.db.execute(
+                "SELECT seq, token, upstream FROM notregistered WHERE seq >= ? AND upstream = ?", (first, upstream)
+            )
+            self._move("notregistered", "held", "(token, upstream) VALUES (?, ?)", found.fetchall())
 
     def release(self, limit: int) -> int:
         """Put up to `limit` entries that are held back into the list, as its newest: who reads by a cursor may be past
-        their old numbers. Returns how many.
+        the numbers that they would have had. Returns how many.
         """
         found = self._held(limit)
-        self.db.executemany("DELETE FROM notregistered WHERE seq = ?", [row[:1] for row in found])
-        self.db.executemany(
-            f"INSERT INTO notregistered (token, upstream, wave) VALUES (?, ?, {OF_WAVE})", [row[1:] for row in found]
-        )
-        self.held -= len(found)
+        self._move("held", "notregistered", "(token, upstream, wave) VALUES (?, ?, 1)", found)
         return len(found)
 
     def discard(self, limit: int) -> int:
         """Forget up to `limit` entries that are held back. Returns how many."""
         found = self._held(limit)
-        self.db.executemany("DELETE FROM notregistered WHERE seq = ?", [row[:1] for row in found])
-        self.held -= len(found)
-        self.lengths["notregistered"] -= len(found)
+        self._take("held", found)
         return len(found)
 
     def _held(self, limit: int) -> list[tuple[int, str, str]]:
-        if not self.held:
-            return []
-        return self.db.execute(
-            f"SELECT seq, token, upstream FROM notregistered WHERE wave = {HELD} ORDER BY seq LIMIT ?", (limit,)
-        ).fetchall()
+        return self.db.execute("SELECT seq, token, upstream FROM held ORDER BY seq LIMIT ?", (limit,)).fetchall()
+
+    def _move(self, here: str, there: str, entry: str, rows: Sequence[tuple[int, str, str]]) -> None:
+        self._take(here, rows)
+        added = self.db.executemany(f"INSERT OR IGNORE INTO {there} {entry}", [row[1:] for row in rows])
+        self.lengths[there] += max(0, added.rowcount)
+
+    def _take(self, here: str, rows: Sequence[tuple[int, str, str]]) -> None:
+        self.db.executemany(f"DELETE FROM {here} WHERE seq = ?", [row[:1] for row in rows])
+        self.lengths[here] -= len(rows)
 
     def page(self, which: str, after: int, limit: int) -> list[Entry]:
         """Up to `limit` entries of a list with numbers above `after`."""
