@@ -177,3 +177,22 @@ def test_every_answer_of_the_sandbox_is_understood():
                 assert outcome.verdict is Verdict.HELD, name
             elif form.status >= 500 or form.status == 429:
                 assert outcome.verdict is Verdict.DEFERRED, name
+
+
+@pytest.mark.parametrize("target, cause", [("token", "wrong_sender"), ("fid", "wrong_sender"), ("topic", "rejected")])
+def test_a_topic_is_no_token_of_another_sender(target, cause):
+    [answer] = pretend_answers.ANSWERS["sender_mismatch"]
+    part = Slice("fcm", target, "{}", [Run(1, 0, 1, ("x",))])
+    [outcome] = fcm.outcomes(part, answer.status, {}, answer.body, NOW)
+    assert outcome.cause == cause
+
+
+def test_what_was_taken_has_google_s_name_and_a_refused_key_a_reason():
+    part = Slice("fcm", "token", "{}", [Run(1, 0, 1, ("x",))])
+    [outcome] = fcm.outcomes(part, 200, {}, b'{"name":"projects/p/messages/0:1%2"}', NOW)
+    assert outcome == Outcome(Verdict.DELIVERED, receipt="projects/p/messages/0:1%2")
+    [outcome] = fcm.outcomes(part, 200, {}, b'{"name":"a b"}', NOW)
+    assert outcome == Outcome(Verdict.DELIVERED), "what cannot be told is left out"
+    [answer] = pretend_answers.ANSWERS["third_party"]
+    [outcome] = fcm.outcomes(part, answer.status, {}, answer.body, NOW)
+    assert (outcome.verdict, outcome.cause) == (Verdict.REJECTED, "third_party_auth")

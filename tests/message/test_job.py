@@ -111,6 +111,8 @@ def test_what_no_token_has_is_refused(wrong, place):
         "tokens=undefined",
         "tokens=null",
         "tokens=None",
+        "tokens=nil",
+        "tokens=NaN",
         "tokens=" + quote("[object Object]"),
     ],
 )
@@ -119,6 +121,12 @@ def test_a_list_in_one_field_and_a_variable_that_was_empty_are_refused(given):
         parse(FORM, f"{given}&payload=%7B%7D".encode())
     assert caught.value.field == "tokens" and caught.value.status == 400
     assert any(hint in caught.value.error for hint in ("one tokens= for each", "variable was empty", "%2B"))
+
+
+def test_an_upstream_that_is_empty_is_a_mistake():
+    with pytest.raises(BadRequest) as caught:
+        parse(JSON, json.dumps({**GOOD, "upstream": ""}).encode())
+    assert caught.value.field == "upstream"
 
 
 @pytest.mark.parametrize("word", ["undefined-1", "nullable", "Nonesuch"])

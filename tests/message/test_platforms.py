@@ -133,6 +133,49 @@ def test_every_field_of_the_table_reaches_each_of_its_places():
             assert places and all(at(found, place.path) for place in places), name
 
 
+# Written down once more, from the sources that the module names: the table must not be compared with itself.
+PLACES = """
+collapse_key: android.collapse_key apns.headers.apns-collapse-id
+restricted_package_name: android.restricted_package_name
+time_to_live: android.ttl apns.headers.apns-expiration webpush.headers.TTL
+priority: android.priority apns.headers.apns-priority webpush.headers.Urgency
+content_available: apns.payload.aps.content-available
+mutable_content: apns.payload.aps.mutable-content
+title: notification.title
+body: notification.body
+image: notification.image
+subtitle: apns.payload.aps.alert.subtitle
+icon: android.notification.icon webpush.notification.icon
+sound: android.notification.sound apns.payload.aps.sound
+badge: apns.payload.aps.badge
+tag: android.notification.tag
+color: android.notification.color
+click_action: android.notification.click_action apns.payload.aps.category webpush.fcm_options.link
+body_loc_key: android.notification.body_loc_key apns.payload.aps.alert.loc-key
+body_loc_args: android.notification.body_loc_args apns.payload.aps.alert.loc-args
+title_loc_key: android.notification.title_loc_key apns.payload.aps.alert.title-loc-key
+title_loc_args: android.notification.title_loc_args apns.payload.aps.alert.title-loc-args
+channel_id: android.notification.channel_id
+android_channel_id: android.notification.channel_id
+"""
+
+
+def test_the_places_are_those_of_the_sources():
+    expected = dict(line.split(": ") for line in PLACES.strip().splitlines())
+    table = {**platforms.OPTIONS, **platforms.NOTIFICATION}
+    assert {name: " ".join(place.path for place in places) for name, places in table.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "notification", [{"title": ["x"]}, {"badge": "x"}, {"color": "red"}, {"sound": 5}, {"body_loc_args": [1]}]
+)
+def test_legacy_gcm_gets_no_value_that_means_nothing(notification):
+    body = json.dumps({"tokens": ["t"], "payload": {}, "notification": notification}).encode()
+    with pytest.raises(BadRequest) as caught:
+        gcm.message(job.parse("application/json", body, 10), NOW)
+    assert caught.value.field == "notification"
+
+
 @pytest.mark.parametrize("camel", [False, True])
 def test_a_message_beside_them_counts_more_field_by_field(camel):
     own = {

@@ -115,6 +115,19 @@ def test_a_label_is_one_that_google_takes(label, under):
         message(template)
 
 
+@pytest.mark.parametrize("name", v1_schema.TARGETS)
+def test_the_target_is_not_in_it(name):
+    with pytest.raises(BadRequest, match=f"give {name} beside the message, not in it"):
+        message({name: "x"})
+
+
+@pytest.mark.parametrize("platform", ["android", "android_v2", "webpush"])
+@pytest.mark.parametrize("key", ["from", "message_type", "google.x", "gcm.notification.x"])
+def test_reserved_keys_are_so_on_each_platform(platform, key):
+    with pytest.raises(BadRequest, match=f"the key {key} is reserved"):
+        message({platform: {"data": {key: "x"}}})
+
+
 def test_a_near_name_is_named():
     with pytest.raises(BadRequest, match=r"message\.android has an unknown field 'prority'; did you mean priority"):
         message({"android": {"prority": "HIGH"}})
