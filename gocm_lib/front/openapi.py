@@ -138,13 +138,15 @@ _KINDS: Json = {
     "text": TEXT,
     "boolean": FLAG,
     "integer": {"type": "integer", "format": "int32", "minimum": -(1 << 31), "maximum": (1 << 31) - 1},
-    "number": {"type": "number", "format": "double"},
-    "duration": {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{1,9})?s$"},
+    "share": {"type": "number", "format": "double", "minimum": 0, "maximum": 1},
+    "headers": {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[^\x00-\x1f\x7f]*$"}},
+    "apple": {"type": "object", "properties": {"aps": ANYTHING}, "required": ["aps"], "additionalProperties": True},
+    "duration": {"type": "string", "pattern": r"^[0-9]{1,11}(\.[0-9]{1,9})?s$"},
     "life": {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,9})?s$"},
     "time": {"type": "string", "format": "date-time"},
-    "rgb": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-    "label": {"type": "string", "pattern": "^[a-zA-Z0-9_.~%-]{1,50}$"},
-    "link": {"type": "string", "pattern": "^https://.+$"},
+    "rgb": {"type": "string", "pattern": "^(#[0-9a-fA-F]{6})?$"},
+    "label": {"type": "string", "pattern": "^[a-zA-Z0-9_.~%-]{0,50}$"},
+    "link": {"type": "string", "pattern": "^(https://.+)?$"},
     "object": ANYTHING,
     "texts": {"type": "object", "additionalProperties": TEXT},
 }
@@ -159,14 +161,17 @@ def _message() -> Json:
         reached.add(name)
         kinds = [kind.removeprefix("[]") for field, kind in v1_schema.SCHEMA[name].items() if field != NEWER]
         left += [kind for kind in kinds if kind in v1_schema.SCHEMA and kind not in reached]
-    return {
-        name: _object(
-            {},
-            {field: _field(kind) for field, kind in v1_schema.SCHEMA[name].items() if field not in (NEWER, "name")},
-            additionalProperties=False,
-        )
-        for name in sorted(reached)
-    }
+    return {name: _type(name) for name in sorted(reached)}
+
+
+def _type(name: str) -> Json:
+    needed = v1_schema.REQUIRED.get(name, ())
+    fields = {field: kind for field, kind in v1_schema.SCHEMA[name].items() if field not in (NEWER, "name")}
+    return _object(
+        {field: _kind(kind) for field, kind in fields.items() if field in needed},
+        {field: _field(kind) for field, kind in fields.items() if field not in needed},
+        additionalProperties=False,
+    )
 
 
 def _notification() -> Json:

@@ -40,6 +40,8 @@ def message(draft: Draft, now: float) -> str:
     written = compact({**envelope, "message": merged}, "message")
     if draft.template:  # else it was weighed before: as texts the values are as long as they were
         check_weight(weigh(merged.get("data", {})) + weigh(merged.get("notification", {})), draft.target)
+        for place, size in platforms.weights(merged):
+            check_weight(size, draft.target, place)
     return written
 
 

@@ -174,7 +174,7 @@ FIELDS = (*TARGETS, "skip_invalid", "payload", "upstream", "message", *OPTIONS)
 _FIELDS = frozenset(FIELDS)
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
 # What no registration token, installation id or topic has. Who sends such a thing means a list, or meant nothing.
-_NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?:undefined|null|None|nil|NaN)\Z")
+_NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?i:undefined|null|none|nil|nan)\Z")
 # What every token of Firebase's looks like: one quick look says that there is nothing wrong with it.
 _TOKEN = re.compile(f"[A-Za-z0-9_:-]{{20,{MAX_TOKEN}}}")
 LISTS = ("tokens", "fid")
@@ -324,11 +324,14 @@ def weigh(fields: Mapping[str, Any]) -> int:
         raise BadRequest("payload holds a character that JSON cannot carry", "payload") from None
 
 
-def check_weight(size: int, target: str) -> None:
-    """Raise BadRequest when data and notification have more bytes than Google takes for that kind of target."""
+def check_weight(size: int, target: str, place: str = "") -> None:
+    """Raise BadRequest when data and notification, or what stands at a place of a v1 message, have more bytes than
+    Google takes for that kind of target.
+    """
     most = MAX_TO_TOPIC if target in ("topic", "condition") else MAX_PAYLOAD
     if size > most:
-        raise BadRequest(f"payload and notification have {size} bytes; {most} is Google's limit", "payload")
+        what = f"{place} has" if place else "payload and notification have"
+        raise BadRequest(f"{what} {size} bytes; {most} is Google's limit", "message" if place else "payload")
 
 
 def _check_options(found: dict[str, Any]) -> dict[str, Any]:

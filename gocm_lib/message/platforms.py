@@ -6,11 +6,12 @@ TTL and Urgency of Web Push. In the legacy API a field counted wherever the devi
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gocm_lib.message import v1_schema
 from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import weigh
 from gocm_lib.message.strict_json import read_json
 
 LONGEST_COLLAPSE_ID = 64  # bytes: APNs refuses a longer apns-collapse-id
@@ -101,6 +102,18 @@ def fill(template: dict[str, Any], options: Mapping[str, Any], now: float) -> di
     if options.get("content_available") and not notification:
         meant["apns"].setdefault("headers", {})["apns-priority"] = "5"  # Apple takes no other for a silent push
     return _under(template, meant)
+
+
+# What takes the place of data and notification on a platform, and so may have no more bytes than they.
+INSTEAD = ("android.data", "android.notification", "webpush.data", "webpush.notification", "apns.payload")
+
+
+def weights(message: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The bytes, as Google counts them, of what a v1 message has for one platform alone: each with its place."""
+    for path in INSTEAD:
+        platform, part = path.split(".")
+        if found := message.get(platform, {}).get(part):
+            yield f"message.{path}", weigh(found)
 
 
 def check(notification: Mapping[str, Any]) -> None:

@@ -68,16 +68,16 @@ SCHEMA: dict[str, dict[str, str]] = {
     "AndroidNotification": {**_SHOWN, "bypass_proxy_notification": "boolean", "proxy": "Proxy"},
     "AndroidNotificationV2": {**_SHOWN, "id": "integer"},
     "LightSettings": {"color": "Color", "light_on_duration": "duration", "light_off_duration": "duration"},
-    "Color": dict.fromkeys(("red", "green", "blue", "alpha"), "number"),
+    "Color": dict.fromkeys(("red", "green", "blue", "alpha"), "share"),
     "WebpushConfig": {
-        "headers": "texts",
+        "headers": "headers",
         "data": "texts",
         "notification": "object",
         "fcm_options": "WebpushFcmOptions",
     },
     "ApnsConfig": {
-        "headers": "texts",
-        "payload": "object",
+        "headers": "headers",
+        "payload": "apple",
         "fcm_options": "ApnsFcmOptions",
         "live_activity_token": "text",
     },
@@ -95,6 +95,8 @@ ENUMS = {
     "Visibility": ("VISIBILITY_UNSPECIFIED", "PRIVATE", "PUBLIC", "SECRET"),
     "Proxy": ("PROXY_UNSPECIFIED", "ALLOW", "DENY", "IF_PRIORITY_LOWERED"),
 }
+REQUIRED = {"LightSettings": ("color", "light_on_duration", "light_off_duration")}  # by type, as its page says
+LONGEST_DURATION = 315_576_000_000  # seconds: 10,000 years (google.protobuf.Duration)
 TARGETS = ("token", "topic", "condition", "fid")  # fields of a Message that are given beside it
 
 
@@ -110,33 +112,52 @@ def _matches(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and whole.fullmatch(value) is not None
 
 
-_is_duration = _matches(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_is_seconds = _matches(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
 _is_time = _matches(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _is_number = _matches(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,2})?")
 
 
 def _is_one_of(words: tuple[str, ...]) -> Callable[[Any], bool]:
-    return lambda value: (value.upper() in words) if isinstance(value, str) else _is_place_in(words, value)
+    return lambda value: (
+        (value.isascii() and value.upper() in words) if isinstance(value, str) else _is_place_in(words, value)
+    )
 
 
 def _is_place_in(words: tuple[str, ...], value: Any) -> bool:
     return type(value) is int and 0 <= value < len(words)
 
 
+def _is_duration(value: Any) -> bool:
+    return _is_seconds(value) and Decimal(value[:-1]) <= LONGEST_DURATION
+
+
 def _is_life(value: Any) -> bool:
-    return _is_duration(value) and Decimal(value[:-1]) <= MAX_TTL
+    return _is_seconds(value) and Decimal(value[:-1]) <= MAX_TTL
 
 
 def _is_moment(value: Any) -> bool:
     try:
-        return _is_time(value) and bool(datetime.datetime.fromisoformat(value))
-    except ValueError:
+        return _is_time(value) and bool(datetime.datetime.fromisoformat(value).astimezone(datetime.UTC))
+    except (ValueError, OverflowError):  # it must be a time in UTC, too
         return False
 
 
 def _is_real(value: Any) -> bool:
     text = value if isinstance(value, str) else str(value) if isinstance(value, Number | int) else ""
     return not isinstance(value, bool) and _is_number(text)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_real(value) and 0 <= Decimal(str(value)) <= 1
+
+
+def _are_headers(value: Any) -> bool:
+    return isinstance(value, dict) and not any(_CONTROL.search(str(text)) for text in value.values())
+
+
+def _is_for_apple(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("aps"), dict)
 
 
 def _is_integer(value: Any) -> bool:
@@ -151,15 +172,18 @@ KINDS = {
     "text": Kind(lambda value: isinstance(value, str), "a text"),
     "boolean": Kind(lambda value: isinstance(value, bool), "true or false"),
     "integer": Kind(_is_integer, "a whole number below 2147483648"),
-    "number": Kind(_is_real, "a number"),
+    "share": Kind(_is_share, "a number from 0 to 1"),
     "duration": Kind(_is_duration, 'a text of seconds with an s, like "3.5s"'),
     "life": Kind(_is_life, f'a text of seconds with an s, like "3600s", up to "{MAX_TTL}s"'),
     "time": Kind(_is_moment, 'a time like "2026-01-02T15:04:05Z"'),
-    "rgb": Kind(_matches("#[0-9a-fA-F]{6}"), 'a colour like "#ff8000"'),
-    "label": Kind(_matches("[a-zA-Z0-9_.~%-]{1,50}"), "1 to 50 letters, digits and -_.~%"),
-    "link": Kind(_matches("(?s)https://.+"), "a text that begins with https://"),
+    # In proto3 an empty text is none at all.
+    "rgb": Kind(_matches("(#[0-9a-fA-F]{6})?"), 'a colour like "#ff8000"'),
+    "label": Kind(_matches("[a-zA-Z0-9_.~%-]{0,50}"), "up to 50 letters, digits and -_.~%"),
+    "link": Kind(_matches("(?s)(https://.+)?"), "a text that begins with https://"),
+    "apple": Kind(_is_for_apple, "a JSON object with an object aps"),
     "object": Kind(lambda value: isinstance(value, dict), "a JSON object"),
     "texts": Kind(lambda value: isinstance(value, dict), "a JSON object of texts"),
+    "headers": Kind(_are_headers, "a JSON object of texts in a line each"),
     **{name: Kind(_is_one_of(words), "one of " + ", ".join(words)) for name, words in ENUMS.items()},
 }
 
@@ -198,6 +222,9 @@ def _read_object(given: Any, kind: str, place: str) -> dict[str, Any]:
             raise BadRequest(f"{place}.{name} is given twice", "message")
         if value is not None:
             found[name] = _read_value(value, SCHEMA[kind][name], f"{place}.{name}")
+    for name in REQUIRED.get(kind, ()):
+        if name not in found:
+            raise BadRequest(f"{place} needs {name}", "message")
     return found
 
 
@@ -210,7 +237,7 @@ def _read_value(value: Any, kind: str, place: str) -> Any:
         return [_read_value(part, kind[2:], f"{place}[{number}]") for number, part in enumerate(value)]
     if not KINDS[kind].fits(value):
         raise BadRequest(f"{place} must be {KINDS[kind].must}", "message")
-    if kind == "texts":
+    if kind in ("texts", "headers"):
         for name, part in value.items():
             if not isinstance(part, str):
                 raise BadRequest(f"{place}.{name[:64]} must be a text", "message")

@@ -122,7 +122,7 @@ class State(Shared):
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
-        self.waves = {upstream: Watch() for upstream in paces}
+        self.waves = {upstream: Watch(self.report.answers(upstream)) for upstream in paces}
         self.drain = Drain(0.0, 0.0)
         self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
@@ -385,6 +385,9 @@ class State(Shared):
                 settled = [r for r in others if self._settle(generation, r, now, counts, ends)]
                 self._try_messages(settled, {result.job for result in delivered}, now, counts)
                 self.report.count(counts)
+                for upstream in {result.upstream for result in results}:
+                    if newest := self.waves[upstream].newest:
+                        self.report.keep_answers(upstream, newest)
             self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
             self._look_for_waves(now)
             self.changed.notify_all()

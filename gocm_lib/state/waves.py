@@ -30,19 +30,30 @@ def is_wave(recent: Tally, before: Tally) -> bool:
     return recent.unregistered * before.answers >= TIMES * before.unregistered * recent.answers
 
 
-class _Bucket(NamedTuple):
+class Bucket(NamedTuple):
+    """The answers of a minute: its number since 1970, how many there were, and the number of the first entry that came
+    of them in the list (0: none did).
+    """
+
     number: int
     tally: Tally
-    first: int  # number of its first entry in the list; 0: it has none
+    first: int
 
 
 class Watch:
-    """The answers of one upstream in the last day, and whether they are a wave. It begins anew with the process."""
+    """The answers of one upstream in the last day, and whether they are a wave. It goes on with what was kept of it."""
 
-    def __init__(self) -> None:
-        self._buckets: deque[_Bucket] = deque()
+    def __init__(self, kept: Iterable[Bucket] = ()) -> None:
+        self._buckets = deque(kept)
         self._usual = (-1, Tally(0, 0))  # the day before the ten minutes that end with this bucket
         self.since = 0.0  # when the wave began; 0: there is none
+        if self._buckets:
+            self.look(self._buckets[-1].number * BUCKET)
+
+    @property
+    def newest(self) -> Bucket | None:
+        """The last minute with answers."""
+        return self._buckets[-1] if self._buckets else None
 
     def hear(self, answers: int, unregistered: int, first: int, now: float) -> None:
         """Count answers, of which the unregistered ones were listed from entry number `first` on (0: none was)."""
@@ -50,9 +61,9 @@ class Watch:
         if self._buckets and self._buckets[-1].number >= number:  # a clock that was set back counts on in the last
             last = self._buckets[-1]
             tally = Tally(last.tally.answers + answers, last.tally.unregistered + unregistered)
-            self._buckets[-1] = _Bucket(last.number, tally, last.first or first)
+            self._buckets[-1] = Bucket(last.number, tally, last.first or first)
             return
-        self._buckets.append(_Bucket(number, Tally(answers, unregistered), first))
+        self._buckets.append(Bucket(number, Tally(answers, unregistered), first))
         while self._buckets[0].number <= number - RECENT - BEFORE:
             self._buckets.popleft()
 
@@ -64,7 +75,7 @@ class Watch:
         there = is_wave(self.recent(now), self._usual[1])
         if there == bool(self.since):
             return False
-        self.since = now if there else 0.0
+        self.since = (now or 1.0) if there else 0.0
         return True
 
     def recent(self, now: float) -> Tally:
@@ -75,7 +86,7 @@ class Watch:
         """The number of the first entry of the last ten minutes; 0: there is none."""
         return min((each.first for each in self._recent(now) if each.first), default=0)
 
-    def _recent(self, now: float) -> list[_Bucket]:
+    def _recent(self, now: float) -> list[Bucket]:
         number = max(int(now // BUCKET), self._buckets[-1].number if self._buckets else 0)
         found = []
         for each in reversed(self._buckets):

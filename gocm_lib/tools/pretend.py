@@ -201,10 +201,9 @@ class Pretender:
         """The answer to what is about topics and device groups."""
         if request.path.endswith("/notification"):
             return self._groups.answer(request) if self._is_known(request) else self._one("expired")
-        answer = pretend_topics.answer(self._topics, request)
-        if answer is None:
+        if not pretend_topics.is_about(request):
             return ANSWERS["not_found_page"][0]
-        return answer if self._is_known(request) else self._one("expired")
+        return pretend_topics.answer(self._topics, request) if self._is_known(request) else self._one("expired")
 
     def _is_known(self, request: Request) -> bool:
         authorization = request.headers.get("authorization", "")
@@ -249,6 +248,8 @@ class Pretender:
             tokens = [to or condition] if to or condition else message["registration_ids"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return Answer(400, b"JSON_PARSING_ERROR", "text/plain"), [], []
+        if wrong := _wrong_type(message):
+            return Answer(400, f"JSON_TYPE_ERROR: {wrong}".encode(), "text/plain"), [], []
         if not isinstance(tokens, list) or not 1 <= len(tokens) <= 1000 or not all(isinstance(t, str) for t in tokens):
             return Answer(400, b"Number of messages on bulk exceeds maximum allowed (1000)", "text/plain"), [], []
         self.ledger.last = message
@@ -273,6 +274,8 @@ class Pretender:
 
     def _legacy_topic(self, kind: str, targets: list[str]) -> tuple[Answer, list[str], list[str]]:
         [target] = targets
+        if kind == "condition" and not self._topics.understands(target):
+            return Answer(400, b"Invalid condition expression provided.", "text/plain"), [], []
         result = self._fate(kind, target, 0)
         if "error" in result:
             return Answer(200, json.dumps(result).encode()), targets, []
@@ -341,7 +344,7 @@ class Pretender:
         self.ledger.arrived[target] += 1
         if not self.mode.answer and (found := pretend_schema.what_it_means(message)):
             return refused(found, fcm("INVALID_ARGUMENT")), targets, []
-        name = self.mode.answer or self._v1_fault(message, kinds[0]) or self._v1_fate(target)
+        name = self.mode.answer or self._v1_fault(message, kinds[0], target) or self._v1_fate(target)
         if not name and self._exhausts(kinds[0], target):
             name = "quota_topic" if kinds[0] == "topic" else "quota_device"
         if name:
@@ -352,10 +355,17 @@ class Pretender:
             return sent, targets, []
         return sent, targets, targets + (self._topics.receivers(kinds[0], target) if kinds[0] in _TO_MANY else [])
 
-    def _v1_fault(self, message: Mapping[str, Any], kind: str) -> str:
+    def _v1_fault(self, message: Mapping[str, Any], kind: str, target: str) -> str:
+        if kind == "condition" and not self._topics.understands(target):
+            return "bad_condition"
         data = message.get("data") or {}
         if any(key == "from" or key.startswith("google.") for key in data):
             return "reserved_key"
+        for platform in ("android", "apns", "webpush"):
+            own = message.get(platform) or {}
+            more = [own.get(part) or {} for part in ("data", "notification", "payload")]
+            if any(len(json.dumps(each, ensure_ascii=False)) > 4096 + 64 for each in more):
+                return "too_big"
         parts = [*data.items(), *(message.get("notification") or {}).items()]
         size = sum(len(str(text).encode(errors="replace")) for pair in parts for text in pair)
         return "too_big" if size > (2048 if kind in ("topic", "condition") else 4096) else ""
@@ -373,6 +383,23 @@ class Pretender:
     def _one(self, name: str) -> Answer:
         forms = ANSWERS[name]
         return forms[next(self._turn) % len(forms)]
+
+
+_TYPES = {
+    **dict.fromkeys(("data", "notification"), (dict, "a JSON map")),
+    **dict.fromkeys(("to", "condition", "collapse_key", "priority", "restricted_package_name"), (str, "a JSON string")),
+    **dict.fromkeys(("dry_run", "content_available", "mutable_content", "delay_while_idle"), (bool, "a JSON boolean")),
+    "time_to_live": (int, "a JSON number"),
+    "registration_ids": (list, "a JSON array"),
+}
+
+
+def _wrong_type(message: Mapping[str, Any]) -> str:
+    """What is wrong with a field of a legacy message; "": its type is right."""
+    for name, (kind, must) in _TYPES.items():
+        if name in message and not isinstance(message[name], kind):
+            return f'Field "{name}" must be {must}: {message[name]}'
+    return ""
 
 
 def _read(body: bytes) -> dict[str, Any] | Answer:

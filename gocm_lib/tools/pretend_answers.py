@@ -84,6 +84,7 @@ ANSWERS: dict[str, tuple[Answer, ...]] = {
         Answer(400, error(400, "INVALID_ARGUMENT", "Recipient of the message is not set.",
                            violation("message", "Recipient of the message is not set."), fcm("INVALID_ARGUMENT"))),
     ),
+    "bad_condition": (Answer(400, error(400, "INVALID_ARGUMENT", "Invalid condition expression provided.")),),
     "sender_mismatch": (
         Answer(403, error(403, "PERMISSION_DENIED", "SenderId mismatch", fcm("SENDER_ID_MISMATCH"))),
     ),

@@ -36,8 +36,13 @@ class Groups:
             return _told({"notification_key": key}) if key else _told({"error": "notification_key not found"}, 400)
         try:
             body = json.loads(request.body)
-            tokens = [str(token) for token in body["registration_ids"]]
-            return self._change(body.get("operation"), body.get("notification_key_name", ""), body, tokens)
+            tokens, name = body["registration_ids"], body.get("notification_key_name", "")
+            texts = isinstance(tokens, list) and all(isinstance(each, str) for each in (name, *tokens))
+            if not texts:
+                return _told({"error": "BadJsonFormat"}, 400)
+            if len(tokens) > MOST:
+                return _told({"error": "too many registration ids"}, 400)
+            return self._change(body.get("operation"), name, body, tokens)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return _told({"error": "BadJsonFormat"}, 400)
 
@@ -48,7 +53,7 @@ class Groups:
             if not name or self._key_of(name):
                 return _told({"error": "notification_key already exists" if name else "invalid name"}, 400)
             key = f"group-{len(self._groups) + 1}"
-            self._groups[key] = _Group(name, tokens[:MOST])
+            self._groups[key] = _Group(name, tokens)
             return _told({"notification_key": key})
         key = body.get("notification_key", "")
         group = self._groups.get(key)

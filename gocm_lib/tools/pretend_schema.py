@@ -128,7 +128,9 @@ def _is_a(value: Any, kind: str) -> bool:
             whole = kind == "float" or (number is not None and number == number // 1 and abs(number) < 2**31)
             return number is not None and whole
     words = _ENUMS.get(kind, "").split()
-    return value.upper() in words if isinstance(value, str) else is_number and value in range(len(words))
+    if isinstance(value, str):
+        return value.isascii() and value.upper() in words
+    return is_number and value in range(len(words))
 
 
 _RFC3339 = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)"
@@ -154,12 +156,36 @@ def what_it_means(message: dict[str, Any]) -> list[Violation]:
         if ttl is not None and not ttl.isdigit():
             found.append((f"message.webpush.headers.{name}", "TTL must be a non-negative integer."))
     color = _part(android, "notification").get("color")
-    if color is not None and not re.fullmatch("#[0-9a-fA-F]{6}", color):
+    if color and not re.fullmatch("#[0-9a-fA-F]{6}", color):
         found.append(("message.android.notification.color", "Invalid color: it must be in the form #rrggbb."))
     web = _part(message, "webpush")
     link = (_part(web, "fcm_options") or _part(web, "fcmOptions")).get("link")
-    if link is not None and not link.startswith("https://"):
+    if link and not link.startswith("https://"):
         found.append(("message.webpush.fcm_options.link", "The link must be an HTTPS URL."))
+    payload = _part(message, "apns").get("payload")
+    if payload is not None and not isinstance(payload.get("aps"), dict):
+        text = "Payload of Apple Push Notification Service must contain an [aps] key."
+        found.append(("message.apns.payload", text))
+    return [*found, *_out_of_range(_part(android, "notification"))]
+
+
+def _out_of_range(shown: dict[str, Any]) -> list[Violation]:
+    """What is wrong with the parts of an Android notification that have limits of their own."""
+    place = "message.android.notification"
+    found = [
+        (f"{place}.{name}", "Duration out of range.")
+        for name in ("vibrate_timings", "vibrateTimings")
+        if any(not 0 <= float(each[:-1]) <= 315_576_000_000 for each in _part(shown, name))
+    ]
+    lights = _part(shown, "light_settings") or _part(shown, "lightSettings")
+    parts = [(name, _part(lights, name)) for name in ("color", "light_on_duration", "light_off_duration")]
+    if "light_settings" in shown or "lightSettings" in shown:
+        other = {"color": "color", "light_on_duration": "lightOnDuration", "light_off_duration": "lightOffDuration"}
+        for name, value in parts:
+            if not (value or _part(lights, other[name])):
+                found.append((f"{place}.light_settings.{name}", f"{name} is required."))
+    if any(not 0 <= float(each) <= 1 for each in _part(lights, "color").values()):
+        found.append((f"{place}.light_settings.color", "A color's parts are from 0 to 1."))
     return found
 
 

@@ -94,7 +94,7 @@ def _mistake(assertion: str, account: Account | None, here: str, now: float) -> 
         head, claims, signature = (base64.urlsafe_b64decode(part + "==") for part in assertion.split("."))
         algorithm, said = json.loads(head)["alg"], json.loads(claims)
         issuer, audience, issued, ends = said["iss"], said["aud"], float(said["iat"]), float(said["exp"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "Bad Request"
     if account is None or issuer != account.email:
         return "Invalid grant: account not found"

@@ -17,7 +17,8 @@ MOST = 1000  # tokens in a call
 IID = {"/iid/v1:batchAdd": True, "/iid/v1:batchRemove": False}  # and whether they subscribe
 _RESOURCE = re.compile(r"/v1/projects/([^/]+)/registrations/([^/]+)/topicSubscriptions(?:/([^/]+))?")
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
-_TERM = re.compile(r"\s*(?:'([^']*)'\s+in\s+topics|(&&|\|\||!|\(|\)))\s*")
+_TERM = re.compile(r"'([^'\s]*)'\s+in\s+topics|(&&|\|\||[!()])")
+LONGEST, DEEPEST = 8192, 64  # characters, and signs: what is longer is nobody's condition
 
 
 class Topics:
@@ -46,11 +47,10 @@ class Topics:
             results.append({"error": word} if word else {})
         return Answer(200, json.dumps({"results": results}).encode())
 
-    def resource(self, request: Request) -> Answer | None:
-        """The answer to a call about one subscription; None: the path is another."""
+    def resource(self, request: Request) -> Answer:
+        """The answer to a call about one subscription."""
         found = _RESOURCE.fullmatch(request.path)
-        if not found:
-            return None
+        assert found
         project, token, topic = (unquote(part or "") for part in found.groups())
         query = {name: values[-1] for name, values in parse_qs(request.query).items()}
         if project != PROJECT:
@@ -60,6 +60,8 @@ class Topics:
         if request.method == "GET" and not topic:
             mine = [self._shown(token, name) for name, members in sorted(self.members.items()) if token in members]
             return Answer(200, json.dumps({"topicSubscriptions": mine}).encode())
+        if (topic and not _TOPIC.fullmatch(topic)) or (not topic and request.method != "POST"):
+            return Answer(400, error(400, "INVALID_ARGUMENT", "Invalid topic name.", fcm("INVALID_ARGUMENT")))
         if request.method == "POST" and not topic:
             return self._create(token, query.get("topic_name", query.get("topicName", "")))
         return self._one(request.method, token, topic, query.get("allow_missing", query.get("allowMissing")) == "true")
@@ -74,7 +76,7 @@ class Topics:
 
     def _one(self, method: str, token: str, topic: str, may_miss: bool) -> Answer:
         there = token in self.members[topic]
-        if not there and not may_miss:
+        if not there and not (may_miss and method in ("DELETE", "PATCH")):
             return Answer(404, error(404, "NOT_FOUND", "Topic subscription not found."))
         if method == "DELETE":
             self.members[topic].pop(token, None)
@@ -96,18 +98,18 @@ class Topics:
         """The tokens that a message to a topic or condition reaches. A condition that makes no sense reaches none."""
         if kind == "topic":
             return list(self.members.get(target, ()))
-        everybody = {token for members in self.members.values() for token in members}
-        return sorted(token for token in everybody if self._meets(token, target))
+        terms = (_terms(target) if self.understands(target) else None) or []
+        everybody = {token for members in self.members.values() for token in members} if terms else set()
+        return sorted(token for token in everybody if self._any_of(token, terms.copy()))
 
-    def _meets(self, token: str, condition: str) -> bool:
-        terms = [sign or topic for topic, sign in _TERM.findall(condition)]
-        if _TERM.sub("", condition):
-            return False
+    def understands(self, condition: str) -> bool:
+        """Whether a condition makes sense."""
+        terms = _terms(condition)
         try:
-            value = self._any_of(token, terms)
+            self._any_of("", terms or [])
         except IndexError:  # it ends too early
             return False
-        return value and not terms
+        return terms == []
 
     def _any_of(self, token: str, terms: list[str]) -> bool:
         """The value of what stands between ||, taken off the terms; && binds closer, ! closest."""
@@ -129,9 +131,21 @@ class Topics:
         if first == "!":
             return not self._single(token, terms)
         if first != "(":
-            return token in self.members.get(first, ())
+            if first[:1] != "'":
+                raise IndexError
+            return token in self.members.get(first[1:], ())
         value = self._any_of(token, terms)
-        return terms.pop(0) == ")" and value
+        if terms.pop(0) != ")":
+            raise IndexError
+        return value
+
+
+def _terms(condition: str) -> list[str] | None:
+    """The topics, operators and parentheses of a condition; None: it is none, or one that nests too deep for us."""
+    if len(condition) > LONGEST or _TERM.sub("", condition).strip():
+        return None
+    terms = [sign or "'" + topic for topic, sign in _TERM.findall(condition)]
+    return terms if terms.count("(") + terms.count("!") <= DEEPEST else None
 
 
 def _no_member(token: str) -> str:
@@ -141,8 +155,11 @@ def _no_member(token: str) -> str:
     return "INVALID_ARGUMENT" if token.startswith(("invalid-", "mismatch-")) or not token else ""
 
 
-def answer(topics: Topics, request: Request) -> Answer | None:
-    """The answer to a call about topics; None: it is none."""
-    if request.method == "POST" and request.path in IID:
-        return topics.batch(request)
-    return topics.resource(request)
+def is_about(request: Request) -> bool:
+    """Whether a request is about topics."""
+    return (request.method == "POST" and request.path in IID) or _RESOURCE.fullmatch(request.path) is not None
+
+
+def answer(topics: Topics, request: Request) -> Answer:
+    """The answer to a request that is about topics."""
+    return topics.batch(request) if request.path in IID else topics.resource(request)

@@ -31,7 +31,7 @@ from gocm_lib.front.request import Reader, Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
-from gocm_lib.tools.pretend_answers import PROJECT, Answer
+from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
 from gocm_lib.tools.pretend_tokens import Account, read_account
 
 MAX_BODY = 16 * 1024 * 1024
@@ -87,6 +87,14 @@ class Sandbox:
         delay, answer = self.pretender.answer(request)
         return delay, answer and render(answer)
 
+    def _answer(self, request: Request) -> tuple[float, bytes | None]:
+        """The same, whatever is in the request: one that we cannot cope with must not end the others' tests."""
+        try:
+            return self.answer(request)
+        except Exception:
+            log.logger.exception("%s %s failed", request.method, request.path)
+            return 0.0, render(ANSWERS["internal"][0])
+
     def _control(self, request: Request) -> Answer:
         what = (request.method, request.path)
         try:
@@ -135,10 +143,14 @@ class Sandbox:
             except OSError:  # no descriptors left: the connection stays in the backlog, and asking at once would spin
                 time.sleep(0.01)
                 return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls:
-                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls:
+                    sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:  # it is gone already
+                sock.close()
+                continue
             self.ledger.connections += 1
             self._selector.register(sock, READ, _Peer(sock))
 
@@ -152,7 +164,7 @@ class Sandbox:
                     return self._close(peer)
                 peer.reader.feed(data)
                 while request := peer.reader.next():
-                    self._schedule(peer, *self.answer(request))
+                    self._schedule(peer, *self._answer(request))
                 if not self._tls:
                     return None
         except (BlockingIOError, ssl.SSLWantReadError):

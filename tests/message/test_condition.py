@@ -66,3 +66,11 @@ def test_anything_is_taken_or_refused(text):
         condition.check(text)
     except BadRequest as problem:
         assert problem.error
+
+
+def test_a_condition_nests_so_deep_and_no_deeper():
+    for most, sign in ((16, "!"), (16, "(")):
+        text = sign * most + "'a' in topics" + ")" * (most if sign == "(" else 0)
+        condition.check(text)
+        with pytest.raises(BadRequest, match="deeper"):
+            condition.check(text.replace(sign, sign * 2, 1) + ")" * (sign == "("))

@@ -31,6 +31,8 @@ GOOD = [
     {"webpush": {"headers": {"TTL": "15"}, "data": {"a": "b"}, "notification": LONG}},
     {"webpush": {"fcm_options": {"link": "https://a.example/"}}},
     {"android": None, "notification": {"title": None}, "data": {}},
+    {"fcm_options": {"analytics_label": ""}, "webpush": {"fcm_options": {"link": ""}}},  # in proto3, not set
+    {"android": {"notification": {"color": "", "vibrate_timings": ["315576000000s"]}}},
 ]  # fmt: skip
 
 BAD = [
@@ -74,6 +76,16 @@ BAD = [
     ({"android": {"notification": {"light_settings": {"color": {"red": "x"}}}}},
      "message.android.notification.light_settings.color.red"),
     ({"android": {}, "android_v2": {"ttl": "5s"}}, "android or android_v2"),
+    ({"apns": {"payload": {}}}, "message.apns.payload"),
+    ({"apns": {"payload": {"sound": "default"}}}, "message.apns.payload"),
+    ({"apns": {"payload": {"aps": 5}}}, "message.apns.payload"),
+    ({"android": {"priority": "h\u0131gh"}}, "message.android.priority"),
+    ({"android": {"notification": {"visibility": "\u017fecret"}}}, "message.android.notification.visibility"),
+    ({"android": {"notification": {"vibrate_timings": ["315576000001s"]}}}, "vibrate_timings[0]"),
+    ({"android": {"notification": {"light_settings": {}}}}, "light_settings needs color"),
+    *(({"android": {"notification": {"light_settings": {"color": {"red": red}, "light_on_duration": "1s",
+                                                        "light_off_duration": "1s"}}}}, "light_settings.color.red")
+      for red in (5, -1, 1e99)),
     ({"fcm_options": {"analytics_label": 5}}, "message.fcm_options.analytics_label"),
     ({"fcmoptions": {}}, "message"),
 ]  # fmt: skip
@@ -100,18 +112,46 @@ def test_what_google_refuses_is_refused_with_its_place(template, place):
     assert wrong or pretend_schema.what_it_means(template)
 
 
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_time_is_one_in_utc_too(moment):
+    with pytest.raises(BadRequest, match="event_time must be a time"):
+        message({"android": {"notification": {"event_time": moment}}})
+
+
+@pytest.mark.parametrize("platform", ["webpush", "apns"])
+def test_a_header_is_one_line(platform):
+    with pytest.raises(BadRequest, match="texts in a line each"):
+        message({platform: {"headers": {"Urgency": "high\r\nX: y"}}})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"android": {"data": {"a": "x" * 4096}}},
+        {"android": {"notification": {"body": "x" * 4093}}},
+        {"webpush": {"data": {"a": "x" * 4096}}},
+        {"webpush": {"notification": {"body": "x" * 4093}}},
+        {"apns": {"payload": {"aps": {"alert": "x" * 4096}}}},
+    ],
+    ids=json.dumps,
+)
+def test_what_one_platform_gets_has_a_size_too(part):
+    with pytest.raises(BadRequest, match=r"message\.[a-z.]+ has \d+ bytes; 4096 is Google's limit"):
+        message(part)
+
+
 def test_a_name_in_both_spellings_is_given_twice():
     with pytest.raises(BadRequest, match=r"message\.fcm_options is given twice"):
         message({"fcm_options": {}, "fcmOptions": {}})
 
 
-@pytest.mark.parametrize("label", ["", "a" * 51, "a b", "ü"])
+@pytest.mark.parametrize("label", ["a" * 51, "a b", "ü"])
 @pytest.mark.parametrize("under", [(), ("android",), ("apns",), ("webpush",)])
 def test_a_label_is_one_that_google_takes(label, under):
     template = {"fcm_options": {"analytics_label": label}}
     for name in under:
         template = {name: template}
-    with pytest.raises(BadRequest, match=r"fcm_options\.analytics_label must be 1 to 50"):
+    with pytest.raises(BadRequest, match=r"fcm_options\.analytics_label must be up to 50"):
         message(template)
 
 
@@ -134,7 +174,7 @@ def test_a_near_name_is_named():
 
 
 def test_numbers_keep_their_digits_in_it():
-    body = b'{"tokens":["t"],"message":{"apns":{"payload":{"price":1.10,"n":0.10000000000000000000001}}}}'
+    body = b'{"tokens":["t"],"message":{"apns":{"payload":{"aps":{},"price":1.10,"n":0.10000000000000000000001}}}}'
     assert '"price":1.10,"n":0.10000000000000000000001' in fcm.message(job.parse("application/json", body, 10), 0.0)
 
 
@@ -173,6 +213,7 @@ def theirs(schema):
 
 
 STRICTER = {"life": "duration", "rgb": "text", "label": "text", "link": "text"}
+STRICTER |= {"share": "number", "headers": "texts", "apple": "object"}
 
 
 def test_our_table_is_google_s(google):

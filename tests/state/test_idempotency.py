@@ -123,7 +123,7 @@ def test_a_spool_of_the_version_before_keeps_its_keys(tmp_path):
         "DROP TABLE idempotency; CREATE TABLE idempotency (key BLOB PRIMARY KEY, body BLOB NOT NULL,"
         " job INTEGER NOT NULL, accepted_at REAL NOT NULL) WITHOUT ROWID;"
         " CREATE INDEX idempotency_age ON idempotency (accepted_at);"
-        "DROP TABLE receipt; DROP TABLE skipped; DROP TABLE invalid; DROP TABLE held;"
+        "DROP TABLE receipt; DROP TABLE skipped; DROP TABLE invalid; DROP TABLE held; DROP TABLE answers;"
         "ALTER TABLE notregistered DROP COLUMN upstream; ALTER TABLE notregistered DROP COLUMN wave;"
         "PRAGMA user_version = 7;"
     )

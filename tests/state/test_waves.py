@@ -5,7 +5,7 @@ import json
 import pytest
 from kit import eventually, kill, new_state, output
 
-from gocm_lib.state.waves import BUCKET, RECENT, Tally, Watch, is_wave
+from gocm_lib.state.waves import BEFORE, BUCKET, RECENT, Tally, Watch, is_wave
 
 short = pytest.mark.short
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -143,6 +143,36 @@ def test_it_is_held_back_until_somebody_says_so(start_fcm, path):
     told = http.json("GET", f"{path}?ack={cursor}")  # who reads by a cursor gets them, too
     assert len(told["tokens"]) == 150
     assert json.loads(http.ask("POST", "/gcm/feedback/release", "all=1", FORM)[2]) == {"released": 0}
+
+
+def test_a_wave_goes_on_over_restarts(start_fcm, path):
+    """What comes after the state process, or all of us, was killed in the middle of a wave is held back, too."""
+    server = start_fcm("--hold-waves")
+    gone(server, 0, 150)
+    server.logged("they are held back")
+    eventually(lambda: server.report()["notregistered"] == 150)
+    kill(server.children("state"))
+    eventually(lambda: server.report_or_none())
+    gone(server, 150, 190)
+    eventually(lambda: (server.report_or_none() or {}).get("notregistered") == 190)
+    assert server.http().json("GET", path) == {"tokens": None}
+    server.kill_group()
+    again = start_fcm("--hold-waves")
+    gone(again, 190, 230)
+    eventually(lambda: again.report()["notregistered"] == 230)
+    assert again.http().json("GET", path) == {"tokens": None}
+    assert "gocm_report_held 230" in again.http().ask("GET", "/metrics")[2].decode()
+
+
+@short
+def test_what_was_kept_of_it_is_a_day():
+    state = new_state()
+    for minute in range(1500):
+        state.waves["gcm"].hear(1, 0, 0, minute * BUCKET)
+        state.report.keep_answers("gcm", state.waves["gcm"].newest)
+    kept = state.report.answers("gcm")
+    assert [each.number for each in kept] == list(range(1500 - RECENT - BEFORE, 1500))
+    assert Watch(kept).recent(1499 * BUCKET) == Tally(10, 0)
 
 
 def test_what_is_held_back_can_be_forgotten(start_fcm, path):

@@ -1,7 +1,10 @@
 """What the pretend Google answers for topics, device groups and access tokens, and in the legacy API's other forms."""
 
 import base64
+import http.client
 import json
+import socket
+import struct
 import time
 import urllib.parse
 
@@ -80,6 +83,9 @@ def test_device_groups_answer(ask, sandbox):
     assert change("add", notification_key=key, registration_ids=["phone-3"]) == (200, {"notification_key": key})
     assert change("add", notification_key="other", registration_ids=["phone-3"])[0] == 400
     assert change("add", notification_key=key, registration_ids=[])[0] == 400
+    assert change("create", notification_key_name="many", registration_ids=["x"] * 21)[0] == 400
+    for bad in ("abc", [1], [None], {}):
+        assert change("create", notification_key_name="bad", registration_ids=bad)[0] == 400
     assert change("burn", notification_key=key, registration_ids=["x"])[0] == 400
     assert ask("GET", "/fcm/notification?notification_key_name=me") == (200, {"notification_key": key})
     assert ask("GET", "/fcm/notification?notification_key_name=you")[0] == 400
@@ -142,6 +148,49 @@ def test_the_newer_calls_for_topics(ask, bearer):
     assert call("POST", "a/topicSubscriptions?topic_name=a%20b", {})[0] == 400
     assert ask("POST", "/v1/projects/other/registrations/a/topicSubscriptions?topic_name=x", {}, bearer)[0] == 403
     assert ask("GET", f"{base}/a/topicSubscriptions", None, {})[0] == 401
+
+
+def test_who_may_not_ask_changes_nothing(ask):
+    nobody = {"Authorization": "nothing"}
+    assert ask("POST", "/iid/v1:batchAdd", {"to": "/topics/x", "registration_tokens": ["a"]}, nobody)[0] == 401
+    listed = ask("GET", "/v1/projects/sandbox-project/registrations/a/topicSubscriptions")
+    assert listed == (200, {"topicSubscriptions": []})
+    path = "/v1/projects/sandbox-project/registrations/a/topicSubscriptions"
+    assert ask("PATCH", path + "?allow_missing=true", {})[0] == 400
+    assert ask("PATCH", path + "/a%20b?allow_missing=true", {})[0] == 400
+    assert ask("GET", path + "/zz?allow_missing=true")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "condition", ["!" * 5000 + "'a' in topics", "(" * 5000, "'a' in topics x" + " " * 8000 + "y", "'a' in topics )"]
+)
+def test_a_condition_that_makes_no_sense_is_refused_at_once(ask, bearer, condition):
+    ask("POST", "/iid/v1:batchAdd", {"to": "/topics/a", "registration_tokens": ["m"]})
+    path = "/v1/projects/sandbox-project/messages:send"
+    assert ask("POST", path, {"message": {"condition": condition}}, bearer)[0] == 400
+    assert ask("POST", "/fcm/send", {"condition": condition})[0] == 400
+
+
+def test_what_nobody_thought_of_ends_nothing(ask, sandbox):
+    deep = '{"to":"x","data":{"a":' + "[" * 980 + "]" * 980 + "}}"
+    connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=10)
+    for _ in range(2):
+        for body in (deep, "[" * 200_000):
+            connection.request("POST", "/fcm/send", body, {**KEY, "Content-Type": "application/json"})
+            connection.getresponse().read()
+        connection.request("GET", "/sandbox/received")
+        connection.getresponse().read()
+    for claims in ("[" * 200_000, '{"iss":"a","aud":"b","iat":1' + "0" * 400 + ',"exp":1}'):
+        head = base64.urlsafe_b64encode(b'{"alg":"RS256"}').decode().rstrip("=")
+        said = base64.urlsafe_b64encode(claims.encode()).decode().rstrip("=")
+        assert ask("POST", "/token", form={"assertion": f"{head}.{said}.AA"})[0] == 400
+    assert ask("POST", "/fcm/send", {"to": "phone-1"})[0] == 200
+
+
+@pytest.mark.parametrize("field", ["data", "notification", "to", "time_to_live", "registration_ids", "dry_run"])
+def test_a_legacy_field_of_another_type_is_refused(ask, field):
+    status, text = ask("POST", "/fcm/send", {"registration_ids": ["a"], field: 5 if field != "time_to_live" else "x"})
+    assert status == 400 and f'Field "{field}" must be' in text
 
 
 conditions = st.recursive(
@@ -279,5 +328,9 @@ def test_by_https_the_file_names_an_https_endpoint(tmp_path):
             timeout=10,
         )
         assert sent.status_code == 200
+        for _ in range(100):  # such as are gone before they were taken
+            with socket.create_connection(("127.0.0.1", int(port))) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert program.process.poll() is None
     finally:
         program.kill_group()

@@ -1,10 +1,10 @@
 """The run report: counters, and the tokens that an application must replace or delete.
 
-Owns the tables `counter`, `canonical`, `notregistered`, `held` and `invalid` and all SQL for them. Each entry of a list
-has a number that only grows, so that a reader can say "I have everything up to N" and loses nothing that comes
-meanwhile. A token is in a list only once. A list that nobody reads grows to `longest` entries; what is dropped then is
-counted, and reported again when the token is sent to again. The caller owns the transaction: a count changes together
-with the token's row that it counts, or not at all.
+Owns the tables `counter`, `canonical`, `notregistered`, `held`, `invalid` and `answers` and all SQL for them. Each
+entry of a list has a number that only grows, so that a reader can say "I have everything up to N" and loses nothing
+that comes meanwhile. A token is in a list only once. A list that nobody reads grows to `longest` entries; what is
+dropped then is counted, and reported again when the token is sent to again. The caller owns the transaction: a count
+changes together with the token's row that it counts, or not at all.
 """
 
 import sqlite3
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.state import admission
 from gocm_lib.state.contract import COUNTERS, Count, Entry, Invalid, Replaced, Unregistered
+from gocm_lib.state.waves import BEFORE, RECENT, Bucket, Tally
 
 SCHEMA = """
 CREATE TABLE counter (
@@ -31,6 +32,14 @@ MORE = """
 CREATE TABLE invalid (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
 ALTER TABLE notregistered ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
 ALTER TABLE notregistered ADD COLUMN wave INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE answers (
+    upstream TEXT NOT NULL,
+    minute INTEGER NOT NULL,
+    answers INTEGER NOT NULL,
+    unregistered INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    PRIMARY KEY (upstream, minute)
+) WITHOUT ROWID;
 CREATE TABLE held (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, upstream TEXT NOT NULL);
 """
 
@@ -63,6 +72,7 @@ class RunReport:
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in (*PAGES, "held")}
+        self._minutes: dict[str, int] = {}  # the newest minute of each upstream's answers
         self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
@@ -113,6 +123,22 @@ class RunReport:
             return 0
         self.lengths[which] += 1
         return added.lastrowid or 0
+
+    def answers(self, upstream: str) -> list[Bucket]:
+        """What was kept of an upstream's answers."""
+        rows = self.db.execute("SELECT * FROM answers WHERE upstream = ? ORDER BY minute", (upstream,))
+        return [Bucket(minute, Tally(answers, unregistered), first) for _, minute, answers, unregistered, first in rows]
+
+    def keep_answers(self, upstream: str, newest: Bucket) -> None:
+        """Keep the newest minute of an upstream's answers, and those of the day before it."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
+            (upstream, newest.number, *newest.tally, newest.first),
+        )
+        if self._minutes.get(upstream) != newest.number:
+            self._minutes[upstream] = newest.number
+            oldest = newest.number - RECENT - BEFORE
+            self.db.execute("DELETE FROM answers WHERE upstream = ? AND minute <= ?", (upstream, oldest))
 
     def mark(self, upstream: str, first: int, hold: bool) -> None:
         """Mark an upstream's entries of the list `notregistered` from this number on as a wave's, or hold them back."""
