@@ -30,6 +30,11 @@ def is_wave(recent: Tally, before: Tally) -> bool:
     return recent.unregistered * before.answers >= TIMES * before.unregistered * recent.answers
 
 
+def is_over(recent: Tally) -> bool:
+    """Whether these are none any more: well below what begins one, or it would begin and end with each answer."""
+    return recent.answers < LEAST or recent.unregistered * 2 * MOST <= recent.answers
+
+
 class Bucket(NamedTuple):
     """The answers of a minute: its number since 1970, how many there were, and the number of the first entry that came
     of them in the list (0: none did).
@@ -72,7 +77,8 @@ class Watch:
         number = max(int(now // BUCKET), self._buckets[-1].number if self._buckets else 0)
         if self._usual[0] != number:
             self._usual = number, _sum(each.tally for each in self._buckets if each.number <= number - RECENT)
-        there = is_wave(self.recent(now), self._usual[1])
+        recent = self.recent(now)
+        there = not is_over(recent) if self.since else is_wave(recent, self._usual[1])
         if there == bool(self.since):
             return False
         self.since = (now or 1.0) if there else 0.0

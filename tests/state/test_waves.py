@@ -52,6 +52,15 @@ def test_it_begins_and_ends():
 
 
 @short
+def test_it_does_not_begin_and_end_with_each_answer():
+    watch = watched((0.0, 100, 51, 1))
+    assert watch.look(0.0)
+    for answers, unregistered, over in ((40, 0, False), (40, 0, False), (23, 0, False), (1, 0, True), (100, 53, False)):
+        watch.hear(answers, unregistered, 0, 1.0)
+        assert watch.look(1.0) is over, (answers, watch.recent(1.0))
+
+
+@short
 def test_the_day_before_is_the_usual():
     day = 87_000.0  # a day, and the ten minutes
     for share, since, expected in ((10, 0.0, False), (1, 0.0, True), (10, day, True)):  # a day later it is forgotten
@@ -84,12 +93,15 @@ def test_what_is_held_back_is_moved_and_counted():
     assert [entry[1:] for entry in report.page("notregistered", first, 9)] == [
         ("c", False), ("b", True), ("d", True), ("a", True)]  # fmt: skip
     assert (report.lengths["notregistered"], report.lengths["held"]) == (4, 0)
-    report.mark("fcm", 1, False)
-    assert all(entry.wave for entry in report.page("notregistered", 0, 9) if entry.token != "c")
     report.mark("fcm", 1, True)
-    assert report.discard(9) == 3 and report.discard(9) == 0
-    assert [entry.token for entry in report.page("notregistered", 0, 9)] == ["c"]
-    assert (report.lengths["notregistered"], report.lengths["held"]) == (1, 0)
+    assert report.lengths["held"] == 0, "what was released is not held back again"
+    report.mark("gcm", 1, False)
+    assert all(entry.wave for entry in report.page("notregistered", 0, 9))
+    report.add_notregistered("e", "fcm", False, False)
+    report.mark("fcm", 1, True)
+    assert report.discard(9) == 1 and report.discard(9) == 0
+    assert [entry.token for entry in report.page("notregistered", 0, 9)] == ["c", "b", "d", "a"]
+    assert (report.lengths["notregistered"], report.lengths["held"]) == (4, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- a server

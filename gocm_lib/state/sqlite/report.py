@@ -141,13 +141,15 @@ class RunReport:
             self.db.execute("DELETE FROM answers WHERE upstream = ? AND minute <= ?", (upstream, oldest))
 
     def mark(self, upstream: str, first: int, hold: bool) -> None:
-        """Mark an upstream's entries of the list `notregistered` from this number on as a wave's, or hold them back."""
-        self.db.execute("UPDATE notregistered SET wave = 1 WHERE seq >= ? AND upstream = ?", (first, upstream))
-        if hold:
-            found = self.db.execute(
-                "SELECT seq, token, upstream FROM notregistered WHERE seq >= ? AND upstream = ?", (first, upstream)
-            )
-            self._move("notregistered", "held", "(token, upstream) VALUES (?, ?)", found.fetchall())
+        """Mark an upstream's entries of the list `notregistered` from this number on as a wave's, or hold them back.
+        What was released before has its mark, and stays.
+        """
+        which = "WHERE seq >= ? AND upstream = ? AND wave = 0"
+        if not hold:
+            self.db.execute(f"UPDATE notregistered SET wave = 1 {which}", (first, upstream))
+            return
+        found = self.db.execute(f"SELECT seq, token, upstream FROM notregistered {which}", (first, upstream))
+        self._move("notregistered", "held", "(token, upstream) VALUES (?, ?)", found.fetchall())
 
     def release(self, limit: int) -> int:
         """Put up to `limit` entries that are held back into the list, as its newest: who reads by a cursor may be past
