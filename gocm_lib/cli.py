@@ -12,11 +12,11 @@ from gocm_lib.config.settings import (
     NO_HOST,
     BenchSettings,
     BundleSettings,
+    ClientSettings,
     CompletionSettings,
     Exit,
     FailedSettings,
     Fatal,
-    FeedbackSettings,
     HelpSettings,
     PingSettings,
     SandboxSettings,
@@ -275,7 +275,7 @@ COMMANDS = {
     "send": Command(_send, SendSettings, "send a message to tokens, from a file too, by a running server"),
     "watch": Command(_watch, WatchSettings, "show live what goes on in a running server"),
     "feedback": Command(
-        _feedback, FeedbackSettings, "release or discard unregistered tokens that a running server holds back"
+        _feedback, ClientSettings, "release or discard unregistered tokens that a running server holds back"
     ),
     "failed": Command(_failed, FailedSettings, "list, replay or discard the failed tokens of a running server"),
     "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),

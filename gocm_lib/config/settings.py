@@ -633,11 +633,6 @@ class FailedSettings(ClientSettings):
 
 
 @dataclass(frozen=True)
-class FeedbackSettings(ClientSettings):
-    """`gocm feedback` has only the options shared by all commands that call a running server."""
-
-
-@dataclass(frozen=True)
 class SendSettings(ClientSettings):
     """The options of `gocm send`."""
 

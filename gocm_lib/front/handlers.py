@@ -203,13 +203,9 @@ class Handlers:
         """Release or discard all entries that are held back, some at a time."""
         if query.form(request, {"all"}, "all=1").get("all") != "1":
             raise BadRequest("say all=1: all that are held back", "all")
-        count = 0
-        try:
-            while done := some():
-                count += done
-        except StateUnavailable:
-            reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
-            return unavailable(reason)._replace(audit=f"{what} {count} entries that were held back, or more")
+        count, lost = _until_none_is_left(some)
+        if lost:
+            return _count_lost(what, count, "entries that were held back")
         audit = f"{what} {count} entries that were held back" if count else ""
         return Response(200, response.done(what, count), audit=audit)
 
@@ -260,14 +256,14 @@ class Handlers:
         asked = ", ".join(f"{name}={value}" for name, value in fields.items())
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
             raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
-        which, count = query.which(fields, time.time()), 0
+        which = query.which(fields, time.time())
+        count, lost = _until_none_is_left(lambda: some(which))
         try:
-            while done := some(which):
-                count += done
-            left = bool(self.client.failed(which, BEFORE_ALL, 1))
+            left = lost or bool(self.client.failed(which, BEFORE_ALL, 1))
         except StateUnavailable:
-            reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
-            return unavailable(reason)._replace(audit=f"{what} {count} failed tokens or more ({asked})")
+            lost = True
+        if lost:
+            return _count_lost(what, count, f"failed tokens ({asked})")
         if not count and not left:
             raise BadRequest("no failed token is so", status=404)
         if not count:
@@ -335,6 +331,23 @@ class Handlers:
         return Response(200, json.dumps(shown).encode() + b"\n")
 
 
+def _until_none_is_left(some: Callable[[], int]) -> tuple[int, bool]:
+    """Deal with some at a time. Returns with how many, and whether the state process was lost meanwhile."""
+    count = 0
+    try:
+        while done := some():
+            count += done
+    except StateUnavailable:
+        return count, True
+    return count, False
+
+
+def _count_lost(what: str, count: int, of: str) -> Response:
+    """The answer when it is not known with how many was dealt."""
+    reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
+    return unavailable(reason)._replace(audit=f"{what} {count} or more {of}")
+
+
 def _taken(kept: Job, job_id: int, request: Request, headers: Mapping[str, str], audit: str = "") -> Response:
     """The answer for a message that is on disk as job `job_id`: as the original gives it, or as JSON, for who wants
     that or must know what was left out.
@@ -348,9 +361,10 @@ def _taken(kept: Job, job_id: int, request: Request, headers: Mapping[str, str],
 
 def _wants_json(accept: str) -> bool:
     """Whether a client takes JSON, and neither text nor anything: such cannot read `ok` (RFC 9110, section 12.5.1)."""
-    if "json" not in accept.lower():  # as nearly always
+    accept = accept.lower()
+    if "json" not in accept:  # as nearly always
         return False
-    ranges = (part.partition(";") for part in accept.lower().split(","))
+    ranges = (part.partition(";") for part in accept.split(","))
     taken = {name.strip() for name, _, rest in ranges if not re.search(r"\bq=0(\.0*)?\s*(;|$)", rest)}
     return "application/json" in taken and not any(name.startswith(("text/", "*/")) for name in taken)
 

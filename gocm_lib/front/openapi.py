@@ -13,7 +13,7 @@ from gocm_lib.help.topics import TOPICS
 from gocm_lib.message import platforms, v1_schema
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import LISTS, MAX_TOKEN, MAX_TTL
-from gocm_lib.message.outcome import FAILURES, INVALID
+from gocm_lib.message.outcome import FAILURES, INVALID, KEPT_FAILURES
 from gocm_lib.state.contract import LISTS as LISTS_OF_REPORT
 from gocm_lib.state.contract import STATES
 
@@ -70,7 +70,7 @@ def _ref(name: str) -> Json:
 
 
 UPSTREAM = _word(*DIALECTS)
-KEPT = _word("attempts", "expired", "killed_senders")
+KEPT = _word(*KEPT_FAILURES)
 ANYTHING: Json = {"type": "object", "additionalProperties": True}
 DEVICE: Json = {
     "type": "string",
@@ -346,13 +346,6 @@ COMMON = {
 UNKNOWN = {"401": _no("a token is needed", "WWW-Authenticate")}
 NO_CURSOR = _no("no such cursor was ever given")
 TYPED = {"415": _no("another Content-Type is needed")}
-
-FORM_JSON: Json = {"type": "string", "description": "a JSON object"}
-_PUSH_FORM = _object(
-    {"tokens": TARGETS["tokens"], "payload": FORM_JSON},
-    {"skip_invalid": FLAG, "upstream": UPSTREAM, **FIELDS} | {"notification": FORM_JSON},
-    description="As the original takes it; the other fields of a Push may be given, too.",
-)
 
 # By method and path: what the route takes and answers, beside what is in ROUTES and COMMON.
 OPERATIONS: dict[tuple[str, str], Json] = {

@@ -8,11 +8,11 @@ from gocm_lib.front.request import Request
 from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.outcome import KEPT_FAILURES
 from gocm_lib.state.contract import Which
 
 SMALL_FORM = 4096  # bytes: what our own short forms may have
 LARGEST_PAGE = 10_000  # entries that may be asked for
-KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of outcome.FAILURES, those after which a token is kept
 
 
 def form(request: Request, known: set[str], example: str) -> dict[str, str]:

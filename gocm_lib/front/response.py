@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from gocm_lib.message.bad_request import BadRequest
-from gocm_lib.message.job import Job, format_id
+from gocm_lib.message.job import Job, Skip, format_id
 from gocm_lib.state.contract import Failed, Fate, Invalid, Refused, Replaced, Snapshot, Status, Unregistered
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
@@ -176,9 +176,9 @@ def done(what: str, count: int, left: bool | None = None) -> bytes:
     return json.dumps(told if left is None else told | {"left": left}).encode() + b"\n"
 
 
-def skipped(places: Iterable[tuple[int, str]]) -> list[dict[str, object]]:
+def skipped(skips: Iterable[Skip]) -> list[dict[str, object]]:
     """What was left out of a list of tokens: its place in the list from 0, and what is wrong with it."""
-    return [{"n": n, "error": why} for n, why in places]
+    return [{"n": skip.n, "error": skip.why} for skip in skips]
 
 
 def accepted(kept: Job, job_id: int) -> dict[str, object]:

@@ -115,9 +115,8 @@ def _from_results(body: bytes, count: int) -> list[Outcome]:
         return [Outcome(Verdict.DEFERRED, "answer without results", garbled=True)] * count
     told = [_from_result(result) for result in results[:count]]
     if len(results) != count:
-        # Somebody miscounted, so we cannot know which token bad news is about. A message that was taken is not sent
-        # again; whatever else was said is asked again.
-        # (Nor is it known, then, which of them has which canonical token, or which id.)
+        # Somebody miscounted, so we cannot know which token bad news, a canonical token or an id is about. A message
+        # that was taken is not sent again; whatever else was said is asked again.
         told = [DELIVERED if outcome.verdict is Verdict.DELIVERED else WRONG_COUNT for outcome in told]
         told += [WRONG_COUNT] * (count - len(told))
     return told

@@ -24,6 +24,13 @@ MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
 
 
+class Skip(NamedTuple):
+    """Something in a list of tokens that is none and is left out: its place in the list, from 0, and what is wrong."""
+
+    n: int
+    why: str
+
+
 class Draft(NamedTuple):
     """What a client asks for, checked but not accepted yet. `upstream` is "" when the client leaves it to us."""
 
@@ -33,7 +40,7 @@ class Draft(NamedTuple):
     payload: dict[str, Any] | None
     options: dict[str, Any]
     template: dict[str, Any] | None  # a whole FCM v1 message
-    skipped: tuple[tuple[int, str], ...] = ()  # what is no token in the list given: its place from 0, and why
+    skipped: tuple[Skip, ...] = ()
 
 
 class IdempotencyKey(NamedTuple):
@@ -56,12 +63,12 @@ class Job(NamedTuple):
     accepted_at: float
     expires_at: float
     key: IdempotencyKey | None = None
-    skipped: tuple[tuple[int, str], ...] = ()  # as a Draft has it
+    skipped: tuple[Skip, ...] = ()
 
     @property
     def places(self) -> Iterable[int]:
         """The place of each token in the list that was given."""
-        left_out = {place for place, _ in self.skipped}
+        left_out = {skip.n for skip in self.skipped}
         whole = range(len(self.tokens) + len(left_out))
         return [place for place in whole if place not in left_out] if left_out else whole
 
@@ -229,10 +236,7 @@ def _json_fields(body: bytes, max_tokens: int) -> dict[str, Any]:
     return found
 
 
-Skipped = tuple[tuple[int, str], ...]  # as a Draft has it
-
-
-def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...], Skipped]:
+def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[str, ...], tuple[Skip, ...]]:
     """The target of the message: its kind, the tokens, ids, topic or condition, and what is none of these."""
     given = [name for name in TARGETS if name in found]
     if len(given) > 1:
@@ -253,7 +257,7 @@ def _check_target(found: dict[str, Any], max_tokens: int) -> tuple[str, tuple[st
     return TARGETS[name], *_check_tokens(values, name, max_tokens, skips)
 
 
-def _check_tokens(tokens: Any, field: str, max_tokens: int, skips: bool) -> tuple[tuple[str, ...], Skipped]:
+def _check_tokens(tokens: Any, field: str, max_tokens: int, skips: bool) -> tuple[tuple[str, ...], tuple[Skip, ...]]:
     """The tokens of a list, and what is none in it. Unless it `skips` that, or if all are none: raises BadRequest."""
     if not tokens:
         raise BadRequest("no tokens: give at least one device token", field)
@@ -264,14 +268,14 @@ def _check_tokens(tokens: Any, field: str, max_tokens: int, skips: bool) -> tupl
         raise BadRequest(f"{what_fits}: send them in several calls", field, 413)
     is_usual = _TOKEN.fullmatch
     wrong = [
-        (place, why)
+        Skip(place, why)
         for place, token in enumerate(tokens)
         if not (isinstance(token, str) and is_usual(token)) and (why := _why_no_token(token, field))
     ]
     if wrong and not (skips and len(wrong) < len(tokens)):
         place, why = wrong[0]
         raise BadRequest(f"{'token' if field == 'tokens' else field} number {place + 1} {why}", field)
-    left_out = {place for place, _ in wrong}
+    left_out = {skip.n for skip in wrong}
     kept = [token for place, token in enumerate(tokens) if place not in left_out] if wrong else tokens
     return tuple(kept), tuple(wrong)
 

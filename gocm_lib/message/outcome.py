@@ -171,7 +171,8 @@ def failure(outcome: Outcome) -> str:
     return outcome.cause if outcome.cause in FAILURES else "rejected"
 
 
-# Of these, that say that what was given as a token is none of ours: told in a list of its own.
+KEPT_FAILURES = ("attempts", "expired", "killed_senders")  # of these, what no answer said: the token may be replayed
+# Of the others, that say that what was given as a token is none of ours: told in a list of its own.
 INVALID = ("invalid_token", "wrong_sender")
 
 

@@ -119,13 +119,12 @@ _is_number = _matches(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,2})?")
 
 
 def _is_one_of(words: tuple[str, ...]) -> Callable[[Any], bool]:
-    return lambda value: (
-        (value.isascii() and value.upper() in words) if isinstance(value, str) else _is_place_in(words, value)
-    )
+    def fits(value: Any) -> bool:
+        if isinstance(value, str):
+            return value.isascii() and value.upper() in words
+        return type(value) is int and 0 <= value < len(words)
 
-
-def _is_place_in(words: tuple[str, ...], value: Any) -> bool:
-    return type(value) is int and 0 <= value < len(words)
+    return fits
 
 
 def _is_duration(value: Any) -> bool:

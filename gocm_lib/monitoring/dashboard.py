@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gocm_lib import __version__
-from gocm_lib.message.outcome import FAILURES
+from gocm_lib.message.outcome import FAILURES, KEPT_FAILURES
 from gocm_lib.monitoring.collector import Figures
 from gocm_lib.monitoring.trend import EVERY, Sample, points, troubles
 from gocm_lib.process import log
@@ -48,7 +48,6 @@ ADVICE = {
         "something in the message kills senders: look at the log and report it; do not replay it", "promise"
     ),
 }
-KEPT = ("attempts", "expired", "killed_senders")  # reasons whose tokens can be listed and replayed
 MINUTE = 60.0  # seconds: so long something is told that went wrong
 
 
@@ -146,7 +145,7 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
                 "advice": ADVICE[count.reason].text,
                 "help": f"help/{ADVICE[count.reason].topic}",
                 "tokens": f"gcm/failed?reason={count.reason}&upstream={count.upstream}"
-                if count.reason in KEPT
+                if count.reason in KEPT_FAILURES
                 else None,
             }
             for count, value in sorted(snapshot.counts.items(), key=_most_first)

@@ -6,7 +6,7 @@ Client calls the verbs. How things are stored is the state's own business.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from gocm_lib.message.job import Job, Slice
+from gocm_lib.message.job import Job, Skip, Slice
 from gocm_lib.message.outcome import Result
 from gocm_lib.message.suspect import InFlight
 
@@ -110,13 +110,6 @@ class Fate(NamedTuple):
     canonical: str
     at: float
     receipt: str = ""  # the upstream's own id of the message that it took
-
-
-class Skip(NamedTuple):
-    """Something in a list of tokens that was none and was left out: its place in the list, and what is wrong."""
-
-    n: int
-    why: str
 
 
 class Status(NamedTuple):

@@ -25,7 +25,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.job import Job, Slice, disk_size
-from gocm_lib.message.outcome import BLAMES_UPSTREAM, FIRST_ANSWERS, INVALID, TROUBLE, Outcome, Result, Verdict
+from gocm_lib.message.outcome import (
+    BLAMES_UPSTREAM,
+    FIRST_ANSWERS,
+    INVALID,
+    KEPT_FAILURES,
+    TROUBLE,
+    Outcome,
+    Result,
+    Verdict,
+)
 from gocm_lib.message.retry import LONGEST_RETRY_AFTER, Action, Held, Policy, Ruling, next_step, spread
 from gocm_lib.message.suspect import FATAL, InFlight, unrest
 from gocm_lib.process import child, log
@@ -68,7 +77,7 @@ from gocm_lib.state.sqlite.history import FORGOTTEN, History
 from gocm_lib.state.sqlite.keys import Keys
 from gocm_lib.state.sqlite.report import RunReport
 from gocm_lib.state.sqlite.spool import End, Span, Spool
-from gocm_lib.state.waves import Watch
+from gocm_lib.state.waves import Bucket, Tally, Watch, minute
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 
@@ -381,14 +390,17 @@ class State(Shared):
             self._hear(delivered, others, now)
             tokens = self.spool.tally["tokens"]
             with self._transaction():
+                first = self.report.newest("notregistered") + 1 if others else 0
                 self._settle_delivered(generation, delivered, now, counts)
                 settled = [r for r in others if self._settle(generation, r, now, counts, ends)]
+                heard = _heard(counts, first, now)
+                for upstream, each in heard.items():
+                    self.report.keep_answers(upstream, each, each.number > self.waves[upstream].newest)
                 self._try_messages(settled, {result.job for result in delivered}, now, counts)
                 self.report.count(counts)
-                for upstream in {result.upstream for result in results}:
-                    if newest := self.waves[upstream].newest:
-                        self.report.keep_answers(upstream, newest)
             self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
+            for upstream, each in heard.items():
+                self.waves[upstream].hear(each.tally, each.first, now)
             self._look_for_waves(now)
             self.changed.notify_all()
         if ends:
@@ -421,7 +433,6 @@ class State(Shared):
             counts[Count("delivered", upstream)] += gone
             counts[Count("attempts", upstream)] += gone if first else 0
             late = late or gone < sum([span[3] for span in spans])
-            self.waves[upstream].hear(gone, 0, 0, now)
         self.spool.keep_receipts([(each.job, each.n, each.receipts) for each in results if each.receipts], late)
 
     def _settle(
@@ -465,7 +476,6 @@ class State(Shared):
             counts[Count("canonicals", result.upstream)] += 1
             self.report.add_canonical(held.token, outcome.canonical)
             self.spool.keep_receipts([(job, n, [receipt]) for receipt in result.receipts[n - result.n :][:1]], False)
-            self.waves[result.upstream].hear(1, 0, 0, now)
             return
         how = End(step.counted, step.reason, failed=step.action is Action.SET_ASIDE)
         self.spool.end(holder, job, n, attempts, how, now)
@@ -474,13 +484,9 @@ class State(Shared):
         if outcome.verdict is Verdict.UNREGISTERED:
             counts[Count("notregistered", result.upstream)] += 1
             wave = bool(self.waves[result.upstream].since)
-            hold = wave and self.keeping.hold_waves
-            number = self.report.add_notregistered(held.token, result.upstream, wave, hold)
-            self.waves[result.upstream].hear(1, 1, number, now)
-        elif outcome.verdict is Verdict.REJECTED:
-            self.waves[result.upstream].hear(1, 0, 0, now)
-            if step.counted in INVALID:
-                self.report.add_invalid(held.token, step.counted)
+            self.report.add_notregistered(held.token, result.upstream, wave, wave and self.keeping.hold_waves)
+        elif step.counted in INVALID:
+            self.report.add_invalid(held.token, step.counted)
 
     def _look_for_waves(self, now: float) -> None:
         """Notice where a wave of unregistered tokens begins or ends. What made it one is a part of it."""
@@ -491,9 +497,8 @@ class State(Shared):
                 log.logger.warning("upstream %s: the wave of unregistered tokens is over", upstream)
                 continue
             answers, unregistered = watch.recent(now)
-            if first := watch.first(now):
-                with self._transaction():
-                    self.report.mark(upstream, first, self.keeping.hold_waves)
+            with self._transaction():
+                self.report.mark(upstream, watch.first(now), self.keeping.hold_waves)
             log.logger.error(
                 "upstream %s: %d of the last %d answers say that a token is unregistered, far more than usual: look at "
                 "the credentials, the project and the app's APNs environment before anybody deletes tokens; %s; "
@@ -687,6 +692,22 @@ class State(Shared):
 
 
 # -------------------------------------------------------------------------------------------------------- the process
+
+
+def _heard(counts: Mapping[Count, int], first: int, now: float) -> dict[str, Bucket]:
+    """The answers about tokens that were just counted, by upstream; what came of them in the list has numbers from
+    `first` on.
+    """
+    answers: Counter[str] = Counter()
+    for (name, upstream, reason), count in counts.items():
+        if name == "delivered" or (name == "failures" and reason not in KEPT_FAILURES):
+            answers[upstream] += count
+    gone = {upstream: counts.get(Count("notregistered", upstream), 0) for upstream in answers}
+    return {
+        upstream: Bucket(minute(now), Tally(count, gone[upstream]), first if gone[upstream] else 0)
+        for upstream, count in answers.items()
+        if count
+    }
 
 
 def _is_plain(outcome: Outcome) -> bool:

@@ -23,6 +23,11 @@ class Tally(NamedTuple):
     unregistered: int
 
 
+def minute(now: float) -> int:
+    """The number of a minute since 1970."""
+    return int(now // BUCKET)
+
+
 def is_wave(recent: Tally, before: Tally) -> bool:
     """Whether the answers of the last ten minutes are a wave, after those of the day before."""
     if recent.answers < LEAST or recent.unregistered * MOST <= recent.answers:
@@ -56,32 +61,31 @@ class Watch:
             self.look(self._buckets[-1].number * BUCKET)
 
     @property
-    def newest(self) -> Bucket | None:
-        """The last minute with answers."""
-        return self._buckets[-1] if self._buckets else None
+    def newest(self) -> int:
+        """The last minute with answers; -1: there were none."""
+        return self._buckets[-1].number if self._buckets else -1
 
-    def hear(self, answers: int, unregistered: int, first: int, now: float) -> None:
+    def hear(self, heard: Tally, first: int, now: float) -> None:
         """Count answers, of which the unregistered ones were listed from entry number `first` on (0: none was)."""
-        number = int(now // BUCKET)
+        number = minute(now)
         if self._buckets and self._buckets[-1].number >= number:  # a clock that was set back counts on in the last
             last = self._buckets[-1]
-            tally = Tally(last.tally.answers + answers, last.tally.unregistered + unregistered)
-            self._buckets[-1] = Bucket(last.number, tally, last.first or first)
+            self._buckets[-1] = Bucket(last.number, _sum([last.tally, heard]), last.first or first)
             return
-        self._buckets.append(Bucket(number, Tally(answers, unregistered), first))
+        self._buckets.append(Bucket(number, heard, first))
         while self._buckets[0].number <= number - RECENT - BEFORE:
             self._buckets.popleft()
 
     def look(self, now: float) -> bool:
         """Whether there is a wave now that was not there, or is none that was there."""
-        number = max(int(now // BUCKET), self._buckets[-1].number if self._buckets else 0)
+        number = max(minute(now), self.newest)
         if self._usual[0] != number:
             self._usual = number, _sum(each.tally for each in self._buckets if each.number <= number - RECENT)
         recent = self.recent(now)
         there = not is_over(recent) if self.since else is_wave(recent, self._usual[1])
         if there == bool(self.since):
             return False
-        self.since = (now or 1.0) if there else 0.0
+        self.since = now if there else 0.0
         return True
 
     def recent(self, now: float) -> Tally:
@@ -93,7 +97,7 @@ class Watch:
         return min((each.first for each in self._recent(now) if each.first), default=0)
 
     def _recent(self, now: float) -> list[Bucket]:
-        number = max(int(now // BUCKET), self._buckets[-1].number if self._buckets else 0)
+        number = max(minute(now), self.newest)
         found = []
         for each in reversed(self._buckets):
             if each.number <= number - RECENT:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gocm_lib.config import values
-from gocm_lib.config.settings import Exit, Fatal, FeedbackSettings
+from gocm_lib.config.settings import ClientSettings, Exit, Fatal
 from gocm_lib.front import auth
 from gocm_lib.tools.api_client import ApiClient, show
 
@@ -17,7 +17,7 @@ def command(words: Sequence[str]) -> int:
         action, words = "release", ["release", *words]
     if action not in ACTIONS:
         raise Fatal("say what to do: gocm feedback release or discard", Exit.USAGE, topic="reports")
-    given = values.parse(FeedbackSettings, words[1:], {}, f"gocm feedback {action}").settings
+    given = values.parse(ClientSettings, words[1:], {}, f"gocm feedback {action}").settings
     token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""
     did = action.rstrip("e") + "ed"
     done = ApiClient(given.to, token, given.ca).take("POST", f"/gcm/feedback/{action}", did, "all=1")

@@ -361,14 +361,11 @@ class Pretender:
         data = message.get("data") or {}
         if any(key == "from" or key.startswith("google.") for key in data):
             return "reserved_key"
+        sizes = [_bytes(data) + _bytes(message.get("notification") or {})]
         for platform in ("android", "apns", "webpush"):
             own = message.get(platform) or {}
-            more = [own.get(part) or {} for part in ("data", "notification", "payload")]
-            if any(len(json.dumps(each, ensure_ascii=False)) > 4096 + 64 for each in more):
-                return "too_big"
-        parts = [*data.items(), *(message.get("notification") or {}).items()]
-        size = sum(len(str(text).encode(errors="replace")) for pair in parts for text in pair)
-        return "too_big" if size > (2048 if kind in ("topic", "condition") else 4096) else ""
+            sizes += [_bytes(own.get(part) or {}) for part in ("data", "notification", "payload")]
+        return "too_big" if max(sizes) > (2048 if kind in _TO_MANY else 4096) else ""
 
     def _v1_fate(self, target: str) -> str:
         asked = find_fate(target)
@@ -400,6 +397,14 @@ def _wrong_type(message: Mapping[str, Any]) -> str:
         if name in message and not isinstance(message[name], kind):
             return f'Field "{name}" must be {must}: {message[name]}'
     return ""
+
+
+def _bytes(fields: Mapping[str, Any]) -> int:
+    """What Google counts of an object: names and values in UTF-8, what is no text as its JSON."""
+    texts = [
+        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in fields.values()
+    ]
+    return len("".join([*fields, *texts]).encode(errors="replace"))
 
 
 def _read(body: bytes) -> dict[str, Any] | Answer:

@@ -507,3 +507,14 @@ def test_a_reader_who_goes_away_loses_nothing(server):
 def test_bad_questions_about_a_job(shared, path, status, field):
     got, _, answer = shared.http().ask("GET", path)
     assert (got, json.loads(answer)["field"]) == (status, field), answer
+
+
+@pytest.mark.parametrize("path, status", [("/gcm/report", 400), ("/gcm/report/notregistered", 400), ("/gcm/send", 405)])
+@pytest.mark.parametrize("body", [b"Content-Length: 1\r\n\r\nx", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"])
+def test_a_get_with_a_body_gets_nothing(server, path, status, body):
+    server.send(["gone-a"])
+    server.settled()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n".encode() + body)
+        assert sock.makefile("rb").readline().split()[1] == str(status).encode()
+    assert server.http().json("GET", "/gcm/report/notregistered?peek=1") == {"tokens": ["gone-a"]}, "nothing was taken"

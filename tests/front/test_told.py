@@ -1,11 +1,12 @@
 """What is told of tokens: the upstream's ids, what is no token, what was left out of a list, and to whom as JSON."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, eventually, form
+from kit import FORM, claim, eventually, form, new_job, new_state
 
 from gocm_lib.front.handlers import _wants_json
 from gocm_lib.message import job
@@ -59,6 +60,22 @@ def test_an_id_is_forgotten_with_its_message(start):
     name = server.send(["a", "b"])
     server.settled()
     eventually(lambda: server.http().ask("GET", f"/gcm/jobs/{name}")[0] == 410)
+
+
+@short
+def test_of_what_is_forgotten_no_id_stays_and_none_comes_later():
+    state = new_state()
+    whole = Result("gcm", 1, 0, 1, DELIVERED, 2, ("x", "y"))
+    state.accept([new_job(1, ["a", "b"])._replace(skipped=(job.Skip(2, "is empty"),))])
+    claim(state)
+    state.settle(1, [whole], 1000.0)
+    assert [fate.receipt for fate in state.status(1, "", -1, 9).fates] == ["x", "y"]
+    state.settle(1, [whole], 1001.0)  # it comes again
+    assert state.db.execute("SELECT count(*) FROM receipt").fetchone() == (1,)
+    assert state.history.forget(math.inf, 0)
+    state.settle(1, [whole], 1002.0)  # and once more, late
+    for table in ("receipt", "skipped"):
+        assert state.db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
 receipts = st.text("abc:0", max_size=3)

@@ -8,6 +8,7 @@ import pytest
 from gocm_lib.message import fcm, job, v1_schema
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.tools import pretend_schema
+from gocm_lib.tools.pretend import Mode, Pretender
 
 pytestmark = pytest.mark.short
 
@@ -138,6 +139,23 @@ def test_a_header_is_one_line(platform):
 def test_what_one_platform_gets_has_a_size_too(part):
     with pytest.raises(BadRequest, match=r"message\.[a-z.]+ has \d+ bytes; 4096 is Google's limit"):
         message(part)
+
+
+@pytest.mark.parametrize("many", [1, 500])
+@pytest.mark.parametrize("platform", ["android", "webpush"])
+def test_both_halves_measure_alike(platform, many):
+    """However many names there are: JSON's own signs count for neither."""
+    data = {f"k{n:03}": "x" for n in range(many)}
+    data["last"] = "é" * ((4096 - 4 - sum(len(name) + 1 for name in data)) // 2)
+    judge = Pretender(Mode(0.0))._v1_fault
+    for more, refused in (("", ""), ("xx", "too_big")):
+        template = {platform: {"data": {**data, "last": data["last"] + more}}}
+        if refused:
+            with pytest.raises(BadRequest, match="Google's limit"):
+                message(template)
+        else:
+            message(template)
+        assert judge(template, "token", "t") == refused
 
 
 def test_a_name_in_both_spellings_is_given_twice():

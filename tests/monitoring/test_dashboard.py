@@ -20,7 +20,7 @@ short = pytest.mark.short
 
 @short
 def test_there_is_advice_for_each_reason_to_fail():
-    assert set(dashboard.ADVICE) == set(outcome.FAILURES) and set(dashboard.KEPT) < set(outcome.FAILURES)
+    assert set(dashboard.ADVICE) == set(outcome.FAILURES) and set(outcome.KEPT_FAILURES) < set(outcome.FAILURES)
     assert {advice.topic for advice in dashboard.ADVICE.values()} <= set(TOPICS)
 
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from kit import eventually, kill, new_state, output
+from kit import claim, eventually, kill, new_job, new_state, output
 
+from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.state.waves import BEFORE, BUCKET, RECENT, Tally, Watch, is_wave
 
 short = pytest.mark.short
@@ -34,7 +35,7 @@ def test_what_a_wave_is(recent, before, expected):
 def watched(*heard):
     watch = Watch()
     for now, answers, unregistered, first in heard:
-        watch.hear(answers, unregistered, first, now)
+        watch.hear(Tally(answers, unregistered), first, now)
     return watch
 
 
@@ -42,8 +43,8 @@ def watched(*heard):
 def test_it_begins_and_ends():
     watch = watched((1000.0, 500, 5, 3))
     assert not watch.look(1000.0) and not watch.since
-    watch.hear(100, 100, 8, 90_000.0)
-    watch.hear(100, 100, 108, 90_050.0)
+    watch.hear(Tally(100, 100), 8, 90_000.0)
+    watch.hear(Tally(100, 100), 108, 90_050.0)
     assert watch.look(90_050.0) and watch.since == 90_050.0
     assert not watch.look(90_051.0), "it is told once"
     assert watch.first(90_051.0) == 8 and watch.recent(90_051.0) == Tally(200, 200)
@@ -53,10 +54,10 @@ def test_it_begins_and_ends():
 
 @short
 def test_it_does_not_begin_and_end_with_each_answer():
-    watch = watched((0.0, 100, 51, 1))
-    assert watch.look(0.0)
+    watch = watched((1.0, 100, 51, 1))
+    assert watch.look(1.0)
     for answers, unregistered, over in ((40, 0, False), (40, 0, False), (23, 0, False), (1, 0, True), (100, 53, False)):
-        watch.hear(answers, unregistered, 0, 1.0)
+        watch.hear(Tally(answers, unregistered), 0, 1.0)
         assert watch.look(1.0) is over, (answers, watch.recent(1.0))
 
 
@@ -79,16 +80,17 @@ def test_a_clock_that_was_set_back_loses_nothing():
 def test_what_is_held_back_is_moved_and_counted():
     state = new_state()
     report = state.report
-    usual = report.add_notregistered("a", "fcm", False, False)
-    first = report.add_notregistered("b", "fcm", False, False)
+    report.add_notregistered("a", "fcm", False, False)
+    first = report.newest("notregistered") + 1
+    report.add_notregistered("b", "fcm", False, False)
     report.add_notregistered("c", "gcm", False, False)
-    assert report.add_notregistered("b", "fcm", False, False) == 0, "it is there already"
+    report.add_notregistered("b", "fcm", False, False)  # it is there already
     report.mark("fcm", first, True)
-    assert report.add_notregistered("d", "fcm", True, True) == 0
+    report.add_notregistered("d", "fcm", True, True)
     report.add_notregistered("a", "fcm", True, True)
     assert [entry[1:] for entry in report.page("notregistered", 0, 9)] == [("a", False), ("c", False)]
     assert (report.lengths["notregistered"], report.lengths["held"]) == (2, 3)
-    assert usual < first and report.forget("notregistered", first)
+    assert report.forget("notregistered", first)
     assert report.release(2) == 2 and report.release(2) == 1 and report.release(2) == 0
     assert [entry[1:] for entry in report.page("notregistered", first, 9)] == [
         ("c", False), ("b", True), ("d", True), ("a", True)]  # fmt: skip
@@ -177,14 +179,20 @@ def test_a_wave_goes_on_over_restarts(start_fcm, path):
 
 
 @short
-def test_what_was_kept_of_it_is_a_day():
+def test_what_was_kept_of_it_is_a_day_and_what_was_heard():
     state = new_state()
     for minute in range(1500):
-        state.waves["gcm"].hear(1, 0, 0, minute * BUCKET)
-        state.report.keep_answers("gcm", state.waves["gcm"].newest)
+        now = (minute + 1) * BUCKET
+        for n in (1, 2):
+            job = minute * 10 + n
+            state.accept([new_job(job, [f"t{job}"], now=now)])
+            [taken] = claim(state, now=now)
+            gone = Outcome(Verdict.UNREGISTERED, "r", cause="unregistered") if n == 2 else DELIVERED
+            state.settle(1, [Result("gcm", taken[0], taken[1], 1, gone)], now)
     kept = state.report.answers("gcm")
-    assert [each.number for each in kept] == list(range(1500 - RECENT - BEFORE, 1500))
-    assert Watch(kept).recent(1499 * BUCKET) == Tally(10, 0)
+    assert [each.number for each in kept] == list(range(1501 - RECENT - BEFORE, 1501))
+    assert all(each.tally == Tally(2, 1) and each.first for each in kept)
+    assert Watch(kept).recent(1500 * BUCKET) == state.waves["gcm"].recent(1500 * BUCKET) == Tally(20, 10)
 
 
 def test_what_is_held_back_can_be_forgotten(start_fcm, path):

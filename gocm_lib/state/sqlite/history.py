@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from gocm_lib.message.job import Skip
 from gocm_lib.state import admission
-from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Skip, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Status, Which
 from gocm_lib.state.sqlite.spool import FAILED, OVER, Spool
 from gocm_lib.state.turns import lane, rank
 

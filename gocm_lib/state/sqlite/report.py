@@ -72,7 +72,6 @@ class RunReport:
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in (*PAGES, "held")}
-        self._minutes: dict[str, int] = {}  # the newest minute of each upstream's answers
         self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
@@ -99,45 +98,46 @@ class RunReport:
         self.latest_replaced.appendleft(Replaced(0, original, canonical))
         self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
 
-    def add_notregistered(self, token: str, upstream: str, wave: bool, hold: bool) -> int:
-        """Report that a token is unregistered: one of a `wave`, or one to `hold` back. Returns the number of its entry
-        in the list; 0: it has no new one.
-        """
+    def add_notregistered(self, token: str, upstream: str, wave: bool, hold: bool) -> None:
+        """Report that a token is unregistered: one of a `wave`, or one to `hold` back."""
         self.latest_unregistered.appendleft(Unregistered(0, token, wave))
         if hold:
             self._add("held", "(token, upstream) VALUES (?, ?)", token, upstream)
-            return 0
-        return self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, wave)
+        else:
+            self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, wave)
 
     def add_invalid(self, token: str, reason: str) -> None:
         """Report something that is no token of ours, for one of outcome.INVALID."""
         self._add("invalid", "(token, reason) VALUES (?, ?)", token, reason)
 
-    def _add(self, which: str, entry: str, *values: str | int) -> int:
+    def _add(self, which: str, entry: str, *values: str | int) -> None:
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
-        if not added.rowcount:
-            return 0
-        if self.lengths[which] >= self.longest:
+        if added.rowcount and self.lengths[which] >= self.longest:
             self.db.execute(f"DELETE FROM {which} WHERE seq = ?", (added.lastrowid,))
             self.count({Count("dropped", reason="notregistered" if which == "held" else which): 1})
-            return 0
-        self.lengths[which] += 1
-        return added.lastrowid or 0
+        else:
+            self.lengths[which] += added.rowcount
+
+    def newest(self, which: str) -> int:
+        """The highest number that an entry of a list has or had; 0: none."""
+        found = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (which,)).fetchone()
+        return found[0] if found else 0
 
     def answers(self, upstream: str) -> list[Bucket]:
         """What was kept of an upstream's answers."""
         rows = self.db.execute("SELECT * FROM answers WHERE upstream = ? ORDER BY minute", (upstream,))
         return [Bucket(minute, Tally(answers, unregistered), first) for _, minute, answers, unregistered, first in rows]
 
-    def keep_answers(self, upstream: str, newest: Bucket) -> None:
-        """Keep the newest minute of an upstream's answers, and those of the day before it."""
+    def keep_answers(self, upstream: str, heard: Bucket, fresh: bool) -> None:
+        """Add to a minute of an upstream's answers. With a `fresh` one, what is older than a day is forgotten."""
         self.db.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
-            (upstream, newest.number, *newest.tally, newest.first),
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?) ON CONFLICT (upstream, minute) DO UPDATE SET"
+            " answers = answers + excluded.answers, unregistered = unregistered + excluded.unregistered,"
+            " first = iif(first = 0, excluded.first, first)",
+            (upstream, heard.number, *heard.tally, heard.first),
         )
-        if self._minutes.get(upstream) != newest.number:
-            self._minutes[upstream] = newest.number
-            oldest = newest.number - RECENT - BEFORE
+        if fresh:
+            oldest = heard.number - RECENT - BEFORE
             self.db.execute("DELETE FROM answers WHERE upstream = ? AND minute <= ?", (upstream, oldest))
 
     def mark(self, upstream: str, first: int, hold: bool) -> None:
@@ -187,8 +187,7 @@ class RunReport:
         means another list, and has not got what is in this one. Returns whether they are gone; repeating the call
         changes nothing.
         """
-        found = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (which,)).fetchone()
-        if upto > (found[0] if found else 0):
+        if upto > self.newest(which):
             return False
         self.lengths[which] -= self.db.execute(FORGET[which], (upto,)).rowcount
         return True
