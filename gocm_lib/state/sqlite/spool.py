@@ -139,7 +139,7 @@ _CLAIMED = f"""
 SELECT {_COLUMNS} FROM token INDEXED BY token_claimed
 WHERE generation > 0 AND generation = ? AND batch = ? ORDER BY job, n
 """
-_IF_THERE = "SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM job WHERE id = ?1)"
+_IF_THERE = "SELECT * FROM (VALUES (?, ?, ?)) WHERE EXISTS (SELECT 1 FROM job WHERE id = column1)"
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 RECENT = 1000  # jobs
 LOOKED_AT = 100  # jobs of a lane among which the probe of a paused upstream is chosen
