@@ -28,9 +28,9 @@ gocm_lib/
                  with front/: both meet in state/
         feeder generation in_hand sender loop pool width connection upstream credentials access_token quarantine
         crash_log
-    state/       what is shared: one process, one transaction. Other rooms know its contract.py and client.py alone
-        contract client state admission pacing pace blame turns waves
-        sqlite/  spool history report keys database
+    state/       what is shared: one process. Other rooms know its contract, client and packs alone
+        contract client server state backlog store packs admission pacing pace blame turns waves
+        sqlite/  database spool history report keys upgrade
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job idempotency outcome retry suspect dialects
         v1_schema platforms fcm gcm

@@ -28,7 +28,7 @@ from gocm_lib.process import log
 
 # What the server's children run: `main` of these modules. Named here, for only the children load them.
 CHILDREN = {
-    "state": "gocm_lib.state.state",
+    "state": "gocm_lib.state.server",
     "sender": "gocm_lib.senders.sender",
     "sandbox": "gocm_lib.tools.sandbox",
 }

@@ -170,7 +170,7 @@ class Supervisor:
         self.generations.feed(self.feeder)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
         [newest_job] = [each.fact for each in self.children if each.kind == "state"]
-        front.serve(self.settings, upstreams, newest_job, held.expiry)
+        front.serve(self.settings, upstreams, newest_job, held.expiry, self.feeder.put)
         self._tell_started(upstreams, front.listeners)
 
     def _start_children(self) -> dict[str, Source]:
@@ -231,6 +231,8 @@ class Supervisor:
         self.collector.lines_dropped += each.dropped - dropped
         if starting and each.ready:
             self.restarts.succeeded()
+            if each.kind == "state" and self.feeder and not self.stopping:
+                self._replace_generations()
             self.collector.child_ready(each.kind, each.name)
         if each.name in self.collector.senders:
             self.collector.sender_moves(each.name, each.moved_at, each.settled_at)
@@ -271,12 +273,18 @@ class Supervisor:
         self._spawn("sandbox", "sandbox", self.sandbox_listener)
 
     def _start_state(self) -> None:
-        # Until there is a feeder this run has claimed nothing: what is claimed is the last run's, to be released.
-        first = self.feeder is None
-        self._spawn("state", "state", self.address, self.authkey, first)
+        # Who has what in hand is only in the state process's memory. One that takes over is told which generations
+        # may have something, and they end. Until there is a feeder none has.
+        living = self.generations.numbers if self.feeder else ()
+        self._spawn("state", "state", self.address, self.authkey, living)
 
     def _start_generation(self) -> None:
         self.generations.start(self.settings)
+
+    def _replace_generations(self) -> None:
+        """A state process has taken over: end the senders that may have something in hand, and start others."""
+        if self.generations.end_all(self.settings.upstream_timeout):
+            self.restarts.put_off("sender", self._start_generation, time.monotonic())
 
     def _start_due(self, now: float) -> None:
         """Start what is due to be started again."""

@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 from gocm_lib.message.job import Job
 from gocm_lib.message.retry import Policy
-from gocm_lib.state.admission import Limits
+from gocm_lib.state.admission import Keeping, Limits
 from gocm_lib.state.contract import Which
 from gocm_lib.state.pace import start_pace
-from gocm_lib.state.sqlite import database
-from gocm_lib.state.sqlite.database import DiskSpace
-from gocm_lib.state.state import Keeping, State
+from gocm_lib.state.packs import pack
+from gocm_lib.state.sqlite.store import SqliteStore
+from gocm_lib.state.state import State
 
 ROOT = Path(__file__).parent.parent
 
@@ -482,8 +482,39 @@ def paces(*upstreams):
 
 
 def new_state(path=":memory:", upstreams=("gcm",), keeping=KEEPING):
-    db, _held = database.open_spool(str(path))
-    return State(db, DiskSpace(str(path)), POLICY, keeping, paces(*upstreams), draw=lambda: 0.5)
+    return keep(SqliteStore.open(str(path), keeping), upstreams, keeping)
+
+
+def keep(store, upstreams=("gcm",), keeping=KEEPING, living=()):
+    """A State on a store."""
+    return State(store, POLICY, keeping, paces(*upstreams), draw=lambda: 0.5, living=living)
+
+
+def succeed(state, keeping=KEEPING, upstreams=("gcm",), living=()):
+    """What a state process makes of the spool of one that has ended, while these generations live."""
+    return keep(SqliteStore(state.store.db, state.store.disk, keeping), upstreams, keeping, living)
+
+
+def accept(state, jobs):
+    """What became of jobs that are not kept, by their ids."""
+    return state.accept(pack(jobs)).not_kept
+
+
+def tally(state):
+    """How much the state says there is."""
+    totals = state.store.totals
+    return {
+        "jobs": totals.jobs,
+        "tokens": totals.tokens,
+        "failed": totals.failed,
+        "over": totals.over,
+        "finished": totals.finished,
+    }
+
+
+def open_tokens(state):
+    """How many tokens of each upstream are to be sent still."""
+    return dict(state.store.totals.open)
 
 
 def new_job(job_id, tokens, now=1000.0, life=10_000.0, upstream="gcm"):

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from kit import FORM, Http, Sandbox, Unread, eventually, form, memory
 
+from gocm_lib.state.packs import read
+
 CLIENTS = 4
 CALM = 10.0  # seconds after an outage until all is as it was before
 ODD = ("error-not_found_json-", "error-unavailable-")
@@ -149,7 +151,25 @@ class Soak:
 
     def _open(self):
         """Good tokens that are not finished."""
-        return self._ask_spool("SELECT count(*) FROM token WHERE generation >= 0 AND token LIKE 'good-%'")[0][0]
+        return sum(token.startswith("good-") and not ended for token, _, ended, _ in self._tokens())
+
+    def _tokens(self):
+        """Of each token in the spool: itself, why it failed ("": it has not), when it ended (0: it has not), and when
+        it was accepted.
+        """
+        ends = {
+            (job, n): at
+            for job, first, span, at in self._ask_spool("SELECT job, n, span, at FROM ended")
+            for n in range(first, first + span)
+        }
+        singles = self._ask_spool("SELECT job, n, failure, due_at, state FROM single")
+        alone = {(job, n): (failure, at if state else 0.0) for job, n, failure, at, state in singles}
+        for (body,) in self._ask_spool("SELECT text FROM body"):
+            for job in read(body):
+                for n, token in enumerate(job.tokens):
+                    place = job.job, n
+                    failure, ended = alone.get(place) or ("", ends.get(place, 0.0))
+                    yield token, failure, ended, job.accepted_at
 
     def _ask_spool(self, statement):
         with contextlib.closing(sqlite3.connect(f"file:{self.server.spool}?mode=ro", uri=True)) as db:
@@ -164,9 +184,7 @@ class Soak:
         return self.plan.outage, self.plan.full
 
     def _findings(self):
-        rows = self._ask_spool(
-            "SELECT token, failure, token.due_at - accepted_at, accepted_at FROM token JOIN job ON id = job"
-        )
+        rows = [(token, failure, ended - at, at) for token, failure, ended, at in self._tokens()]
         delivered = self.sandbox.received()["delivered"]
         waits = sorted(
             wait for token, _, wait, at in rows if token.startswith("good-") and self._calm(at - self.began_at)

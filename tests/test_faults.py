@@ -84,7 +84,7 @@ def test_a_full_disk_refuses_drains_and_takes_again(start, sandbox, machine, lea
     server = start(*words, environ=machine.environ)
     client = server.http()
     eventually(lambda: (machine.disk / "gocm.db.reserve").exists())
-    accepted, _, _ = fill(client, "first", most=20_000)
+    accepted, _, _ = fill(client, "first", most=45_000)
     # Others take all that is left, so that even a settle finds no room but the reserve.
     left = 34 * MB - sum(path.stat().st_size for path in machine.disk.iterdir())
     (machine.disk / "of-others").write_bytes(b"x" * left)
@@ -333,7 +333,7 @@ def test_another_program_looks_into_the_spool(start, sandbox):
     clients = four_clients(server, 300, accepted)
     looks = 0
     while any(client.is_alive() for client in clients):
-        assert "token" in shell(server.spool, "SELECT name FROM sqlite_master")
+        assert "single" in shell(server.spool, "SELECT name FROM sqlite_master")
         looks += 1
     assert looks > 2 and len(accepted) == 1200
     server.kill_group()
@@ -366,7 +366,7 @@ def test_another_program_reads_on_and_on(start, sandbox, machine):
     server.send(["a"])
     other = sqlite3.connect(server.spool, isolation_level=None)
     other.execute("BEGIN")
-    other.execute("SELECT count(*) FROM job").fetchone()
+    other.execute("SELECT count(*) FROM pack").fetchone()
     accepted, status, _ = fill(server.http(), "t")
     assert status == 507 and (machine.disk / "gocm.db-wal").stat().st_size > 10 * MB
     other.close()
@@ -401,7 +401,7 @@ def test_nobody_but_sqlite_opens_the_spool_in_its_process(tmp_path, suffix):
     program = f"""
 from gocm_lib.state.sqlite import database
 db, _ = database.open_spool("s.db")
-db.execute("BEGIN IMMEDIATE"), db.execute("DELETE FROM job"), db.execute("COMMIT")
+db.execute("BEGIN IMMEDIATE"), db.execute("DELETE FROM pack"), db.execute("COMMIT")
 open("other", "w").close()
 open("s.db{suffix}").close()
 """

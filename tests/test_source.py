@@ -18,7 +18,7 @@ ROOMS = [path for path in MODULES if path.name == "__init__.py" and len(path.par
 PURE = {
     "message": {path.stem for path in MODULES if path.parts[0] == "message"},
     "help": {path.stem for path in MODULES if path.parts[0] == "help"},
-    "state": {"contract", "admission", "pace", "blame", "turns", "waves"},
+    "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool"},
     "process": {"restarts"},
     "front": {"request", "chunked", "response", "query", "openapi"},
@@ -75,7 +75,7 @@ def test_imports_go_down_only(path):
         there = name.split(".")[0]
         assert there == room or FLOOR[there] > FLOOR[room], name
         if there == "state" != room and room != "supervisor":
-            assert name in ("state.contract", "state.client"), f"{name}: other rooms know the state by these two"
+            assert name in ("state.contract", "state.client", "state.packs"), f"{name}: other rooms know these only"
         if name.startswith("state.sqlite"):
             assert room == "state"
     assert "sqlite3" not in others or path.parts[:2] == ("state", "sqlite"), "errors of SQLite stay there"
@@ -109,7 +109,7 @@ def test_imports_make_no_circle_within_a_room():
 
 def test_the_server_s_own_process_loads_no_more_than_it_needs():
     """It names what its children run; SQLite, the senders' loop and urllib3 are theirs."""
-    theirs = ("sqlite3", "gocm_lib.state.state", "gocm_lib.senders.loop", "urllib3")
+    theirs = ("sqlite3", "gocm_lib.state.server", "gocm_lib.senders.loop", "urllib3")
     code = f"import sys, gocm_lib.cli, gocm_lib.supervisor; print([name for name in {theirs} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

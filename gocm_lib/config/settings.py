@@ -26,7 +26,7 @@ class Exit(enum.IntEnum):
     SENDER = 3, "a sender cannot start (bad CA file, bad credentials)", "credentials"
     SPOOL_DAMAGED = (
         65,
-        "the spool is damaged, not GoCM's, or of another version (let that one empty it first); it is left untouched",
+        "the spool is damaged, not GoCM's, or of a newer version; it is left untouched",
         "limits",
     )
     ADDRESS = 69, "the address or port cannot be listened on", "options"

@@ -14,7 +14,7 @@ from gocm_lib.front import auth, listener, server
 from gocm_lib.front.gate import Gate
 from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.intake import LIMIT as intake_limit
-from gocm_lib.front.intake import Intake
+from gocm_lib.front.intake import Intake, Put
 from gocm_lib.front.listener import Listener
 from gocm_lib.front.routes import ROUTES
 from gocm_lib.front.server import Server
@@ -65,11 +65,12 @@ class Front:
             if not each.is_local:
                 values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
 
-    def serve(self, settings: Settings, upstreams: Sequence[str], newest_job: int, expiry: Expiry) -> None:
+    def serve(self, settings: Settings, upstreams: Sequence[str], newest_job: int, expiry: Expiry, put: Put) -> None:
         """Answer clients from now on. `upstreams` are those that messages can be sent to, the default first;
-        `newest_job` is the highest job id on disk; `expiry` tells when each upstream's credential ends.
+        `newest_job` is the highest job id on disk; `expiry` tells when each upstream's credential ends; `put` puts
+        slices into the queue of a generation.
         """
-        intake = Intake(self._clients(intake_limit), newest_job, self._collector)
+        intake = Intake(self._clients(intake_limit), newest_job, self._collector, put)
         trend = Trend(self._collector, self._clients(), expiry)
         asking, probing = self._clients(), self._clients()
         handlers = Handlers(settings, upstreams, intake, asking, probing, expiry, self._collector, trend)

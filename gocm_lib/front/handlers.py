@@ -104,14 +104,15 @@ class Handlers:
                 raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
             return self._send_lines(self._read(request, lambda: list(self._lines(request.body, most))))
         accepted = self._read(request, lambda: self._accept(job.parse(content_type, request.body, most), key))
-        match self.intake.submit([accepted]).get(accepted.id):
+        match self.intake.submit([accepted])[0]:
             case Refused() as refused:
                 return unavailable(refused.reason, refused.status, refused.retry_after)
             case Conflict():
                 raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
             case Known() as known:
                 return _taken(accepted, known.job, request, {"Idempotency-Replayed": "true"})
-        return _taken(accepted, accepted.id, request, {}, _to_many([accepted]))
+            case kept:
+                return _taken(kept, kept.id, request, {}, _to_many([kept]))
 
     def _read(self, request: Request, parse: Callable[[], Read]) -> Read:
         """Parse a body. Large bodies are parsed one at a time: each grows tenfold, and only one can be parsed at a time
@@ -130,7 +131,6 @@ class Handlers:
         now = time.time()
         return job.accept(
             draft,
-            job_id=self.intake.mint(),
             upstream=name,
             message=DIALECTS[name].message(draft, now),
             now=now,
@@ -150,12 +150,12 @@ class Handlers:
         is 200 when at least one was kept, else the status of the first.
         """
         jobs = [line for line in given if isinstance(line, Job)]
-        refused = self.intake.submit(jobs) if jobs else {}
+        kept = iter(self.intake.submit(jobs) if jobs else ())
         lines: list[Job | BadRequest | Refused] = []
         for line in given:
-            # Known and Conflict are said of keys, which lines have none of.
-            why = refused.get(line.id) if isinstance(line, Job) else None
-            lines.append(why if isinstance(why, Refused) else line)
+            what = next(kept) if isinstance(line, Job) else line
+            assert not isinstance(what, (Known, Conflict)), "they are said of keys, which lines have none of"
+            lines.append(what)
         first = lines[0]
         status = 200 if any(isinstance(line, Job) for line in lines) or isinstance(first, Job) else first.status
         waits = [line.retry_after for line in lines if isinstance(line, Refused)]

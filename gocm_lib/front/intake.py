@@ -1,20 +1,23 @@
-"""Intake: accepted jobs go into the spool here, many in one commit. Nothing else puts jobs there.
+"""Intake: accepted jobs get their ids and go into the spool here, many in one commit. Nothing else puts jobs there.
 
 Request threads hand in a job and wait. One thread commits all waiting jobs in one call (group commit), so that under
 load many requests share one fsync. It waits a moment for as many jobs as came last time; a lone client, whose last
-request came alone, waits for nobody.
+request came alone, waits for nobody. What nothing waits before goes straight through: the state process gives it to the
+senders with its answer, and it is put into their queue here.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from queue import Empty, SimpleQueue
 
-from gocm_lib.message.job import Job
+from gocm_lib.message.job import Job, Slice, next_id
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import cpu, log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import NotKept
+from gocm_lib.state.contract import Accepted, NotKept
+from gocm_lib.state.packs import pack, slices
 
 LARGEST_BATCH = 512  # messages, and
 LINGER = 0.002  # seconds in which a batch may become as large as the one before: a commit costs what 20 messages do
@@ -23,10 +26,7 @@ PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
 TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
 LIMIT = 30.0  # seconds for a commit; who waits for it has been answered long before
 
-
-def next_id(last: int, now: float) -> int:
-    """A new job id: microseconds since 1970, and above `last` whatever the clock says."""
-    return max(last + 1, int(now * 1e6))
+Put = Callable[[int, Sequence[Slice]], bool]  # slices of a generation into its queue: whether that could be
 
 
 def _patience(jobs: int, tokens: int) -> float:
@@ -36,12 +36,13 @@ def _patience(jobs: int, tokens: int) -> float:
 
 class _Waiting:
     __slots__ = ("jobs", "tokens", "problem", "answers", "given_up", "done")
+    answers: Sequence[Job | NotKept]
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
         self.tokens = sum(len(job.tokens) for job in jobs)
         self.problem: str | None = None
-        self.answers: dict[int, NotKept] = {}
+        self.answers = ()
         self.given_up = False
         self.done = threading.Lock()  # a lock held until the commit: the cheapest thing a thread can wait on
         self.done.acquire()
@@ -50,25 +51,22 @@ class _Waiting:
 class Intake:
     """Used by all threads that answer clients. Makes job ids and commits jobs."""
 
-    def __init__(self, client: Client, last_id: int, collector: Collector) -> None:
+    def __init__(self, client: Client, last_id: int, collector: Collector, put: Put) -> None:
+        """`last_id` is the highest there is; `put` puts slices into the queue of a generation."""
         self._client = client
+        self._put = put
+        self._seen = 0  # the number of the last answer of which what went straight through is in the queue
+        self._lost = False  # whether some may have gone straight through that are not: they wait for our next call
         self._collector = collector
         self._last_id = last_id
         self._trouble = ""  # why the last commit failed
         self._due: float | None = None  # when the commit that is being made is late
-        self._minting = threading.Lock()
         self._queue: SimpleQueue[_Waiting] = SimpleQueue()
         threading.Thread(target=self._run, name="intake", daemon=True).start()
 
-    def mint(self) -> int:
-        """A job id that no job on this spool has or had."""
-        with self._minting:
-            self._last_id = next_id(self._last_id, time.time())
-            return self._last_id
-
-    def submit(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Return when the jobs are on disk, in one commit: for those that are not, by id, the reason. Raises
-        StateUnavailable when they could not be committed in time.
+    def submit(self, jobs: Sequence[Job]) -> Sequence[Job | NotKept]:
+        """Return when the jobs are on disk, in one commit, with their ids, each in its place; for those that are not,
+        the reason. Raises StateUnavailable when they could not be committed in time.
         """
         waiting = _Waiting(jobs)
         self._queue.put(waiting)
@@ -96,7 +94,7 @@ class Intake:
                 batch = [self._queue.get(timeout=1.0)]
             except Empty:
                 batch = []
-                if self._trouble:
+                if self._trouble or self._lost:
                     self._commit(batch)  # to know when it is over, though nobody may dare to ask
                 continue
             deadline = time.monotonic() + LINGER
@@ -113,18 +111,35 @@ class Intake:
                 self._commit(still_waiting)
 
     def _commit(self, batch: list[_Waiting]) -> None:
-        problem, answers = None, {}
-        jobs = [job for waiting in batch for job in waiting.jobs]
+        problem, accepted = None, Accepted({})
+        jobs = self._with_ids([job for waiting in batch for job in waiting.jobs])
+        packs = pack(jobs)
         self._due = time.monotonic() + _patience(len(jobs), sum(waiting.tokens for waiting in batch))
         try:
-            answers = self._client.accept(jobs)
+            accepted = self._client.accept(packs, self._seen)
+            self._lost = False
         except StateUnavailable as error:
-            problem = str(error)
+            problem, self._lost = str(error), True
             if batch:
                 log.logger.warning("%d messages refused: %s", len(jobs), problem)
         self._trouble, self._due = problem or "", None
+        answers: Iterator[Job | NotKept] = (accepted.not_kept.get(job.id, job) for job in jobs)
         for waiting in batch:
             waiting.problem = problem
-            if answers:
-                waiting.answers = {job.id: answers[job.id] for job in waiting.jobs if job.id in answers}
+            waiting.answers = list(islice(answers, len(waiting.jobs)))
             waiting.done.release()
+        if accepted.number:
+            gone = {job for each in packs if each.id in accepted.gone for job, _, _ in each.jobs}
+            if self._put(accepted.generation, slices(job for job in jobs if job.id in gone)):
+                self._seen = accepted.number
+            else:
+                self._lost = True
+
+    def _with_ids(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs with ids. Those for one upstream and of about one size get neighbouring ids: they make a pack."""
+        now = time.time()
+        found = list(jobs)
+        for place in sorted(range(len(jobs)), key=lambda place: (jobs[place].upstream, len(jobs[place].tokens))):
+            self._last_id = next_id(self._last_id, now)
+            found[place] = jobs[place]._replace(id=self._last_id)
+        return found

@@ -127,11 +127,18 @@ def cut(claimed: Slice, most: int) -> Iterator[Slice]:
         yield claimed._replace(runs=runs)
 
 
-def disk_size(job: Job) -> int:
-    """Roughly how many bytes a job takes on disk: its message, and for each token a row, an index entry and, once it is
-    delivered, the upstream's id.
-    """
-    return len(job.message) + sum(map(len, job.tokens)) + 200 * (len(job.tokens) + 1)
+NODE_BITS = 8  # of an id, for the number of the machine that made it: 0 while there is one
+_FORMER = 1 << 56  # below it an id is of the time before that: microseconds alone
+
+
+def next_id(last: int, now: float) -> int:
+    """A new job id: microseconds since 1970 and room for a node's number, and above `last` whatever the clock says."""
+    return max((last >> NODE_BITS) + 1, int(now * 1e6)) << NODE_BITS
+
+
+def job_time(job: int) -> float:
+    """When a job was accepted, as its id has it (seconds since 1970)."""
+    return (job if job < _FORMER else job >> NODE_BITS) / 1e6
 
 
 def parse_id(text: str) -> int:
@@ -426,13 +433,14 @@ def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
 def accept(
     draft: Draft,
     *,
-    job_id: int,
     upstream: str,
     message: str,
     now: float,
     max_age: float,
     key: IdempotencyKey | None = None,
 ) -> Job:
-    """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect."""
+    """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect. It gets its id when it
+    is kept.
+    """
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(job_id, upstream, draft.target, draft.tokens, message, now, now + life, key, draft.skipped)
+    return Job(0, upstream, draft.target, draft.tokens, message, now, now + life, key, draft.skipped)

@@ -1,4 +1,5 @@
-"""Feeder: from due tokens to the queue of the current generation. Nothing else puts anything on a queue.
+"""Feeder: from due tokens to the queue of the current generation. Nothing else puts anything on a queue; what goes
+straight through is put there by whoever had it accepted, with `put`.
 
 The disk is the buffer: the queue and the senders together hold at most as many tokens of each upstream as
 `in_hand_limits` says. The rest waits in the spool.
@@ -6,11 +7,11 @@ The disk is the buffer: the queue and the senders together hold at most as many 
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.queues import Queue
 
 from gocm_lib.message.dialects import DIALECTS
-from gocm_lib.message.job import SMALL, Run, Slice, cut
+from gocm_lib.message.job import SMALL, Run, Slice, cut, job_time
 from gocm_lib.message.suspect import COMPANY, FATAL
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import cpu, log
@@ -77,6 +78,7 @@ class Feeder:
         self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()
         self._claiming = threading.Lock()
+        self._putting = threading.Lock()
         threading.Thread(target=self._run, name="feeder", daemon=True).start()
 
     def switch(self, generation: int, queue: "Queue[list[Slice]]") -> None:
@@ -85,15 +87,29 @@ class Feeder:
         self._switched.set()
 
     def hold(self) -> None:
-        """Feed nothing until the next `switch`; returns when no claim is under way.
+        """Feed nothing until the next `switch`; returns when no claim and no `put` is under way.
 
         Call State.begin first: it ends a claim that is waiting. After this nothing is claimed for the old generation,
         so that its release cannot miss a token.
         """
         self._switched.clear()
         self._current = None
-        with self._claiming:
+        with self._claiming, self._putting:
             pass
+
+    def put(self, generation: int, slices: Sequence[Slice]) -> bool:
+        """Put slices that a generation has in hand into its queue. Returns whether that could be: it cannot when the
+        generation is not the one that is fed any more, or an upstream has no credential just now.
+        """
+        with self._putting:
+            current, ready = self._current, self._credentials.ready()
+            if current is None or current[0] != generation or any(part.upstream not in ready for part in slices):
+                return False
+            self._note_waits(slices)
+            headers = {upstream: header.text for upstream, header in ready.items()}
+            for item in pack(coalesce(slices, headers)):
+                current[1].put(item)
+            return True
 
     def _run(self) -> None:
         cpu.stay()
@@ -152,4 +168,4 @@ class Feeder:
         for part in slices:
             for run in part.runs:
                 if run.attempt == 1:
-                    self._collector.queue_wait.observe(max(0.0, now - run.job / 1e6), len(run.tokens))
+                    self._collector.queue_wait.observe(max(0.0, now - job_time(run.job)), len(run.tokens))

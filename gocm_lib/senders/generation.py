@@ -135,6 +135,21 @@ class Generations:
             self._release()
         return unexpected
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The generations that may have something in hand."""
+        return *(each.number for each in self._running), *self._ended
+
+    def end_all(self, upstream_timeout: float) -> bool:
+        """End the generation that is fed, as if one of its senders had died. Returns whether there was one, so that a
+        new one is needed.
+        """
+        fed = [each for each in self._running if each.deadline is None]
+        for generation in fed:
+            log.logger.info("generation %d ends: nobody knows any more what it has in hand", generation.number)
+            self._finish(generation, time.monotonic() + upstream_timeout + DYING)
+        return bool(fed)
+
     def finish(self, deadline: float) -> None:
         """Let all generations finish what is in flight until the deadline. Then nothing more is claimed."""
         for generation in self._running:

@@ -34,6 +34,21 @@ class Limits(NamedTuple):
         return self.pending // self.upstreams
 
 
+class Keeping(NamedTuple):
+    """How much is kept, and for how long: the limits of what is pending; seconds and number of failed tokens; entries
+    in each list of the report; seconds and number of tokens of what is over; number of Idempotency-Keys.
+    """
+
+    limits: Limits
+    failed_age: float
+    max_failed: int
+    max_report: int
+    keep_jobs: float
+    max_kept: int
+    max_keys: int
+    hold_waves: bool = False
+
+
 class Usage(NamedTuple):
     """The pending tokens, the bytes in the spool, the free bytes on its disk, and how many of the pending tokens are
     for the upstream in question.

@@ -18,15 +18,14 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from gocm_lib.message.job import Job
 from gocm_lib.message.outcome import Result
 from gocm_lib.message.suspect import InFlight
 from gocm_lib.state.contract import (
+    Accepted,
     Claimed,
     Entry,
     Failed,
     Full,
-    NotKept,
     Passing,
     Past,
     Place,
@@ -35,6 +34,7 @@ from gocm_lib.state.contract import (
     Status,
     Which,
 )
+from gocm_lib.state.packs import Pack
 
 LIMIT = 1.5  # seconds for a call, and
 TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
@@ -66,9 +66,9 @@ class Client(Shared):
         self._connection: Connection | None = None
         self._ident = ""
 
-    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        kept: dict[int, NotKept] = self._call("accept", jobs)
-        return kept
+    def accept(self, packs: Sequence[Pack], seen: int | None = None) -> Accepted:
+        accepted: Accepted = self._call("accept", packs, seen)
+        return accepted
 
     def begin(self, generation: int) -> None:
         self._call("begin", generation)

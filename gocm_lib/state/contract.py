@@ -6,9 +6,10 @@ Client calls the verbs. How things are stored is the state's own business.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from gocm_lib.message.job import Job, Skip, Slice
+from gocm_lib.message.job import Skip, Slice
 from gocm_lib.message.outcome import Result
 from gocm_lib.message.suspect import InFlight
+from gocm_lib.state.packs import Pack
 
 COUNTERS = {
     "accepted_messages": "messages that were kept",
@@ -232,6 +233,18 @@ class Pause(NamedTuple):
     cause: str = ""  # as an Outcome has it
 
 
+class Accepted(NamedTuple):
+    """The answer to an accept: which jobs were not kept, by their ids, and why. Packs that nothing waits before may be
+    `gone` straight into the hands of a generation; whoever was answered so says with his next call that he has `seen`
+    this `number`, or they wait for their turn again.
+    """
+
+    not_kept: dict[int, NotKept]
+    number: int = 0
+    generation: int = 0
+    gone: Sequence[int] = ()
+
+
 class Claimed(NamedTuple):
     """The answer to a claim: tokens to send now, and which upstreams are paused or refuse our credential."""
 
@@ -245,8 +258,10 @@ class Shared(Protocol):
     State raises Full, Passing and Broken; Client raises StateUnavailable.
     """
 
-    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Keep jobs. Returns those that were not kept, by their ids, with the reason."""
+    def accept(self, packs: Sequence[Pack], seen: int | None = None) -> Accepted:
+        """Keep jobs: when this returns they are on disk, all but those that it returns. A caller that puts what has
+        gone straight through into the queue says which answer it has `seen` last (0: none yet).
+        """
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, may claim. A waiting claim of an older one ends."""

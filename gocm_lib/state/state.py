@@ -1,30 +1,24 @@
-"""State: spool and run report in one transaction, and the Manager that serves it.
+"""State: what is decided about messages, from their acceptance to their end.
 
-The state process owns the only SQLite connection. Its verbs are whole steps in a message's life, each one transaction,
-so "accepted", "settled", the counters and the lists cannot disagree. Promises:
+The state process owns the only Store. Its verbs are whole steps in a message's life; State decides on packs that it has
+in memory (module backlog), and has the Store make each change at once, so "accepted", "settled", the counters and the
+lists cannot disagree. Promises:
 
-* When `accept` returns, the jobs are on disk: WAL with synchronous=FULL, so the commit is fsynced before it returns.
+* When `accept` returns, the jobs are on disk: the Store's commit is fsynced before it returns.
 * Every verb may be repeated: a caller whose answer was lost, because this process died, calls again. (A repeated replay
   or discard does nothing twice, either; but it cannot tell again how many there were.)
 """
 
-import contextlib
 import math
-import multiprocessing.connection
-import multiprocessing.managers
-import os
 import random
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.message.job import Job, Slice, disk_size
+from gocm_lib.message.job import Slice, job_time
 from gocm_lib.message.outcome import (
     BLAMES_UPSTREAM,
     FIRST_ANSWERS,
@@ -37,13 +31,16 @@ from gocm_lib.message.outcome import (
 )
 from gocm_lib.message.retry import LONGEST_RETRY_AFTER, Action, Held, Policy, Ruling, next_step, spread
 from gocm_lib.message.suspect import FATAL, InFlight, unrest
-from gocm_lib.process import child, log
-from gocm_lib.state.admission import DISK_WAIT, Drain, Limits, Usage, drain_rate, drained, refuse
+from gocm_lib.process import log
+from gocm_lib.state import packs as packing
+from gocm_lib.state import turns
+from gocm_lib.state.admission import DISK_WAIT, Drain, Keeping, Usage, drain_rate, drained, refuse
+from gocm_lib.state.backlog import Backlog, Loaded, Piece, slices
+from gocm_lib.state.blame import remember
 from gocm_lib.state.contract import (
     LISTS,
     MANY_DEFERRED,
-    VERBS,
-    Broken,
+    Accepted,
     Claimed,
     Count,
     Entry,
@@ -55,31 +52,17 @@ from gocm_lib.state.contract import (
     Past,
     Place,
     Refused,
+    Replaced,
     Shared,
     Snapshot,
     Status,
     Which,
 )
-from gocm_lib.state.pace import Pace, start_pace
+from gocm_lib.state.pace import Pace
 from gocm_lib.state.pacing import Pacing
-from gocm_lib.state.sqlite import keys
-from gocm_lib.state.sqlite.database import (
-    Database,
-    DiskSpace,
-    checkpoint,
-    cut_log,
-    open_spool,
-    shrink,
-    told,
-    usage,
-)
-from gocm_lib.state.sqlite.history import FORGOTTEN, History
-from gocm_lib.state.sqlite.keys import Keys
-from gocm_lib.state.sqlite.report import RunReport
-from gocm_lib.state.sqlite.spool import End, Span, Spool
+from gocm_lib.state.packs import Pack
+from gocm_lib.state.store import FAILED, OPEN, OVER, End, Finish, Single, Store
 from gocm_lib.state.waves import Bucket, Tally, Watch, minute
-
-UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 
 HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
@@ -87,51 +70,120 @@ AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
 # Of those, after which a token is as good as not sent, unless it is charged.
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
-LOOK_EVERY = 1.0  # seconds between two looks whether our socket is there
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
+SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 
 
-# ---------------------------------------------------------------------------------------------------------- the verbs
-
-
-class Keeping(NamedTuple):
-    """How much is kept, and for how long: the limits of what is pending; seconds and number of failed tokens; entries
-    in each list of the report; seconds and number of tokens of what is over; number of Idempotency-Keys.
+class _Feed(NamedTuple):
+    """What the last claim said: whom it was for, how many tokens of each upstream may be in hand, and which upstreams
+    have a credential.
     """
 
-    limits: Limits
-    failed_age: float
-    max_failed: int
-    max_report: int
-    keep_jobs: float
-    max_kept: int
-    max_keys: int
-    hold_waves: bool = False
+    generation: int
+    in_hand_limits: Mapping[str, int]
+    ready: Mapping[str, float]
+
+
+class _Token(NamedTuple):
+    """A token in somebody's hand (`holder` 0: that waits), for one who decides about it: a position in its pack, or a
+    Single.
+    """
+
+    pack: Loaded
+    holder: int
+    bit: int
+    single: Single | None
+    job: int
+    held: Held
+
+    def becomes(self, state: int, attempts: int, due_at: float, **more: Any) -> Single:
+        """The Single that it is from now on."""
+        pack, before, n = self.pack, self.single, self.held.n
+        rank = turns.rank(turns.lane_of(before.rank) if before else pack.lane, due_at * 1e6)
+        since = before.since if before else 0.0
+        fields = {"charged": self.held.charged, "since": since, **more}
+        return Single(self.job, n, pack.upstream, rank, due_at, attempts=attempts, state=state, **fields)
+
+
+class _Work:
+    """A change in the making."""
+
+    def __init__(self, backlog: Backlog, now: float) -> None:
+        self.backlog = backlog
+        self.now = now
+        self.singles: dict[tuple[int, int], Single] = {}
+        self.ends: list[End] = []
+        self.counts: Counter[Count] = Counter()
+        self.opened: Counter[str] = Counter()
+        self.revived = 0
+        self.replaced: list[Replaced] = []
+        self.unregistered: list[tuple[str, str, bool, bool]] = []
+        self.invalid: list[tuple[str, str]] = []
+        self.answers: dict[str, tuple[Bucket, bool]] = {}
+        self.told: list[tuple[str, str]] = []  # what the log is told of ends: why, and the token
+
+    def deliver(self, pack: Loaded, holder: int, job: int, bits: int) -> None:
+        """Positions of a job have ended where they were."""
+        count = bits.bit_count()
+        self.backlog.leave(pack, holder, bits)
+        self.backlog.end(pack, job, count)
+        self.opened[pack.upstream] -= count
+
+    def become(self, token: _Token, now: Single) -> None:
+        """A token is this Single from now on."""
+        pack = token.pack
+        if token.single:
+            self.backlog.drop(pack, token.holder, token.single)
+        else:
+            self.backlog.leave(pack, token.holder, token.bit)
+        self.singles[now.job, now.n] = now
+        if now.state == OPEN:
+            self.backlog.put(now)
+        else:
+            self.backlog.end(pack, now.job, 1)
+            self.opened[pack.upstream] -= 1
+
+    def finish(self) -> Finish | None:
+        """The change; None: nothing has changed."""
+        changed = self.backlog.changes()
+        if not (changed or self.singles or self.ends or self.counts):
+            return None
+        return Finish(
+            self.now,
+            changed,
+            self.opened,
+            self.revived,
+            list(self.singles.values()),
+            self.ends,
+            self.counts,
+            self.replaced,
+            self.unregistered,
+            self.invalid,
+            self.answers,
+        )
 
 
 class State(Shared):
-    """The shared state. One lock is held for one transaction at a time; only a waiting `claim` waits without it."""
+    """The shared state. One lock is held for one verb at a time; only a waiting `claim` waits without it."""
 
     def __init__(
         self,
-        db: Database,
-        disk: DiskSpace,
+        store: Store,
         policy: Policy,
         keeping: Keeping,
         paces: Mapping[str, Pace],
         draw: Callable[[], float] = random.random,
+        living: Collection[int] = (),
     ) -> None:
-        self.db = db
-        self.disk = disk
+        """`living` are the generations that may have something in hand, of a state process that died."""
+        self.store = store
         self.policy = policy
         self.keeping = keeping
         self.draw = draw
         self.pacing = Pacing(paces, policy)
-        self.spool = Spool(db)
-        self.history = History(self.spool)
-        self.report = RunReport(db, keeping.max_report)
-        self.keys = Keys(db)
-        self.waves = {upstream: Watch(self.report.answers(upstream)) for upstream in paces}
+        self.living = set(living)
+        self.backlog = Backlog(store, store.last_job() if living else 0)
+        self.waves = {upstream: Watch(store.answers(upstream)) for upstream in paces}
         self.drain = Drain(0.0, 0.0)
         self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
@@ -139,120 +191,182 @@ class State(Shared):
         self.deaths: deque[float] = deque(maxlen=FATAL)  # when senders died, but for those that a lone suspect ended
         self.crashes: defaultdict[int, dict[str, int]] = defaultdict(dict)  # by generation and sender: tokens set aside
         self.generation = 0  # the newest; older ones claim nothing more
-        self.batches: dict[int, int] = {}  # the last batch each generation was given
+        self.batches: dict[int, tuple[int, list[Slice]]] = {}  # the last batch each generation was given
+        self.feed: _Feed | None = None
+        # The number of the last answer that packs went straight through with: above those of who was here before.
+        self.straight = time.monotonic_ns()
+        self.unseen: dict[int, tuple[int, list[int]]] = {}  # those of which nobody has said that he had them
+        self.sound: OrderedDict[int, None] = OrderedDict()  # jobs whose messages are good, as an answer has shown
         # Jobs whose first answers found the message bad: why, and how often.
         self.rejected_messages: dict[int, tuple[str, int]] = {}
         self.changed = threading.Condition(threading.Lock())
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        spool, report, keys = self.spool, self.report, self.keys
-        before = spool.tally.copy(), spool.in_hand.copy(), report.lengths.copy(), self.rejected_messages.copy()
-        open_tokens, count = spool.open.copy(), keys.count
+    def _change(self, now: float) -> Iterator[_Work]:
+        """Decide in this block; then the Store makes the change, or all is as it was."""
+        rejected = self.rejected_messages.copy()
+        self.backlog.begin()
+        work = _Work(self.backlog, now)
         try:
-            with told():
-                self.db.execute("BEGIN IMMEDIATE")
-                yield
-                self.db.execute("COMMIT")
+            yield work
+            if change := work.finish():
+                self.store.finish(change)
         except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            spool.tally, spool.in_hand, report.lengths, self.rejected_messages = before
-            spool.open, keys.count = open_tokens, count
+            self.backlog.rollback()
+            self.rejected_messages = rejected
             raise
+        self.backlog.commit()
 
-    def accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Keep jobs: when this returns they are on disk, all but those it returns, by their ids."""
+    # ------------------------------------------------------------------------------------------------------- accepting
+
+    def accept(self, packs: Sequence[Pack], seen: int | None = None) -> Accepted:
         with self.changed:
+            if seen is not None:
+                self._take_back(seen)
+            new: list[Pack] = []
+            idle = self._idle(packs) if seen is not None and packs else set()
             try:
-                with self._transaction():
-                    answers = self._accept(jobs)
+                answers, new = self._accept(packs)
             except Full:
-                checkpoint(self.db)  # it may be the log that fills it
-                answers = dict.fromkeys((job.id for job in jobs), Refused(507, "the disk is full", DISK_WAIT))
+                self.store.make_way()  # it may be the log that fills it
+                full = Refused(507, "the disk is full", DISK_WAIT)
+                answers = {job: full for each in packs for job, _, _ in each.jobs}
             if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
-                self._note_refusal(refused[0], jobs[0].accepted_at)
-            self.changed.notify_all()
-        return answers
+                self._note_refusal(refused[0], packs[0].since)
+            gone = self._go_straight([each for each in new if each.upstream in idle])
+            for each in new:
+                self.backlog.arrive(each, self.generation_fed if each.id in gone else 0)
+            if len(gone) < len(new):
+                self.changed.notify_all()
+            if not gone:
+                return Accepted(answers)
+            self.straight += 1
+            self.unseen[self.straight] = self.generation_fed, gone
+            return Accepted(answers, self.straight, self.generation_fed, gone)
 
-    def _accept(self, jobs: Sequence[Job]) -> dict[int, NotKept]:
-        """Keep the jobs whose requests are new and for which there is room. Returns what became of the others."""
-        claimed = {job.id: self.keys.claim(job) for job in jobs if job.key}
-        known = {job: answer for job, answer in claimed.items() if answer is not None}
-        new = [job for job in jobs if job.id not in known] if known else jobs
+    @property
+    def generation_fed(self) -> int:
+        """The generation that the last claim was for; 0: there was none."""
+        return self.feed.generation if self.feed else 0
+
+    def _accept(self, packs: Sequence[Pack]) -> tuple[dict[int, NotKept], list[Pack]]:
+        """Keep the jobs whose requests are new and for which there is room. Returns what became of the others, and the
+        packs that were kept.
+        """
+        known = self.store.known([key for each in packs for key in each.keys])
+        again = {job: None for each in packs for job, _, _ in each.jobs if job not in known and self.store.has(job)}
+        again |= {job: None for job, answer in known.items() if answer == Known(job)}
+        new = packing.without(packs, {**known, **again}) if known or again else list(packs)
         refused = self._make_room(new) if new else {}
-        for job in new if refused else ():
-            if job.id in refused:
-                self.keys.forget(job)
-        if forgotten := self.keys.fit(keys.most(self.keeping.max_keys, self.keeping.limits.spool)):
-            self.report.count({Count("keys_forgotten"): forgotten})
+        if refused:
+            new = packing.without(new, refused)
+        self._keep(new)
         answers: dict[int, NotKept] = dict(refused)
-        for job_id, answer in known.items():
-            if answer != Known(job_id):  # else it is kept, and told again
+        for job, answer in known.items():
+            if job not in again:
                 # Of two alike in one commit the second is what the first is.
-                answers[job_id] = refused.get(answer.job, answer) if isinstance(answer, Known) else answer
-        return answers
+                answers[job] = refused.get(answer.job, answer) if isinstance(answer, Known) else answer
+        return answers, new
 
-    def _make_room(self, jobs: Sequence[Job]) -> dict[int, Refused]:
-        """Keep the jobs for which there is room. Returns the others, by id."""
-        rate = drain_rate(self.drain, max(job.accepted_at for job in jobs))
-        used, free = self._bytes()
-        size, tokens = sum(map(disk_size, jobs)), Counter[str]()
-        for job in jobs:
-            tokens[job.upstream] += len(job.tokens)
+    def _make_room(self, packs: Sequence[Pack]) -> dict[int, Refused]:
+        """The jobs for which there is no room, by id. What is over is forgotten first."""
+        rate = drain_rate(self.drain, max(each.since for each in packs))
+        used, free = self.store.room()
+        size, tokens = packing.disk_size(packs), Counter[str]()
+        for each in packs:
+            tokens[each.upstream] += each.size
         together = [(count, self._usage(name, used + size, free - size)) for name, count in tokens.items()]
         if not any(refuse(count, usage, self.keeping.limits, rate) for count, usage in together):
-            self._keep(jobs)
             return {}
-        if self._may_make_room(jobs) and self.history.forget(math.inf, 0):
-            return self._make_room(jobs)
+        if self._may_make_room(packs) and self.store.forget_jobs(math.inf, 0):
+            return self._make_room(packs)
         refused: dict[int, Refused] = {}
-        for job in jobs:
-            no = refuse(len(job.tokens), self._usage(job.upstream, used, free), self.keeping.limits, rate)
-            if no is None or self.spool.knows(job.id):
-                self._keep([job])
-                used, free = used + disk_size(job), free - disk_size(job)
-            else:
-                refused[job.id] = no
+        kept: Counter[str] = Counter()
+        for each in packs:
+            for job, count, _ in each.jobs:
+                usage = self._usage(each.upstream, used, free)
+                own = kept[each.upstream]
+                usage = usage._replace(pending=usage.pending + kept.total(), of_upstream=usage.of_upstream + own)
+                if no := refuse(count, usage, self.keeping.limits, rate):
+                    refused[job] = no
+                    continue
+                share = packing.disk_size([each]) * count // each.size
+                used, free = used + share, free - share
+                kept[each.upstream] += count
         return refused
 
-    def _may_make_room(self, jobs: Sequence[Job]) -> bool:
-        """Whether forgetting what is over could make room for these jobs. Not when too many tokens are pending; nor
-        while a reader of the spool keeps SQLite from truncating its WAL, which would only grow.
+    def _may_make_room(self, packs: Sequence[Pack]) -> bool:
+        """Whether forgetting what is over could make room for any of these jobs. Not when too many tokens are pending;
+        nor while a reader keeps the Store from giving back what it has.
         """
-        share = self.keeping.limits.share
-        fits = any(self.spool.open[job.upstream] + len(job.tokens) <= share for job in jobs)
-        return fits and not self.disk.wal_excess()
-
-    def _bytes(self) -> tuple[int, int]:
-        """How many bytes are used, and how many are free."""
-        used, unused = usage(self.db)
-        return used + self.disk.wal_excess(), self.disk.free() + unused
+        share, opened = self.keeping.limits.share, self.store.totals.open
+        fits = any(opened[each.upstream] + size <= share for each in packs for _, size, _ in each.jobs)
+        return fits and not self.store.overgrown()
 
     def _usage(self, upstream: str, used: int, free: int) -> Usage:
-        return Usage(self.spool.tally["tokens"], used, free, self.spool.open[upstream])
+        totals = self.store.totals
+        return Usage(totals.tokens, used, free, totals.open.get(upstream, 0))
 
     def _refuses(self) -> Refused | None:
         """Why not even the smallest message for the upstream with the most room would be taken now; None: it would."""
-        tokens = self.spool.tally["tokens"]
+        totals = self.store.totals
         several = self.keeping.limits.upstreams > 1
-        least = min(self.spool.open[name] for name in self.pacing.standings) if several else tokens
-        return refuse(1, Usage(tokens, *self._bytes(), least), self.keeping.limits, 0.0)
+        least = min(totals.open.get(name, 0) for name in self.pacing.standings) if several else totals.tokens
+        return refuse(1, Usage(totals.tokens, *self.store.room(), least), self.keeping.limits, 0.0)
 
-    def _keep(self, jobs: Sequence[Job]) -> None:
-        messages: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        for job in self.spool.accept(jobs):
-            messages[job.upstream] += 1
-            tokens[job.upstream] += len(job.tokens)
-        for upstream in messages:
-            accepted = {"accepted_messages": messages[upstream], "accepted_tokens": tokens[upstream]}
-            self.report.count({Count(name, upstream): value for name, value in accepted.items()})
+    def _keep(self, packs: Sequence[Pack]) -> None:
+        counts: Counter[Count] = Counter()
+        for each in packs:
+            counts[Count("accepted_messages", each.upstream)] += len(each.jobs)
+            counts[Count("accepted_tokens", each.upstream)] += each.size
+        if packs:
+            self.store.keep(packs, counts)
 
     def _note_refusal(self, refused: Refused, now: float) -> None:
         if not 0 <= now - self.refused_at < REFUSALS_NOTED:
             self.refused_at = now
             log.logger.warning("messages are refused: %s; see gocm help limits", refused.reason)
+
+    # ------------------------------------------------------------------------------------------------ straight through
+
+    def _idle(self, packs: Sequence[Pack]) -> set[str]:
+        """The upstreams of these packs that nothing waits for, if somebody is fed."""
+        feed = self.feed
+        if feed is None or feed.generation < self.generation or feed.generation in self.living:
+            return set()
+        now = max([self.latest, *(each.since for each in packs)])
+        return {each.upstream for each in packs if self.backlog.is_idle(each.upstream, now)}
+
+    def _go_straight(self, packs: Sequence[Pack]) -> list[int]:
+        """Which of these packs, of upstreams that nothing waits for, the generation that is fed gets at once: those of
+        an upstream that may all go now. So nobody overtakes.
+        """
+        feed = self.feed
+        gone: list[int] = []
+        if feed is None:
+            return gone
+        for upstream in {each.upstream for each in packs}:
+            mine = [each for each in packs if each.upstream == upstream]
+            count, now = sum([each.size for each in mine]), max(self.latest, *(each.since for each in mine))
+            room = feed.in_hand_limits.get(upstream, 0) - self.backlog.in_hand[feed.generation, upstream]
+            if upstream not in feed.ready or upstream in self.pacing.pauses or room < count:
+                continue
+            if not self.pacing.holds(upstream, now) and self.pacing.allow(upstream, now)[0] >= count:
+                self.pacing.sent(upstream, count, mine[0].id, now)
+                gone += [each.id for each in mine]
+        return gone
+
+    def _take_back(self, seen: int) -> None:
+        """Whoever asks now has had all answers up to number `seen`: what went with others reached nobody."""
+        for number in [number for number in self.unseen if number > seen]:
+            generation, lost = self.unseen[number]
+            for each in lost:
+                if pack := self.backlog.packs.get(each):
+                    self.backlog.give_back(pack, generation, pack.held.get(generation, 0))
+            self.changed.notify_all()
+        self.unseen.clear()
+
+    # --------------------------------------------------------------------------------------------------------- claiming
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
@@ -278,18 +392,83 @@ class State(Shared):
                 waited = time.monotonic() - started
                 if generation < self.generation:
                     return Claimed([], {})
-                if batch <= self._last_batch(generation):
-                    return Claimed(self.spool.claimed(generation, batch), {})
-                slices: list[Slice] = []
+                last, given = self.batches.get(generation, (0, []))
+                if batch <= last:
+                    return Claimed(given if batch == last else [], {})
+                self.feed = _Feed(generation, in_hand_limits, ready)
+                found: list[Slice] = []
                 idle = wait - waited
-                for upstream, since in ready.items():
+                for upstream, since in ready.items() if generation not in self.living else ():
                     self.pacing.end_pause(upstream, since, now + waited)
-                    found, rest = self._claim(generation, batch, in_hand_limits[upstream], upstream, now + waited)
-                    slices += found
+                    more, rest = self._claim(generation, in_hand_limits[upstream], upstream, now + waited)
+                    found += more
                     idle = min(idle, rest)
-                if slices or waited >= wait or self.pacing.news() != known:
-                    return Claimed(slices, self.pacing.news())
+                if found:
+                    self.batches[generation] = batch, found
+                if found or waited >= wait or self.pacing.news() != known:
+                    return Claimed(found, self.pacing.news())
                 self.changed.wait(max(0.001, idle))
+
+    def _claim(self, generation: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
+        """One upstream's share of a claim, and in how many seconds there could be more merely because time passes."""
+        free = room - self.backlog.in_hand[generation, upstream]
+        if free <= 0:
+            return [], 60.0
+        allowed, rest = self.pacing.allow(upstream, now)
+        if not allowed:
+            return [], rest
+        due = self.backlog.next_due(upstream, now)
+        if due is None or due > now:
+            return [], 60.0 if due is None else due - now
+        with self._change(now) as work:
+            last_trouble = self.pacing.probing(upstream)
+            if last_trouble:
+                pieces = self.backlog.probe(upstream, last_trouble, now)
+            else:
+                pieces = self.backlog.take(upstream, min(free, allowed), now)
+            if any(piece.expires_at <= now for piece in pieces):
+                pieces = self._set_aside_expired(work, pieces)
+            if self.pacing.holds(upstream, now):
+                pieces = self._put_off_held(work, pieces)
+            taken = self.backlog.hold(pieces, generation)
+        found = slices(pieces)
+        if taken:
+            self.pacing.sent(upstream, taken, found[0].job, now)
+        self._log_ends(work.told)
+        return found, 0.0
+
+    def _set_aside_expired(self, work: _Work, pieces: Iterable[Piece]) -> list[Piece]:
+        """Set aside what is too old. Returns the rest."""
+        left = []
+        for piece in pieces:
+            if piece.expires_at > work.now:
+                left.append(piece)
+                continue
+            for token in _tokens_of(piece):
+                attempts = piece.run.attempt - 1
+                work.become(token, token.becomes(FAILED, attempts, work.now, failure="expired", reason="too old"))
+                work.told.append(("too old", token.held.token))
+            work.counts[Count("failures", piece.pack.upstream, "expired")] += len(piece.run.tokens)
+        return left
+
+    def _put_off_held(self, work: _Work, pieces: Iterable[Piece]) -> list[Piece]:
+        """Put off tokens that must wait because they, or their topic, have had too much. Returns the rest."""
+        left = []
+        for piece in pieces:
+            upstream, first, bit = piece.pack.upstream, piece.run.first, piece.bits
+            for token in _tokens_of(piece):
+                until = spread(self.pacing.held(upstream, token.held.token, work.now), work.now, self.draw())
+                if until:
+                    before = token.single
+                    kept = {"deaths": before.deaths, "reason": before.reason} if before else {}
+                    work.become(token, token.becomes(OPEN, piece.run.attempt - 1, until, waits=True, **kept))
+                else:
+                    run = piece.run._replace(first=first, tokens=[token.held.token])
+                    left.append(piece._replace(run=run, bits=bit & -bit))
+                first, bit = first + 1, bit & (bit - 1)
+        return left
+
+    # ---------------------------------------------------------------------------------------------------- keeping house
 
     def _keep_house(self, now: float) -> bool:
         """Forget what is too old or too much, keep the disk reserve, notice a clock that was set back. Returns whether
@@ -304,189 +483,176 @@ class State(Shared):
         self._look_for_waves(now)
         self.tidied = now
         try:
-            with told():
-                more = self._tidy(now)
+            more = self._tidy(now)
             if more:
                 self.tidied = now + SOON - HOUSEKEEPING
             return more
         except (Full, Passing) as error:  # what cannot be tidied now can be later, and must not keep anybody waiting
-            if isinstance(error, Full) and (self.spool.tally["over"] or not self.spool.tally["tokens"]):
+            totals = self.store.totals
+            if isinstance(error, Full) and (totals.over or not totals.tokens):
                 self.use_reserve()  # to forget and to shrink takes room before it makes some: for the reserve, again
             return False
 
     def _tidy(self, now: float) -> bool:
-        if self.disk.wal_excess():
-            cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room
-        if not self.spool.tally["tokens"]:
-            shrink(self.db)
-        has_reserve = self.disk.keep_reserve(self.keeping.limits.free_disk)
-        if self.keys.has_old(now):
-            with self._transaction():
-                self.keys.prune(now)
+        has_reserve = self.store.tend(self.keeping.limits.free_disk)
+        self.store.prune_keys(now)
         more = False
-        if failed := self.spool.tally["failed"]:
-            with self._transaction():
-                dropped = self.history.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
-            more = failed - self.spool.tally["failed"] >= FORGOTTEN
+        if self.store.totals.failed:
+            dropped, more = self.store.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
-        self.spool.oldest()  # so that nobody who asks need pass over many
-        if not self.spool.tally["over"] or self.disk.wal_excess():
+        self.store.oldest()  # so that nobody who asks need pass over many
+        if not self.store.totals.over or self.store.overgrown():
             return more
         refused = self._refuses()
-        for_room = not has_reserve or (refused and refused.status == 507 and not self.disk.wal_excess())
-        with self._transaction():
-            before = math.inf if for_room else now - self.keeping.keep_jobs
-            return self.history.forget(before, self.keeping.max_kept) or more
+        for_room = not has_reserve or (refused and refused.status == 507 and not self.store.overgrown())
+        before = math.inf if for_room else now - self.keeping.keep_jobs
+        return self.store.forget_jobs(before, self.keeping.max_kept) or more
 
-    def _last_batch(self, generation: int) -> int:
-        if generation not in self.batches:
-            self.batches[generation] = self.spool.last_batch(generation)
-        return self.batches[generation]
-
-    def _claim(self, generation: int, batch: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
-        """One upstream's share of a claim, and in how many seconds there could be more merely because time passes."""
-        free = room - self.spool.in_hand[generation, upstream]
-        if free <= 0:
-            return [], 60.0
-        allowed, rest = self.pacing.allow(upstream, now)
-        if not allowed:
-            return [], rest
-        due = self.spool.next_due(upstream)
-        if due is None or due > now:
-            return [], 60.0 if due is None else due - now
-        with self._transaction():
-            slices, expired = self.spool.claim(
-                (generation, upstream),
-                batch,
-                min(free, allowed),
-                now,
-                self.pacing.probing(upstream),
-                self._holding(upstream, now),
-            )
-            self.report.count({Count("failures", upstream, "expired"): len(expired)})
-        taken = sum(part.size for part in slices)
-        if taken:
-            self.pacing.sent(upstream, taken, slices[0].job, now)
-            self.batches[generation] = batch
-        self._log_ends([("too old", token) for token in expired])
-        return slices, 0.0
-
-    def _holding(self, upstream: str, now: float) -> Callable[[str], float] | None:
-        """A function that tells until when a token must wait because it, or its topic, has had too much. None: no
-        target has.
-        """
-        if not self.pacing.holds(upstream, now):
-            return None
-        return lambda token: spread(self.pacing.held(upstream, token, now), now, self.draw())
+    # --------------------------------------------------------------------------------------------------------- settling
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
         with self.changed:
-            counts: Counter[Count] = Counter()
-            ends: list[tuple[str, str]] = []
             delivered = [result for result in results if _is_plain(result.outcome)]
             others = [result for result in results if not _is_plain(result.outcome)]
             self._hear(delivered, others, now)
-            tokens = self.spool.tally["tokens"]
-            with self._transaction():
-                first = self.report.newest("notregistered") + 1 if others else 0
-                self._settle_delivered(generation, delivered, now, counts)
-                settled = [r for r in others if self._settle(generation, r, now, counts, ends)]
-                heard = _heard(counts, first, now)
-                for upstream, each in heard.items():
-                    self.report.keep_answers(upstream, each, each.number > self.waves[upstream].newest)
-                self._try_messages(settled, {result.job for result in delivered}, now, counts)
-                self.report.count(counts)
-            self.drain = drained(self.drain, tokens - self.spool.tally["tokens"], now)
+            first = self.store.newest_entry("notregistered") + 1 if others else 0
+            with self._change(now) as work:
+                for result in delivered:
+                    self._settle_delivered(work, generation, result)
+                settled = [result for result in others if self._settle(work, generation, result)]
+                heard = _heard(work.counts, first, now)
+                work.answers = {name: (each, each.number > self.waves[name].newest) for name, each in heard.items()}
+                self._try_messages(work, settled, {result.job for result in delivered})
+            self.drain = drained(self.drain, -work.opened.total(), now)
             for upstream, each in heard.items():
                 self.waves[upstream].hear(each.tally, each.first, now)
             self._look_for_waves(now)
             self.changed.notify_all()
-        if ends:
-            self._log_ends(ends)
+        if work.told:
+            self._log_ends(work.told)
 
     def _hear(self, delivered: Sequence[Result], others: Sequence[Result], now: float) -> None:
         """Tell Pacing the answers to each upstream's messages."""
         answered = [r for r in others if r.outcome.verdict not in TROUBLE and r.outcome.verdict is not Verdict.RETURNED]
         troubles = [result for result in others if result.outcome.verdict in TROUBLE]
         sound = {r.job for r in (*delivered, *answered) if _finds_sound(r.outcome)} if troubles else set()
-        proven = {job: job in sound or self.spool.is_sound(job) for job in {result.job for result in troubles}}
+        proven = {job: job in sound or self._is_sound(job) for job in {result.job for result in troubles}}
         for upstream in {result.upstream for result in (*delivered, *answered, *troubles)}:
             self.pacing.hear(
                 upstream,
                 [result for result in (*delivered, *answered) if result.upstream == upstream],
                 [result for result in troubles if result.upstream == upstream],
                 proven.__getitem__,
-                self.spool.in_hands_of_all(upstream),
+                self.backlog.in_hands_of_all(upstream),
                 now,
             )
 
-    def _settle_delivered(self, generation: int, results: Iterable[Result], now: float, counts: Counter[Count]) -> None:
-        """Settle tokens that were simply delivered. That is nearly all of them, so few statements are used."""
-        alike: defaultdict[tuple[str, bool], list[Span]] = defaultdict(list)
-        for upstream, job, n, attempt, _, span, _receipts in results:
-            alike[upstream, attempt == 1].append((job, n, attempt, span))
-        late = False  # a settle that comes again
-        for (upstream, first), spans in alike.items():
-            gone = self.spool.deliver((generation, upstream), spans, now)
-            counts[Count("delivered", upstream)] += gone
-            counts[Count("attempts", upstream)] += gone if first else 0
-            late = late or gone < sum([span[3] for span in spans])
-        self.spool.keep_receipts([(each.job, each.n, each.receipts) for each in results if each.receipts], late)
+    def _settle_delivered(self, work: _Work, generation: int, result: Result) -> None:
+        """Settle tokens that were simply delivered: nearly all of them."""
+        upstream, job, n, attempt, _, size, receipts = result
+        pack, bits, singles, holder = self.backlog.found(generation, self.living, job, n, attempt, size)
+        if pack is None:
+            return
+        count = bits.bit_count()
+        if count:
+            work.deliver(pack, holder, job, bits)
+            if count == size:
+                work.ends.append(End(job, n, size, work.now, receipts))
+            else:
+                work.ends += _ends(pack, result, bits, work.now)
+        for single in singles:
+            token = _Token(pack, holder, 0, single, job, Held(single.n, "", single.charged, 0.0, 0.0))
+            work.become(token, token.becomes(OVER, attempt, work.now))
+            if receipt := receipts[single.n - n : single.n - n + 1]:
+                work.ends.append(End(job, single.n, 1, work.now, receipt))
+        count += len(singles)
+        if count:
+            work.counts[Count("delivered", upstream)] += count
+            if attempt == 1:
+                work.counts[Count("attempts", upstream)] += count
 
-    def _settle(
-        self, generation: int, result: Result, now: float, counts: Counter[Count], ends: list[tuple[str, str]]
-    ) -> bool:
-        """Settle a result's tokens. Returns whether any of them was in the generation's hands."""
-        found = self.spool.held(generation, result.job, result.n, result.attempt, result.span)
-        for held in found:
-            self._settle_token(generation, result, held, now, counts, ends)
-        return bool(found)
+    def _settle(self, work: _Work, generation: int, result: Result) -> bool:
+        """Settle a result's tokens that were not simply delivered. Returns whether any of them was in the generation's
+        hands.
+        """
+        _, job, n, attempt, _, size, _ = result
+        pack, bits, singles, holder = self.backlog.found(generation, self.living, job, n, attempt, size)
+        if pack is None:
+            return False
+        returned = 0
+        for token in self._tokens(pack, holder, job, bits, singles):
+            if self._settle_token(work, result, token):
+                returned |= token.bit
+        if returned:
+            self.backlog.give_back(pack, holder, returned)
+        return bool(bits or singles)
 
-    def _settle_token(
-        self,
-        generation: int,
-        result: Result,
-        held: Held,
-        now: float,
-        counts: Counter[Count],
-        ends: list[tuple[str, str]],
-    ) -> None:
-        """Settle one token in the generation's hands that was not simply delivered."""
-        outcome, job, n, holder = result.outcome, result.job, held.n, (generation, result.upstream)
+    def _tokens(self, pack: Loaded, holder: int, job: int, bits: int, singles: Iterable[Single]) -> Iterator[_Token]:
+        """Positions and Singles of a job, as tokens in somebody's hand."""
+        index = pack.index(job)
+        packed = self.backlog.read(pack)[index]
+        for low, high in packing.runs(bits):
+            for at in range(low, high):
+                own = at - pack.starts[index]
+                held = Held(packed.place(own), packed.tokens[own], 0, packed.accepted_at, packed.expires_at)
+                yield _Token(pack, holder, 1 << at, None, job, held)
+        for single in singles:
+            since = single.since or packed.accepted_at
+            expires_at = packed.expires_at + since - packed.accepted_at
+            name = packed.tokens[packed.index_of(single.n)]
+            yield _Token(pack, holder, 0, single, job, Held(single.n, name, single.charged, since, expires_at))
+
+    def _settle_token(self, work: _Work, result: Result, token: _Token) -> bool:
+        """Settle one token in somebody's hand that was not simply delivered. Returns whether its position in its pack
+        is to be given back.
+        """
+        outcome, held, upstream, now = result.outcome, token.held, result.upstream, work.now
         ruling = Ruling(held.charged)
         if outcome.verdict in _RULED:
             ruling = self.pacing.rule(result, held, now)
         step = next_step(outcome, ruling, held.expires_at, now, self.draw(), self.policy)
         if step.action is Action.RETURN:
-            self.spool.give_back(holder, job, n, result.attempt - 1)
-            return
+            if single := token.single:
+                back = single._replace(attempts=result.attempt - 1, deaths=0, reason="")
+                self.backlog.give_back_single(token.pack, token.holder, back)
+                work.singles[single.job, single.n] = back
+            return token.single is None
         tried = ruling.charged > held.charged or outcome.verdict not in _UNTRIED
         attempts = result.attempt if tried else result.attempt - 1
-        counts[Count("attempts", result.upstream)] += tried and result.attempt == 1
+        work.counts[Count("attempts", upstream)] += tried and result.attempt == 1
         if step.action is Action.RETRY:
             if outcome.verdict is not Verdict.RETURNED:
-                counts[Count("retries", result.upstream, step.counted)] += 1
-            self.spool.retry(holder, job, n, attempts, ruling.charged, step.due_at, step.counted)
-            return
+                work.counts[Count("retries", upstream, step.counted)] += 1
+            more = {"waits": True, "charged": ruling.charged, "reason": step.counted}
+            work.become(token, token.becomes(OPEN, attempts, step.due_at, **more))
+            return False
         if outcome.verdict is Verdict.DELIVERED:
-            self.spool.end(holder, job, n, result.attempt, End(canonical=outcome.canonical), now)
-            counts[Count("delivered", result.upstream)] += 1
-            counts[Count("canonicals", result.upstream)] += 1
-            self.report.add_canonical(held.token, outcome.canonical)
-            self.spool.keep_receipts([(job, n, [receipt]) for receipt in result.receipts[n - result.n :][:1]], False)
-            return
-        how = End(step.counted, step.reason, failed=step.action is Action.SET_ASIDE)
-        self.spool.end(holder, job, n, attempts, how, now)
-        counts[Count("failures", result.upstream, step.counted)] += 1
-        ends.append((step.reason, held.token))
+            self._replace(work, result, token)
+            return False
+        state = FAILED if step.action is Action.SET_ASIDE else OVER
+        work.become(token, token.becomes(state, attempts, now, failure=step.counted, reason=step.reason))
+        work.counts[Count("failures", upstream, step.counted)] += 1
+        work.told.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
-            counts[Count("notregistered", result.upstream)] += 1
-            wave = bool(self.waves[result.upstream].since)
-            self.report.add_notregistered(held.token, result.upstream, wave, wave and self.keeping.hold_waves)
+            work.counts[Count("notregistered", upstream)] += 1
+            wave = bool(self.waves[upstream].since)
+            work.unregistered.append((held.token, upstream, wave, wave and self.keeping.hold_waves))
         elif step.counted in INVALID:
-            self.report.add_invalid(held.token, step.counted)
+            work.invalid.append((held.token, step.counted))
+        return False
+
+    @staticmethod
+    def _replace(work: _Work, result: Result, token: _Token) -> None:
+        """A token was delivered, and another is to take its place."""
+        canonical, n = result.outcome.canonical, token.held.n
+        work.become(token, token.becomes(OVER, result.attempt, work.now, canonical=canonical))
+        work.counts[Count("delivered", result.upstream)] += 1
+        work.counts[Count("canonicals", result.upstream)] += 1
+        work.replaced.append(Replaced(0, token.held.token, canonical))
+        if receipt := result.receipts[n - result.n : n - result.n + 1]:
+            work.ends.append(End(result.job, n, 1, work.now, receipt))
 
     def _look_for_waves(self, now: float) -> None:
         """Notice where a wave of unregistered tokens begins or ends. What made it one is a part of it."""
@@ -497,8 +663,7 @@ class State(Shared):
                 log.logger.warning("upstream %s: the wave of unregistered tokens is over", upstream)
                 continue
             answers, unregistered = watch.recent(now)
-            with self._transaction():
-                self.report.mark(upstream, watch.first(now), self.keeping.hold_waves)
+            self.store.mark(upstream, watch.first(now), self.keeping.hold_waves)
             log.logger.error(
                 "upstream %s: %d of the last %d answers say that a token is unregistered, far more than usual: look at "
                 "the credentials, the project and the app's APNs environment before anybody deletes tokens; %s; "
@@ -509,36 +674,59 @@ class State(Shared):
                 "they are held back" if self.keeping.hold_waves else "--hold-waves would hold them back",
             )
 
-    def _try_messages(self, results: Sequence[Result], delivered: set[int], now: float, counts: Counter[Count]) -> None:
+    def _try_messages(self, work: _Work, results: Sequence[Result], delivered: set[int]) -> None:
         """Stop the jobs whose first answers all rejected the message itself.
 
         Any other answer shows that the message is sound, and then nothing more can stop its job. Before it is decided
         here, the pool of each sender already holds back the job's other requests (Pool._judge_message).
         """
-        sound = delivered | {result.job for result in results if _finds_sound(result.outcome)}
+        sound = {result.job for result in results if _finds_sound(result.outcome)}
+        for job in sound:
+            remember(self.sound, job, None)
+        sound |= delivered
         for result in results:
             if result.outcome.rejects_message:
                 reason, count = self.rejected_messages.get(result.job, (result.outcome.reason, 0))
                 count = count * (reason == result.outcome.reason) + result.span
                 self.rejected_messages[result.job] = result.outcome.reason, count
-        told = {result.job: result.upstream for result in results}
-        jobs = delivered | told.keys()
+        jobs = delivered | {result.job for result in results}
         for job in jobs & self.rejected_messages.keys():
             if job in sound:
                 del self.rejected_messages[job]
-            elif self.rejected_messages[job][1] >= FIRST_ANSWERS:
-                stopped = self.spool.reject_ready(job, self.rejected_messages[job][0], now)
-                counts[Count("failures", told[job], "bad_message")] += stopped
-        self.spool.find_sound(sound)
+            elif self.rejected_messages[job][1] >= FIRST_ANSWERS and not self._is_sound(job):
+                self._stop(work, job, self.rejected_messages[job][0])
         for job in jobs & self.rejected_messages.keys():
-            if not self.spool.is_open(job):
+            pack = self.backlog.pack_of(job)
+            if pack is None or not pack.open[pack.index(job)]:
                 del self.rejected_messages[job]
+
+    def _is_sound(self, job: int) -> bool:
+        """Whether the upstream has said something of a token of this job that shows that its message is good."""
+        return job in self.sound or self.store.is_sound(job)
+
+    def _stop(self, work: _Work, job: int, reason: str) -> None:
+        """End the tokens of a job that nobody has in hand: its message is bad."""
+        pack, bits, stored = self.backlog.waiting_of(job)
+        if pack is None:
+            return
+        singles = {each.n: each for each in stored} | {n: each for (of, n), each in work.singles.items() if of == job}
+        waiting = [
+            each
+            for each in singles.values()
+            if each.state == OPEN and not self.backlog.singles.get((job, each.n), (each, 0))[1]
+        ]
+        for token in self._tokens(pack, 0, job, bits, waiting):
+            attempts = token.single.attempts if token.single else 0
+            work.become(token, token.becomes(OVER, attempts, work.now, failure="bad_message", reason=reason))
+            work.counts[Count("failures", pack.upstream, "bad_message")] += 1
 
     @staticmethod
     def _log_ends(ends: list[tuple[str, str]]) -> None:
         for reason, count in Counter(reason for reason, _ in ends).items():
             example = next(token for why, token in ends if why == reason)
             log.logger.info("not delivered: %s: %d tokens, one is %s", reason, count, log.token(example))
+
+    # ------------------------------------------------------------------------------------------------- senders that die
 
     def record_crash(self, generation: int, sender: str, flights: Sequence[InFlight], now: float) -> int:
         """Hold the death of a sender of this generation against what it had in flight (module suspect); how many
@@ -549,79 +737,144 @@ class State(Shared):
             if sender in known:
                 return known[sender]
             alone = len({in_flight.job for in_flight in flights}) == 1
-            with self._transaction():
-                spare = not alone or unrest(self.deaths, now)
-                set_aside, spared = self.spool.record_crash(generation, flights, spare, now)
-                self.report.count(Counter(Count("failures", each.upstream, "killed_senders") for each in set_aside))
-                self.report.count(Counter(Count("attempts", each.upstream) for each in set_aside if each.untried))
-            if not (alone and (set_aside or spared)):
+            spare = not alone or unrest(self.deaths, now)
+            with self._change(now) as work:
+                doomed = self._count_deaths(work, generation, flights)
+                if not spare:
+                    self._set_aside_doomed(work, generation, doomed)
+            if not (alone and doomed):
                 self.deaths.append(now)
-            known[sender] = len(set_aside)
-        self._log_ends([("its senders died", each.token) for each in set_aside])
-        return len(set_aside)
+            known[sender] = len(work.told)
+        self._log_ends(work.told)
+        return len(work.told)
+
+    def _count_deaths(self, work: _Work, generation: int, flights: Sequence[InFlight]) -> dict[tuple[int, int], _Token]:
+        """Count a death for each token that a sender of this generation had in flight. Returns those for which it would
+        be one too many, which is not counted.
+        """
+        suspects: dict[tuple[int, int], _Token] = {}  # each once, however it was noted: it is one death
+        for job, low, high in flights:
+            for token in self._in_hand(generation, job, low, high - low + 1):
+                suspects[job, token.held.n] = token
+        doomed = {}
+        for place, token in suspects.items():
+            before = token.single
+            if before and before.deaths + 1 >= FATAL:
+                doomed[place] = token
+                continue
+            rank = turns.rank(token.pack.lane, job_time(place[0]) * 1e6)
+            now = before or Single(*place, token.pack.upstream, rank, token.held.since)
+            if not before:
+                self.backlog.leave(token.pack, token.holder, token.bit)
+            work.singles[place] = now = now._replace(deaths=now.deaths + 1)
+            self.backlog.keep_in_hand(token.pack, token.holder, now)
+        return doomed
+
+    def _in_hand(self, generation: int, job: int, n: int, size: int) -> list[_Token]:
+        """What a generation has in hand of `size` tokens of a job from place `n` on, for whatever attempt."""
+        pack, bits, _, holder = self.backlog.found(generation, self.living, job, n, 1, size)
+        if pack is None:
+            return []
+        singles = [
+            single
+            for place in range(n, n + size)
+            for single, whose in [self.backlog.singles.get((job, place), (None, 0))]
+            if single and whose == holder
+        ]
+        return list(self._tokens(pack, holder, job, bits, singles))
+
+    def _set_aside_doomed(self, work: _Work, generation: int, doomed: Mapping[tuple[int, int], _Token]) -> None:
+        """Set tokens aside that have ended too many senders. When a second token of a job is set aside so, the message
+        is at fault, and the whole job is.
+        """
+        for job in {job for job, _ in doomed}:
+            mine = [token for place, token in doomed.items() if place[0] == job]
+            for token in mine:
+                assert token.single
+                work.counts[Count("attempts", token.pack.upstream)] += token.single.attempts == 0
+            others: list[_Token] = []
+            if self.store.died(job, SENDERS_DIED):
+                pack, bits, singles = self.backlog.waiting_of(job)
+                assert pack
+                waiting = self._tokens(pack, 0, job, bits, singles)
+                others = [*waiting, *self._in_hand(generation, job, 0, pack.places_of(job))]
+            for token in {(each.job, each.held.n): each for each in [*others, *mine]}.values():
+                attempts = token.single.attempts if token.single else 0
+                aside = token.becomes(FAILED, attempts, work.now, failure="killed_senders", reason=SENDERS_DIED)
+                work.become(token, aside)
+                work.counts[Count("failures", token.pack.upstream, "killed_senders")] += 1
+                work.told.append(("its senders died", token.held.token))
 
     def release(self, generation: int | None) -> int:
         """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
         with self.changed:
-            if generation is not None:
+            released = self.backlog.release(generation)
+            if generation is None:
+                self.living.clear()
+            else:
                 # A claim of that generation that comes now was given up long ago by who asked for it.
                 self.generation = max(self.generation, generation + 1)
                 self.crashes.pop(generation, None)
-            with self._transaction():
-                released = self.spool.release(generation)
+                self.batches.pop(generation, None)
+                self.living.discard(generation)
+            if self.backlog.barrier and not self.living:
+                released += self.backlog.lift_bar()
             self.changed.notify_all()
             return released
 
-    def checkpoint(self) -> None:
-        """Write SQLite's WAL into the spool and start it afresh, unless somebody reads in it."""
+    # -------------------------------------------------------------------------------------------------- what others ask
+
+    def make_way(self) -> None:
+        """Write down what the Store has only in its log, unless somebody reads in it."""
         with self.changed:
-            checkpoint(self.db)
+            self.store.make_way()
 
     def use_reserve(self) -> None:
         """Give up the disk reserve, if there is one, so that work can go on."""
-        if self.disk.use_reserve():
+        if self.store.use_reserve():
             log.logger.warning("the disk is full: going on in the spool's reserve")
 
     def snapshot(self) -> Snapshot:
         """What there is to report."""
         with self.changed:
-            tally, pauses = self.spool.tally, self.pacing.pauses
+            totals, pauses = self.store.totals, self.pacing.pauses
             refused = self._refuses()
+            replaced, unregistered = self.store.latest()
             return Snapshot(
-                counts=self.report.counts(),
-                pending=tally["jobs"],
-                tokens=tally["tokens"],
-                claimed=self.spool.claimed_tokens(),
-                deferred=self.spool.deferred(self.pacing.standings, MANY_DEFERRED),
-                failed=tally["failed"],
-                listed={which: self.report.lengths[which] for which in LISTS},
-                latest_replaced=list(self.report.latest_replaced),
-                latest_unregistered=list(self.report.latest_unregistered),
-                oldest=self.spool.oldest(),
-                keys=self.keys.count,
-                over=tally["over"],
-                bytes=usage(self.db)[0],
+                counts=self.store.counts(),
+                pending=totals.jobs,
+                tokens=totals.tokens,
+                claimed=self.backlog.claimed_tokens(),
+                deferred=self.backlog.deferred(self.pacing.standings, MANY_DEFERRED),
+                failed=totals.failed,
+                listed={which: totals.listed[which] for which in LISTS},
+                latest_replaced=replaced,
+                latest_unregistered=unregistered,
+                oldest=self.store.oldest(),
+                keys=totals.keys,
+                over=totals.over,
+                bytes=self.store.used(),
                 paused_until={upstream: paused.until for upstream, paused in pauses.items()},
                 pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
                 refusing=refused.reason if refused else "",
                 waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
-                held=self.report.lengths["held"],
+                held=totals.listed["held"],
             )
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
         """Entries of one of LISTS numbered above `after`."""
         with self.changed:
-            return self.report.page(which, after, limit)
+            return self.store.page(which, after, limit)
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
-        with self.changed, self._transaction():
-            return self.report.forget(which, upto)
+        with self.changed:
+            return self.store.forget(which, upto)
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job."""
         with self.changed:
-            found = self.history.status(job, state, after, limit)
+            found = self.store.status(job, *self.backlog.places(job), state, after, limit)
             if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
                 return found
             return found._replace(paused=self.pacing.pauses[found.upstream].reason)
@@ -629,69 +882,96 @@ class State(Shared):
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""
         with self.changed:
-            return self.history.failed(which, after, limit)
+            return self.store.failed(which, after, limit)
 
     def discard(self, which: Which) -> int:
         """Forget some of the failed tokens; how many, at most AT_ONCE."""
-        with self.changed, self._transaction():
-            return self.history.discard(which, AT_ONCE)
+        with self.changed:
+            return self.store.discard(which, AT_ONCE)
 
     def release_held(self) -> int:
         """Put some of the entries that are held back into the list; how many, at most AT_ONCE."""
-        with self.changed, self._transaction():
-            return self.report.release(AT_ONCE)
+        with self.changed:
+            return self.store.release_held(AT_ONCE)
 
     def discard_held(self) -> int:
         """Forget some of the entries that are held back; how many, at most AT_ONCE."""
-        with self.changed, self._transaction():
-            return self.report.discard(AT_ONCE)
+        with self.changed:
+            return self.store.discard_held(AT_ONCE)
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
         with self.changed:
-            with self._transaction():
+            with self._change(now) as work:
                 done = 0
                 for upstream in [which.upstream] if which.upstream else self.pacing.standings:
-                    room = min(AT_ONCE - done, self.keeping.limits.share - self.spool.open[upstream])
-                    replayed = self.history.replay(which._replace(upstream=upstream), max(0, room), now)
-                    self.report.count({Count("replayed", upstream): replayed})
-                    done += replayed
+                    room = self.keeping.limits.share - self.store.totals.open.get(upstream, 0)
+                    found = self.store.failed_singles(
+                        which._replace(upstream=upstream), max(0, min(AT_ONCE - done, room))
+                    )
+                    self._revive(work, found)
+                    work.counts[Count("replayed", upstream)] += len(found)
+                    done += len(found)
             self.changed.notify_all()
         return done
+
+    def _revive(self, work: _Work, found: Sequence[Single]) -> None:
+        """Failed tokens of an upstream are ready again, as if they had come now: in the lane of what comes together."""
+        sizes = Counter(single.job for single in found)
+        counted = {job: self.store.is_counted(job) for job in sizes}
+        for single in found:
+            rank = turns.rank(turns.lane(sizes[single.job]), work.now * 1e6)
+            now = Single(single.job, single.n, single.upstream, rank, work.now, since=work.now)
+            if self.backlog.reopen(now, counted[single.job]):
+                work.singles[now.job, now.n] = now
+                work.opened[now.upstream] += 1
+                work.revived += 1
 
     def last_job(self) -> int:
         """The highest job id on disk. New ids must be above it, whatever the clock says."""
         with self.changed:
-            return self.spool.last_job()
+            return self.store.last_job()
 
-    def start(self, now: float, first: bool) -> None:
-        """Adjust due times to the clock, which may have been set back while no GoCM ran. The first state process of a
-        run also makes ready what the last run had in hand.
-        """
-        if first:
-            released = self.release(None)
-            if released:
-                log.logger.info("%d tokens that the last run had in hand are sent again", released)
+    def start(self, now: float) -> None:
+        """Adjust due times to the clock, which may have been set back while no GoCM ran."""
         with self.changed:
-            self._set_back(max(0.0, self.spool.last_accepted() - now), now)
+            self._set_back(max(0.0, self.store.last_accepted() - now), now)
 
     def _set_back(self, by: float, now: float) -> None:
         if by > CLOCK_STEP:
             log.logger.warning("the clock was set back by %.0f s", by)
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
-        with self._transaction():
-            if by > CLOCK_STEP:
-                self.spool.accepted_by(now)  # so that the next start does not take it for set back again
-            for upstream in self.pacing.standings:
-                self.spool.set_back(upstream, by if by > CLOCK_STEP else 0.0, now, latest)
+        self.store.set_back(by if by > CLOCK_STEP else 0.0, now, latest)
+        self.backlog.rewind_singles()
 
     def close(self) -> None:
-        """Close the database between two transactions. Nothing can be called any more."""
+        """Close the Store between two verbs. Nothing can be called any more."""
         self.changed.acquire()
-        self.db.close()
+        self.store.close()
 
 
-# -------------------------------------------------------------------------------------------------------- the process
+# -------------------------------------------------------------------------------------------------------- small pieces
+
+
+def _tokens_of(piece: Piece) -> Iterator[_Token]:
+    """The tokens of a piece that is taken, but in nobody's hand."""
+    pack, job, run, bits, single = piece
+    since = (single.since if single else 0.0) or job.accepted_at
+    charged = single.charged if single else 0
+    for n, token in enumerate(run.tokens, run.first):
+        yield _Token(pack, 0, bits & -bits, single, run.job, Held(n, token, charged, since, piece.expires_at))
+        bits &= bits - 1
+
+
+def _ends(pack: Loaded, result: Result, bits: int, now: float) -> Iterator[End]:
+    """The Ends of those positions that a result ended, not all that it is about."""
+    index = pack.index(result.job)
+    places = pack.places.get(result.job)
+    for low, high in packing.runs(bits):
+        own = low - pack.starts[index]
+        n = places[own] if places else own
+        receipts = result.receipts[n - result.n : n - result.n + high - low]
+        yield End(result.job, n, high - low, now, receipts)
 
 
 def _heard(counts: Mapping[Count, int], first: int, now: float) -> dict[str, Bucket]:
@@ -718,106 +998,3 @@ def _is_plain(outcome: Outcome) -> bool:
 def _finds_sound(outcome: Outcome) -> bool:
     """Whether an outcome shows that the message itself is good."""
     return not outcome.rejects_message and outcome.verdict not in _RULED and outcome.verdict is not Verdict.SHARED
-
-
-class _Manager(multiprocessing.managers.BaseManager):
-    pass
-
-
-class _Edge:
-    """The verbs, as the Manager's threads call them. When the disk is full, the WAL is checkpointed, which may be
-    enough, then the reserve is given up. A disk that stays full, and a spool that another program has locked, are told
-    to the caller, who may try again. After any other failure nobody knows what the next commit would keep, so the
-    process ends, and the next start goes on from what is on disk.
-    """
-
-    def __init__(self, state: State) -> None:
-        for verb in VERBS:
-            setattr(self, verb, self._guard(getattr(state, verb), state))
-
-    @staticmethod
-    def _guard(verb: Callable[..., Any], state: State) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            remedies = [state.checkpoint, state.use_reserve]
-            while True:
-                try:
-                    with told():
-                        return verb(*arguments)
-                except Full:
-                    if not remedies:
-                        raise
-                    remedies.pop(0)()
-                except Passing:
-                    raise
-                except Exception as error:
-                    _give_up(verb.__name__, error)
-
-        return call
-
-
-def _give_up(verb: str, error: Exception) -> NoReturn:
-    log.logger.error("state failed in %s", verb, exc_info=error)
-    # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
-    # that all is well. A whole new start reads what is really there.
-    child.leave(Exit.SPOOL_FAILED if isinstance(error, Broken) else Exit.FAILED)
-
-
-def _make(db: Database, settings: Settings, now: float) -> State:
-    policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
-    fcm = settings.credentials or settings.token_command or settings.fcm_metadata
-    upstreams = bool(settings.apikey) + bool(fcm)
-    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, upstreams))
-    kept = settings.max_failed, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
-    keeping = Keeping(limits, settings.failed_age, *kept, settings.hold_waves)
-    unpaced = start_pace(UNPACED, now)
-    paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
-    return State(db, DiskSpace(settings.spool), policy, keeping, {"gcm": unpaced, "fcm": paced})
-
-
-def _serve(address: str, authkey: bytes) -> os.stat_result:
-    """Listen at this address for calls, in a thread. Returns the stat of the socket."""
-    server = _Manager(address=address, authkey=authkey).get_server()
-    threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
-    return os.lstat(address)
-
-
-def _stay_reachable(address: str, authkey: bytes, socket: os.stat_result) -> None:
-    """Make the socket again when it was removed. Existing connections would not notice, but nobody could connect any
-    more.
-    """
-    while True:
-        time.sleep(LOOK_EVERY)
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(address), socket):
-                continue
-        if not os.path.lexists(address):
-            try:
-                socket = _serve(address, authkey)
-            except OSError:
-                continue  # its directory is gone, too: the supervisor makes that
-            log.logger.error("somebody removed the state process's socket: made anew")
-
-
-def main(settings: Settings, address: str, authkey: bytes, first: bool, control: Connection) -> None:
-    """The state process: the first of this run, or one in place of another that died. Tells `control` the highest job
-    id on disk once it serves, or why it refuses; then waits there for the word to finish.
-    """
-    child.enter("state", settings)
-    try:
-        db, _held = open_spool(settings.spool)
-        with told():
-            state = _make(db, settings, time.time())
-            state.start(time.time(), first)
-    except Fatal as error:
-        child.refuse(control, error.code, str(error))
-    except (Full, Passing, Broken) as error:
-        child.refuse(control, Exit.SPOOL_UNWRITABLE, f"cannot write the spool {settings.spool}: {error}")
-    Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
-    edge = _Edge(state)
-    _Manager.register("State", callable=lambda: edge, exposed=VERBS)
-    socket = _serve(address, authkey)
-    threading.Thread(target=_stay_reachable, args=(address, authkey, socket), name="reachable", daemon=True).start()
-    control.send(("ready", state.last_job()))
-    child.wait_for_word(control)
-    state.close()
-    child.leave(Exit.OK)

@@ -8,11 +8,8 @@ pace, and nothing starves: the oldest large job is always next in its half, the 
 The spool keeps a token's turn in its `rank`: the lane, and the time of arrival. A retry arrives when it is due.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from heapq import merge
-from itertools import islice
-from typing import Any
 
 from gocm_lib.message.job import SMALL
 
@@ -29,9 +26,9 @@ def lane(size: int) -> int:
     return sum(size > most for most in SIZES)
 
 
-def rank(which: int, came: float) -> float:
+def rank(which: int, came: float) -> int:
     """The rank of a token that arrived in a lane at a time in microseconds. A job's id is such a time."""
-    return (LANES - 1 - which) * WIDTH + came
+    return (LANES - 1 - which) * WIDTH + int(came)
 
 
 def lane_of(token_rank: float) -> int:
@@ -39,7 +36,7 @@ def lane_of(token_rank: float) -> int:
     return LANES - 1 - min(LANES - 1, int(token_rank // WIDTH))
 
 
-def bounds(which: int) -> tuple[float, float]:
+def bounds(which: int) -> tuple[int, int]:
     """The lowest rank of a lane, and the first rank above it."""
     return rank(which, 0.0), rank(which - 1, 0.0)
 
@@ -57,17 +54,23 @@ def save(credit: float, limit: int) -> float:
     return min(credit + share, max(1.0, share))
 
 
-def pick(lanes: Sequence[Sequence[tuple[Any, ...]]], limit: int, credit: float) -> tuple[list[tuple[Any, ...]], float]:
-    """Up to `limit` of the waiting tokens. The rows end with their rank; there is a list for each lane, in the order of
-    ranks, with as many rows as there are up to the limit. `credit` is what large jobs may take (see `save`); what is
-    left of it is returned.
+def pick(lanes: Sequence[Sequence[tuple[float, int]]], limit: int, credit: float) -> tuple[list[int], float]:
+    """How many of the waiting tokens go, of each lane. `lanes` say what waits, in order: when some tokens came, and how
+    many; as much of each as there is up to the limit. `credit` is what large jobs may take (see `save`); what is left
+    of it is returned, too.
     """
-    if sum(map(len, lanes)) <= limit:  # mostly: nobody has to wait
-        return [row for waiting in lanes for row in waiting], 0.0
-    large = [waiting for waiting in lanes[1:] if waiting]
-    chosen = list(islice(merge(*large, key=lambda row: came(row[-1])), min(limit, int(credit))))
-    credit -= len(chosen)
-    taken = Counter(lane_of(row[-1]) for row in chosen)
-    for which, waiting in enumerate(lanes):
-        chosen += waiting[taken[which] : taken[which] + limit - len(chosen)]
-    return chosen, credit if large else 0.0
+    waiting = [sum([count for _, count in lane]) for lane in lanes]
+    if sum(waiting) <= limit:  # mostly: nobody has to wait
+        return waiting, 0.0
+    taken = [0] * len(lanes)
+    large = [[(came, which, count) for came, count in lanes[which]] for which in range(1, len(lanes)) if lanes[which]]
+    room = min(limit, int(credit))
+    for _, which, count in merge(*large):
+        taken[which] += min(count, room)
+        room -= min(count, room)
+        if not room:
+            break
+    credit -= sum(taken)
+    for which in range(len(lanes)):
+        taken[which] += min(waiting[which] - taken[which], limit - sum(taken))
+    return taken, credit if large else 0.0

@@ -4,13 +4,12 @@ import json
 import time
 
 import pytest
-from kit import FORM, KEEPING, claim, eventually, form, new_job, new_state
+from kit import FORM, KEEPING, accept, claim, eventually, form, new_job, new_state, succeed, tally
 
 from gocm_lib.front import response as pages
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.state.admission import Limits
 from gocm_lib.state.contract import STATES, Past, Pause, Which
-from gocm_lib.state.sqlite.spool import Spool
 
 short = pytest.mark.short
 BUSY = Outcome(Verdict.DEFERRED, "Unavailable")
@@ -144,14 +143,14 @@ def test_what_is_forgotten_is_gone_and_what_never_was_is_unknown(start):
 
 
 def finish(state, job, tokens, now, outcome=DELIVERED):
-    assert state.accept([new_job(job, tokens, now)]) == {}
+    assert accept(state, [new_job(job, tokens, now)]) == {}
     state.settle(1, [Result("gcm", *place, 1, outcome) for place in claim(state, now=now, room=10**6)], now)
 
 
 @short
 def test_for_its_time_after_its_end():
     state = new_state(keeping=KEEPING._replace(keep_jobs=100.0))
-    state.accept([new_job(1, ["a"]), new_job(2, ["b"])])
+    accept(state, [new_job(1, ["a"]), new_job(2, ["b"])])
     later = Outcome(Verdict.DEFERRED, "x", retry_after=90.0)
     ends = {1: later, 2: DELIVERED}
     state.settle(1, [Result("gcm", *place, 1, ends[place[0]]) for place in claim(state)], 1000.0)
@@ -160,8 +159,8 @@ def test_for_its_time_after_its_end():
     assert state.status(2, "", -1, 9) == Past() and state.status(1, "", -1, 9).states["delivered"] == 1
     assert state.status(3, "", -1, 9) is None
     claim(state, now=1200.0)
-    assert state.status(1, "", -1, 9) == Past() and state.spool.tally["over"] == 0
-    assert state.spool.last_job() == 2, "its number is not given again"
+    assert state.status(1, "", -1, 9) == Past() and tally(state)["over"] == 0
+    assert state.store.last_job() == 2, "its number is not given again"
 
 
 @short
@@ -171,7 +170,7 @@ def test_in_their_number_those_that_ended_first_go_first():
         finish(state, job, ["a", "b"], 1000.0 + job)
     claim(state, now=1010.0)
     assert [job for job in range(1, 7) if state.status(job, "", -1, 9) != Past()] == [5, 6]
-    assert state.spool.tally["over"] == 4
+    assert tally(state)["over"] == 4
 
 
 @short
@@ -182,10 +181,10 @@ def test_what_is_counted_is_what_there_is():
     busy = Outcome(Verdict.PUT_OFF, "x")
 
     def check(**expected):
-        assert state.spool.tally == Spool(state.db).tally
-        assert {name: state.spool.tally[name] for name in expected} == expected
+        assert tally(state) == tally(succeed(state))
+        assert {name: tally(state)[name] for name in expected} == expected
 
-    state.accept([new_job(1, ["a", "b", "c"]), new_job(2, ["d"])])
+    accept(state, [new_job(1, ["a", "b", "c"]), new_job(2, ["d"])])
     claim(state)
     state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED)], 1000.0)
     check(jobs=2, tokens=3, over=1, finished=0)
@@ -193,13 +192,11 @@ def test_what_is_counted_is_what_there_is():
     check(jobs=1, tokens=1, over=2, failed=1, finished=1)
     state.settle(1, [Result("gcm", 1, 2, 1, busy)], 1000.0)
     check(jobs=0, tokens=0, over=2, failed=2, finished=4)
-    with state._transaction():
-        assert state.history.forget(1000.0, 0)
+    assert state.store.forget_jobs(1000.0, 0)
     check(over=0, failed=2, finished=0)
     assert state.discard(Which(1, "", "", 2000.0)) == 1
     check(over=1, failed=1, finished=3)
-    with state._transaction():
-        state.history.forget(1000.0, 0)
+    state.store.forget_jobs(1000.0, 0)
     check(over=0, failed=1, finished=0)
     assert state.replay(Which(2, "", "", 2000.0), 1001.0) == 1
     check(jobs=1, tokens=1, failed=0, finished=0)
@@ -212,7 +209,7 @@ def test_what_is_counted_is_what_there_is():
 @short
 def test_a_message_that_goes_on_for_long_does_not_push_others_out():
     state = new_state(keeping=KEEPING._replace(max_kept=5))
-    state.accept([new_job(1, [f"t{n}" for n in range(20)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(20)])])
     ends = [Outcome(Verdict.DEFERRED, "x", retry_after=600.0)] + [DELIVERED] * 19
     state.settle(1, [Result("gcm", *place, 1, ends[place[1]]) for place in claim(state)], 1000.0)
     finish(state, 2, ["a"], 1001.0)
@@ -229,16 +226,16 @@ def test_much_is_forgotten_in_steps_and_soon():
     for job in range(1, 41):
         finish(state, job, ["x"] * 500, 1000.0)
     claim(state, now=1002.0)
-    assert 10_000 < state.spool.tally["over"] < 20_000, "one step of it, so that nobody waits long"
+    assert 10_000 < tally(state)["over"] < 20_000, "one step of it, so that nobody waits long"
     for turn in range(1, 6):
         claim(state, now=1002.0 + turn / 10)
-    assert state.spool.tally["over"] == 0 and state.db.execute("SELECT count(*) FROM job").fetchone() == (0,)
+    assert tally(state)["over"] == 0 and state.store.db.execute("SELECT count(*) FROM pack").fetchone() == (0,)
 
 
 @short
 def test_a_message_with_failed_tokens_stays_for_them():
     state = new_state(keeping=KEEPING._replace(keep_jobs=10.0, failed_age=100.0))
-    state.accept([new_job(1, ["a", "b"])])
+    accept(state, [new_job(1, ["a", "b"])])
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     ends = [DELIVERED, gone]
     state.settle(1, [Result("gcm", *place, 1, ends[place[1]]) for place in claim(state)], 1000.0)
@@ -246,8 +243,7 @@ def test_a_message_with_failed_tokens_stays_for_them():
     found = state.status(1, "", -1, 9)
     assert found.size == 2 and found.finished == 1000.0 and [fate.token for fate in found.fates] == ["b"]
     assert json.loads(pages.status(found))["forgotten"] == 1
-    with state._transaction():
-        assert not state.history.forget(1e9, 0), "there is no more to forget of it"
+    assert not state.store.forget_jobs(1e9, 0), "there is no more to forget of it"
     claim(state, now=1101.0), claim(state, now=1102.5)
     assert state.status(1, "", -1, 9) == Past()
 
@@ -258,7 +254,9 @@ def test_it_makes_room_before_a_message_is_refused(limits, monkeypatch):
     """The second: a disk that is all but full, of which `:memory:` says that it never is."""
     state = new_state(keeping=KEEPING._replace(limits=limits))
     free = limits.free_disk + 600_000
-    monkeypatch.setattr(state.disk, "free", lambda: free - state.db.execute("PRAGMA page_count").fetchone()[0] * 4096)
+    monkeypatch.setattr(
+        state.store.disk, "free", lambda: free - state.store.db.execute("PRAGMA page_count").fetchone()[0] * 4096
+    )
     for job in range(1, 101):
         finish(state, job, ["x" * 1000] * 20, 1000.0)
     assert state.status(1, "", -1, 9) == Past() and state.status(100, "", -1, 99).states["delivered"] == 20
@@ -270,7 +268,7 @@ def test_it_makes_room_before_a_message_is_refused(limits, monkeypatch):
 def test_nothing_is_forgotten_for_what_no_room_would_help():
     state = new_state(keeping=KEEPING._replace(limits=Limits(1, 1 << 50, 0)))
     finish(state, 1, ["a"], 1000.0)
-    assert state.accept([new_job(2, ["a", "b"])])[2].status == 503
+    assert accept(state, [new_job(2, ["a", "b"])])[2].status == 503
     assert state.status(1, "", -1, 9).size == 1
 
 
@@ -278,7 +276,7 @@ def test_nothing_is_forgotten_for_what_no_room_would_help():
 def test_what_was_settled_before_is_not_counted_again():
     """A span of which only the middle is left, as after a repeat: the job ends with its last token, not before."""
     state = new_state()
-    state.accept([new_job(1, ["a", "b", "c", "d"])])
+    accept(state, [new_job(1, ["a", "b", "c", "d"])])
     claim(state)
     state.settle(1, [Result("gcm", 1, 1, 1, DELIVERED, 2)], 1000.0)
     state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED, 3)] * 2, 1001.0)
@@ -287,8 +285,7 @@ def test_what_was_settled_before_is_not_counted_again():
     found = state.status(1, "", -1, 9)
     assert state.snapshot().pending == 0 and found.finished == 1002.0
     assert [fate.at for fate in found.fates] == [1001.0, 1000.0, 1000.0, 1002.0]
-    with state._transaction():
-        state.history.forget(1e9, 0)
+    state.store.forget_jobs(1e9, 0)
     state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED, 4)], 1003.0)
     assert state.snapshot().counters["delivered"] == 4, "nothing is known of it, and nothing is counted"
 
@@ -297,13 +294,13 @@ def test_what_was_settled_before_is_not_counted_again():
 def test_the_oldest_is_found_whatever_the_order_in_which_they_come():
     state = new_state()
     assert state.snapshot().oldest is None
-    state.accept([new_job(5, ["a"], 1005.0)])
+    accept(state, [new_job(5, ["a"], 1005.0)])
     assert state.snapshot().oldest == 1005.0
-    state.accept([new_job(4, ["b"], 1004.0)])
+    accept(state, [new_job(4, ["b"], 1004.0)])
     assert state.snapshot().oldest == 1004.0
     busy = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     state.settle(1, [Result("gcm", *place, 1, busy) for place in claim(state, now=1006.0)], 1006.0)
-    state.accept([new_job(6, ["c"], 1006.0)])
+    accept(state, [new_job(6, ["c"], 1006.0)])
     assert state.snapshot().oldest == 1006.0
     state.replay(Which(4, "", "", 1e9), 1007.0)
     assert state.snapshot().oldest == 1007.0, "since it was replayed"
@@ -312,6 +309,6 @@ def test_the_oldest_is_found_whatever_the_order_in_which_they_come():
 @short
 def test_a_paused_upstream_is_told():
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     state.pacing.pauses["gcm"] = Pause("HTTP 401", 1000.0, 1.0, 2000.0, 1000.0)
     assert state.status(1, "", -1, 9).paused == "HTTP 401"

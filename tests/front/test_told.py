@@ -6,7 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, claim, eventually, form, new_job, new_state
+from kit import FORM, accept, claim, eventually, form, new_job, new_state
 
 from gocm_lib.front.handlers import _wants_json
 from gocm_lib.message import job
@@ -66,16 +66,16 @@ def test_an_id_is_forgotten_with_its_message(start):
 def test_of_what_is_forgotten_no_id_stays_and_none_comes_later():
     state = new_state()
     whole = Result("gcm", 1, 0, 1, DELIVERED, 2, ("x", "y"))
-    state.accept([new_job(1, ["a", "b"])._replace(skipped=(job.Skip(2, "is empty"),))])
+    accept(state, [new_job(1, ["a", "b"])._replace(skipped=(job.Skip(2, "is empty"),))])
     claim(state)
     state.settle(1, [whole], 1000.0)
     assert [fate.receipt for fate in state.status(1, "", -1, 9).fates] == ["x", "y"]
     state.settle(1, [whole], 1001.0)  # it comes again
-    assert state.db.execute("SELECT count(*) FROM receipt").fetchone() == (1,)
-    assert state.history.forget(math.inf, 0)
+    assert state.store.db.execute("SELECT count(*) FROM ended").fetchone() == (1,)
+    assert state.store.forget_jobs(math.inf, 0)
     state.settle(1, [whole], 1002.0)  # and once more, late
-    for table in ("receipt", "skipped"):
-        assert state.db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+    for table in ("ended", "pack", "body"):
+        assert state.store.db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
 receipts = st.text("abc:0", max_size=3)
@@ -156,7 +156,7 @@ def test_which_were_left_out_and_why():
     assert draft.tokens == ("a", "b")
     assert [place for place, _ in draft.skipped] == list(range(1, 9))
     assert all(why for _, why in draft.skipped)
-    kept = job.accept(draft, job_id=1, upstream="fcm", message="{}", now=0.0, max_age=9.0)
+    kept = job.accept(draft, upstream="fcm", message="{}", now=0.0, max_age=9.0)
     assert list(kept.places) == [0, 9] and kept.skipped == draft.skipped
 
 
@@ -243,8 +243,8 @@ def test_who_takes_json_only(accept, expected):
 def test_json_only_where_it_is_asked_for(start):
     server = start()
     http = server.http()
-    for accept in ({}, {"Accept": "*/*"}, {"Accept": "application/json, text/plain, */*"}):
-        _, headers, body = http.ask("POST", "/gcm/send", form(["a"], "{}"), {**FORM, **accept})
+    for wanted in ({}, {"Accept": "*/*"}, {"Accept": "application/json, text/plain, */*"}):
+        _, headers, body = http.ask("POST", "/gcm/send", form(["a"], "{}"), {**FORM, **wanted})
         assert (body, headers["Content-Type"]) == (b"ok\n", "text/html")
     key = {**FORM, "Accept": "application/json", "Idempotency-Key": "k"}
     bodies = [http.ask("POST", "/gcm/send", form(["a", "b"], "{}"), key) for _ in range(2)]

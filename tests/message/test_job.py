@@ -24,7 +24,7 @@ def parse(content_type, body):
 
 
 def life(draft):
-    taken = job.accept(draft, job_id=7, upstream="gcm", message="{}", now=1000.0, max_age=86400.0)
+    taken = job.accept(draft, upstream="gcm", message="{}", now=1000.0, max_age=86400.0)
     return taken.expires_at - taken.accepted_at
 
 

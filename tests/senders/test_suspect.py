@@ -2,14 +2,13 @@
 
 import os
 import signal
-import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import LIMIT, answer, claim, eventually, new_job, new_state, told
+from kit import ALL, LIMIT, accept, answer, claim, eventually, new_job, new_state, told
 
 from gocm_lib.message.job import Run, Slice
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
@@ -18,6 +17,8 @@ from gocm_lib.process import restarts
 from gocm_lib.senders.crash_log import CrashLog
 from gocm_lib.senders.generation import LEASE, stands_still
 from gocm_lib.senders.quarantine import Quarantine
+from gocm_lib.state.contract import BEFORE_ALL
+from gocm_lib.state.packs import heads
 
 short = pytest.mark.short
 
@@ -123,9 +124,13 @@ def test_a_lease_ends_once(moved_at, passed):
 
 def deaths(state):
     """Which tokens there are, as (job, n), and how many deaths are held against each."""
-    return {
-        (job, n): count for job, n, count in state.db.execute("SELECT job, n, deaths FROM token WHERE generation >= 0")
-    }
+    found = {}
+    for (body,) in state.store.db.execute("SELECT text FROM body").fetchall():
+        for job, _, _ in heads(body):
+            fates = state.status(job, "", -1, 2000).fates
+            found |= {(job, fate.n): 0 for fate in fates if fate.state in ("ready", "deferred", "sending")}
+    singles = state.store.db.execute("SELECT job, n, deaths FROM single WHERE state = 0").fetchall()
+    return found | {(job, n): count for job, n, count in singles}
 
 
 def take(state, generation):
@@ -144,7 +149,7 @@ def die(state, generation, flights, now):
 @short
 def test_a_token_that_ends_its_sender_is_set_aside_alone():
     state = new_state()
-    state.accept([new_job(1, ["poison"]), new_job(2, [f"t{n}" for n in range(50)])])
+    accept(state, [new_job(1, ["poison"]), new_job(2, [f"t{n}" for n in range(50)])])
     for generation in (1, 2):
         assert len(take(state, generation)) == 51
         assert die(state, generation, [InFlight(1, 0, 0), InFlight(2, 0, 49)], 1000.0 + generation) == 0
@@ -152,16 +157,15 @@ def test_a_token_that_ends_its_sender_is_set_aside_alone():
     assert len(take(state, 3)) == 51
     assert die(state, 3, [InFlight(1, 0, 0)], 1003.0) == 1
     assert state.snapshot().counters["failures"] == 1 and state.snapshot().pending == 1
-    assert state.db.execute("SELECT token, attempts, reason FROM token WHERE generation = -2").fetchall() == [
-        ("poison", 0, "its sender died 3 times")
-    ]
+    [failed] = state.failed(ALL, BEFORE_ALL, 9)
+    assert (failed.token, failed.attempts, failed.reason) == ("poison", 0, "its sender died 3 times")
     assert len(take(state, 4)) == 50
 
 
 @short
 def test_in_company_nobody_is_set_aside():
     state = new_state()
-    state.accept([new_job(1, ["a"]), new_job(2, ["b"])])
+    accept(state, [new_job(1, ["a"]), new_job(2, ["b"])])
     for generation in range(1, 6):
         take(state, generation)
         assert die(state, generation, [InFlight(1, 0, 0), InFlight(2, 0, 0)], 1000.0 * generation) == 0
@@ -171,7 +175,7 @@ def test_in_company_nobody_is_set_aside():
 @short
 def test_a_death_that_is_told_again_counts_once():
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     claim(state)
     for _ in range(5):
         state.record_crash(1, "sender-1.1", [InFlight(1, 0, 0)], 1000.0)
@@ -181,7 +185,7 @@ def test_a_death_that_is_told_again_counts_once():
 @short
 def test_a_death_counts_once_for_a_token_however_it_was_noted():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(10)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(10)])])
     claim(state)
     assert die(state, 1, [InFlight(1, 0, 9), InFlight(1, 2, 5), InFlight(1, 4, 4)], 1000.0) == 0
     assert set(deaths(state).values()) == {1}
@@ -196,7 +200,7 @@ def test_a_death_counts_once_for_a_token_however_it_was_noted():
 def test_the_runs_of_one_request_are_no_company_to_each_other():
     """A multicast of retries has gaps; alone in flight it is set aside all the same."""
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(5)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(5)])])
     for generation in (1, 2):
         take(state, generation)
         assert die(state, generation, [InFlight(1, 0, 0), InFlight(1, 2, 2)], 1000.0 + 20 * generation) == 0
@@ -207,7 +211,7 @@ def test_the_runs_of_one_request_are_no_company_to_each_other():
 @short
 def test_what_came_to_ground_is_innocent():
     state = new_state()
-    state.accept([new_job(1, ["flaky"])])
+    accept(state, [new_job(1, ["flaky"])])
     claim(state)
     die(state, 1, [InFlight(1, 0, 0)], 1000.0)
     [place] = take(state, 2)
@@ -219,7 +223,7 @@ def test_what_came_to_ground_is_innocent():
 def test_nobody_is_set_aside_while_senders_die_of_something_else():
     """Killed with a token alone in flight, by whoever kills all the others too."""
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     for generation in range(1, 40):
         now = 1000.0 + generation / 5
         take(state, generation)
@@ -232,7 +236,7 @@ def test_nobody_is_set_aside_while_senders_die_of_something_else():
 @short
 def test_two_poisonous_tokens_do_not_shield_each_other():
     state = new_state()
-    state.accept([new_job(1, ["a"]), new_job(2, ["b"])])
+    accept(state, [new_job(1, ["a"]), new_job(2, ["b"])])
     now, set_aside, generation = 1000.0, 0, 0
     while set_aside < 2:
         generation, now = generation + 1, now + 1.0
@@ -250,7 +254,7 @@ def test_two_poisonous_tokens_do_not_shield_each_other():
 def test_a_message_with_two_poisonous_tokens_is_set_aside_whole():
     """Else each of its thousands of tokens would cost a sender, or three."""
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(1000)]), new_job(2, ["innocent"])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(1000)]), new_job(2, ["innocent"])])
     now, generation, set_aside = 1000.0, 0, []
     while len(set_aside) < 2:
         generation, now = generation + 1, now + 20.0
@@ -272,7 +276,7 @@ def test_a_message_with_two_poisonous_tokens_is_set_aside_whole():
 @short
 def test_delivered_before_the_death_was_told():
     state = new_state()
-    state.accept([new_job(1, ["a", "b"])])
+    accept(state, [new_job(1, ["a", "b"])])
     claim(state)
     state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED)], 1000.0)
     die(state, 1, [InFlight(1, 0, 1)], 1000.0)
@@ -318,6 +322,6 @@ def test_a_message_that_kills_its_sender_is_set_aside_after_three_deaths(start, 
     assert seen.count("poison") == FATAL
     assert set(seen) == {"poison", *innocent}
     assert server.logged("not delivered: its senders died: 1 tokens")
-    [row] = sqlite3.connect(server.spool).execute("SELECT token, reason FROM token WHERE generation = -2")
-    assert row == ("poison", "its sender died 3 times")
+    [failed] = server.http().json("GET", "/gcm/failed")["failed"]
+    assert (failed["token"], failed["detail"]) == ("poison", "its sender died 3 times")
     eventually(lambda: len(server.children("sender.*")) == 2)

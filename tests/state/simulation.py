@@ -7,14 +7,13 @@ import random
 from collections import Counter
 from typing import NamedTuple
 
-from kit import KEEPING
+from kit import KEEPING, accept
 
 from gocm_lib.message.job import Job
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.message.retry import Policy
 from gocm_lib.state.pace import start_pace
-from gocm_lib.state.sqlite import database
-from gocm_lib.state.sqlite.database import DiskSpace
+from gocm_lib.state.sqlite.store import SqliteStore
 from gocm_lib.state.state import State
 
 TICK = 0.04  # seconds: how often answers are settled and tokens claimed, if nothing else is said
@@ -97,11 +96,9 @@ class Simulation:
 
     def __init__(self, upstream, arrivals, *, limit=10_000.0, room=4096, policy=None, seed=1, tick=TICK):
         chance = random.Random(seed)
-        db, _ = database.open_spool(":memory:")
         policy = policy or Policy(10.0, 600.0, 5)
-        self.state = State(
-            db, DiskSpace(":memory:"), policy, KEEPING, {"fcm": start_pace(limit, START)}, draw=chance.random
-        )
+        store = SqliteStore.open(":memory:", KEEPING)
+        self.state = State(store, policy, KEEPING, {"fcm": start_pace(limit, START)}, draw=chance.random)
         self.upstream, self.room, self.tick = upstream, room, tick
         self.arrivals = sorted(arrivals)
         self.asked = []  # when the upstream was, and with which job
@@ -131,7 +128,7 @@ class Simulation:
             moments.append(self._flying[0][0])
         if self._next < len(self.arrivals):
             moments.append(self.arrivals[self._next].at)
-        if (due := self.state.spool.next_due("fcm")) is not None:
+        if (due := self.state.backlog.next_due("fcm", START + self.now)) is not None:
             pause = self.state.pacing.pauses.get("fcm")
             moments.append(max(due, pause.until if pause else 0.0) - START)
         return min(moments)
@@ -158,7 +155,7 @@ class Simulation:
             jobs.append(Job(self._last, "fcm", "token", tokens, "{}", now, now + life))
             self._accepted.update(dict.fromkeys(tokens, at))
         if jobs:
-            self.state.accept(jobs)
+            accept(self.state, jobs)
 
     def _settle(self):
         results = []
@@ -188,7 +185,9 @@ class Simulation:
 
     def set_aside(self):
         """Tokens that were given up, and why."""
-        return dict(self.state.db.execute("SELECT token, reason FROM token WHERE generation < 0 AND failure <> ''"))
+        jobs = self.state.store.db.execute("SELECT DISTINCT job FROM single WHERE failure <> ''").fetchall()
+        fates = [fate for (job,) in jobs for fate in self.state.status(job, "failed", -1, 10**6).fates]
+        return {fate.token: fate.reason for fate in fates}
 
     def rate(self, begin, end):
         """Deliveries a second between two times."""

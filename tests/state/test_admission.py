@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, KEEPING, POLICY, claim, eventually, form, new_job, new_state, paces
+from kit import FORM, KEEPING, accept, claim, eventually, form, new_job, new_state, open_tokens, succeed, tally
 
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.state.admission import (
@@ -22,9 +22,7 @@ from gocm_lib.state.admission import (
     refuse,
     wait_for_room,
 )
-from gocm_lib.state.contract import Which
-from gocm_lib.state.sqlite.database import DiskSpace
-from gocm_lib.state.state import State
+from gocm_lib.state.contract import Status, Which
 
 short = pytest.mark.short
 ENOUGH = 1 << 50
@@ -72,27 +70,27 @@ def limited(**limits):
 def test_at_the_limit_messages_are_refused_one_by_one():
     state = limited(pending=5)
     jobs = [new_job(1, "abc"), new_job(2, "abc"), new_job(3, "de")]
-    refused = state.accept(jobs)
+    refused = accept(state, jobs)
     assert list(refused) == [2] and refused[2].status == 503
-    assert state.accept(jobs[:1]) == {}, "one that is in already is not refused when it is asked for again"
-    assert state.accept([new_job(4, "f")])[4].retry_after == LATEST, "nothing goes out"
+    assert accept(state, jobs[:1]) == {}, "one that is in already is not refused when it is asked for again"
+    assert accept(state, [new_job(4, "f")])[4].retry_after == LATEST, "nothing goes out"
     for job, n in claim(state):
         state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], 1000.0)
-    assert state.accept([new_job(5, "abcde", now=1001.0)]) == {}
-    assert state.accept([new_job(6, "f", now=1001.0)])[6].retry_after < 10, "half a token a second goes out"
+    assert accept(state, [new_job(5, "abcde", now=1001.0)]) == {}
+    assert accept(state, [new_job(6, "f", now=1001.0)])[6].retry_after < 10, "half a token a second goes out"
 
 
 @short
 def test_a_spool_at_its_size_takes_nothing_and_drains():
     state = limited(spool=200_000)
     ids = iter(range(1, 1000))
-    while not (refused := state.accept([new_job(next(ids), ["x" * 4000] * 10)])):
+    while not (refused := accept(state, [new_job(next(ids), ["x" * 4000] * 10)])):
         pass
     assert [(no.status, no.retry_after) for no in refused.values()] == [(507, LATEST)]
     for job, n in claim(state, room=1000):
         state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], 1000.0)
     assert state.snapshot().pending == 0
-    assert state.accept([new_job(next(ids), ["x" * 4000] * 10)]) == {}, "the pages that became free are used again"
+    assert accept(state, [new_job(next(ids), ["x" * 4000] * 10)]) == {}, "the pages that became free are used again"
 
 
 def dead_tokens(state):
@@ -103,41 +101,42 @@ def dead_tokens(state):
 def test_the_dead_are_kept_for_their_time_and_in_their_number():
     state = new_state(keeping=KEEPING._replace(failed_age=100.0, max_failed=3, keep_jobs=30.0))
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
-    state.accept([new_job(1, "ab"), new_job(2, "c", now=1010.0)])
+    accept(state, [new_job(1, "ab"), new_job(2, "c", now=1010.0)])
     for place in claim(state, now=1010.0):
         state.settle(1, [Result("gcm", *place, 1, gone)], 1000.0 + 10 * place[0])
     claim(state, now=1050.0)
-    assert state.spool.tally["failed"] == 3
-    state.accept([new_job(3, "d", now=1060.0)])
+    assert tally(state)["failed"] == 3
+    accept(state, [new_job(3, "d", now=1060.0)])
     for place in claim(state, now=1060.0):
         state.settle(1, [Result("gcm", *place, 1, gone)], 1060.0)
     claim(state, now=1070.0)
     assert dead_tokens(state) == ["b", "c", "d"]
     claim(state, now=1115.0), claim(state, now=1116.5)
     assert dead_tokens(state) == ["c", "d"]
-    assert [row[0] for row in state.db.execute("SELECT id FROM job")] == [2, 3], "the message goes with its last token"
+    kept = [job for job in (1, 2, 3) if isinstance(state.status(job, "", -1, 9), Status)]
+    assert kept == [2, 3], "the message goes with its last token"
     claim(state, now=1200.0), claim(state, now=1202.0)
-    assert state.db.execute("SELECT count(*) FROM job").fetchone() == (0,) and state.spool.tally["failed"] == 0
+    assert state.store.db.execute("SELECT count(*) FROM pack").fetchone() == (0,) and tally(state)["failed"] == 0
 
 
 @short
 def test_a_flood_of_the_dead_is_given_up_in_steps_and_soon():
     state = new_state(keeping=KEEPING._replace(max_failed=10))
-    state.accept([new_job(1, ["x"] * 12_000)])
+    accept(state, [new_job(1, ["x"] * 12_000)])
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     claim(state, room=12_000)
     state.settle(1, [Result("gcm", 1, 0, 1, gone, 12_000)], 1000.0)
-    assert state.spool.tally["failed"] == 12_000
+    assert tally(state)["failed"] == 12_000
     claim(state, now=1002.0)
-    assert 5000 < state.spool.tally["failed"] < 10_000, "one step of it, so that nobody waits long"
+    assert 5000 < tally(state)["failed"] < 10_000, "one step of it, so that nobody waits long"
     claim(state, now=1002.1), claim(state, now=1002.2)
-    assert state.spool.tally["failed"] == 10
+    assert tally(state)["failed"] == 10
 
 
 @short
 def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
     state = new_state(keeping=KEEPING._replace(max_report=2))
-    state.accept([new_job(1, "aabbccaa")])
+    accept(state, [new_job(1, "aabbccaa")])
     for job, n in claim(state):
         state.settle(
             1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
@@ -145,7 +144,7 @@ def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
     assert [entry[1] for entry in state.page("notregistered", 0, -1)] == ["a", "b"]
     assert state.snapshot().counters["notregistered"] == 8 and state.snapshot().counters["dropped"] == 2
     state.forget("notregistered", 8)
-    state.accept([new_job(2, "c")])
+    accept(state, [new_job(2, "c")])
     for job, n in claim(state):
         state.settle(
             1, [Result("gcm", job, n, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
@@ -157,12 +156,12 @@ def test_a_token_is_in_a_list_once_and_a_full_list_takes_no_more():
 def test_the_newest_replacement_of_a_token_stands():
     state = new_state()
     for turn, new in enumerate(["x", "y", "y"], 1):
-        state.accept([new_job(turn, "a")])
+        accept(state, [new_job(turn, "a")])
         for job, n in claim(state):
             state.settle(1, [Result("gcm", job, n, 1, Outcome(Verdict.DELIVERED, canonical=new))], 1000.0)
     [(number, *entry)] = state.page("canonical", 0, -1)
     assert entry == ["a", "y"] and number == 2, "with a number of its own, for readers that have seen the first"
-    assert state.snapshot().counters["dropped"] == 0 and state.report.lengths["canonical"] == 1
+    assert state.snapshot().counters["dropped"] == 0 and state.store.report.lengths["canonical"] == 1
 
 
 @short
@@ -170,17 +169,17 @@ def test_a_dead_upstream_does_not_fill_the_room_of_the_other():
     keeping = KEEPING._replace(limits=KEEPING.limits._replace(pending=10, upstreams=2))
     state = new_state(upstreams=("fcm", "gcm"), keeping=keeping)
     dead = [new_job(n, "abc") for n in (1, 2, 3)]
-    assert list(state.accept(dead)) == [2, 3] and not state.snapshot().refusing
-    assert state.accept([new_job(4, "de"), new_job(5, "f")])[5].status == 503, "five are its share"
-    assert state.accept([new_job(6, "abcde", upstream="fcm")]) == {}
-    mixed = state.accept([new_job(7, "a"), new_job(8, "b", upstream="fcm")])
+    assert list(accept(state, dead)) == [2, 3] and not state.snapshot().refusing
+    assert accept(state, [new_job(4, "de"), new_job(5, "f")])[5].status == 503, "five are its share"
+    assert accept(state, [new_job(6, "abcde", upstream="fcm")]) == {}
+    mixed = accept(state, [new_job(7, "a"), new_job(8, "b", upstream="fcm")])
     assert set(mixed) == {7, 8} and "shared by 2 upstreams" in mixed[7].reason
     assert "pending" in state.snapshot().refusing
-    state = State(state.db, DiskSpace(":memory:"), POLICY, keeping, paces("fcm", "gcm"))
-    assert state.spool.open == {"fcm": 5, "gcm": 5}
+    state = succeed(state, keeping, ("fcm", "gcm"))
+    assert open_tokens(state) == {"fcm": 5, "gcm": 5}
     for job, n in claim(state):
         state.settle(1, [Result(("gcm", "fcm")[job == 6], job, n, 1, DELIVERED)], 1000.0)
-    assert not any(state.spool.open.values()) and state.accept([new_job(9, "a")]) == {}
+    assert not any(open_tokens(state).values()) and accept(state, [new_job(9, "a")]) == {}
 
 
 @short
@@ -189,11 +188,11 @@ def test_what_is_replayed_fits_into_its_upstream_s_share():
     state = new_state(upstreams=("fcm", "gcm"), keeping=keeping)
     gone = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
     for number, (upstream, tokens) in enumerate((("gcm", "abcd"), ("gcm", "ef"), ("fcm", "gh")), 1):
-        state.accept([new_job(number, tokens, upstream=upstream)])
+        accept(state, [new_job(number, tokens, upstream=upstream)])
         for job, n in claim(state):
             state.settle(1, [Result(upstream, job, n, 1, gone)], 1000.0)
     assert state.snapshot().failed == 8
-    assert state.replay(Which(0, "", "", math.inf), 1000.0) == 6 and state.spool.open == {"fcm": 2, "gcm": 4}
+    assert state.replay(Which(0, "", "", math.inf), 1000.0) == 6 and open_tokens(state) == {"fcm": 2, "gcm": 4}
     assert state.replay(Which(0, "", "", math.inf), 1000.0) == 0
 
 

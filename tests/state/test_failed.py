@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from kit import ALL, FORM, claim, ends, eventually, form, new_job, new_state, output, secret, stand_still
+from kit import ALL, FORM, accept, claim, ends, eventually, form, new_job, new_state, output, secret, stand_still
 
 from gocm_lib.front import query
 from gocm_lib.message.outcome import Outcome, Result, Verdict
@@ -166,9 +166,9 @@ def test_no_more_is_replayed_than_there_is_room_for():
     state = new_state()
     state.policy = state.policy._replace(max_attempts=1)
     state.keeping = state.keeping._replace(limits=state.keeping.limits._replace(pending=3))
-    state.accept([new_job(1, ["a", "b", "c"])])
+    accept(state, [new_job(1, ["a", "b", "c"])])
     state.settle(1, [Result("gcm", *place, 1, BUSY) for place in claim(state)], 1000.0)
-    state.accept([new_job(2, ["d"])])
+    accept(state, [new_job(2, ["d"])])
     assert state.replay(ALL, 1001.0) == 2 and state.replay(ALL, 1001.0) == 0
     assert state.snapshot().tokens == 3 and state.snapshot().failed == 1
 
@@ -176,7 +176,7 @@ def test_no_more_is_replayed_than_there_is_room_for():
 @short
 def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
     state = new_state()
-    state.accept([new_job(1, ["a"], life=50.0)])
+    accept(state, [new_job(1, ["a"], life=50.0)])
     claim(state, now=time.time() + 1e6)
     assert len(state.failed(query.which({"all": "1"}, time.time()), (0, -1), 9)) == 1
     assert state.failed(query.which({"older": "0"}, time.time()), (0, -1), 9) == []
@@ -185,7 +185,7 @@ def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
 @short
 def test_what_is_replayed_starts_anew():
     state = new_state()
-    state.accept([new_job(1, ["a"], life=50.0), new_job(2, ["b"], life=50.0)])
+    accept(state, [new_job(1, ["a"], life=50.0), new_job(2, ["b"], life=50.0)])
     assert claim(state, now=1060.0) == {} and state.snapshot().failed == 2
     assert [each.failure for each in state.failed(ALL, (0, -1), 9)] == ["expired", "expired"]
     assert state.failed(ALL._replace(before=1060.0), (0, -1), 9) == []

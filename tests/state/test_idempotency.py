@@ -1,27 +1,23 @@
 """Idempotency-Key: the same request is one job, through restarts and kills; another under its key is told."""
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, KEEPING, POLICY, ROOT, claim, eventually, form, new_job, new_state, paces
+from kit import FORM, KEEPING, accept, claim, eventually, form, new_job, new_state
 
 from gocm_lib.message import idempotency
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.outcome import DELIVERED, Result
 from gocm_lib.state.admission import Limits
 from gocm_lib.state.contract import Conflict, Count, Known, Refused
-from gocm_lib.state.sqlite import database, keys
+from gocm_lib.state.sqlite import keys
 from gocm_lib.state.sqlite.keys import LIFE
-from gocm_lib.state.state import State
 
 short = pytest.mark.short
 
@@ -56,11 +52,11 @@ def test_what_is_no_key_is_told(key):
 @short
 def test_the_same_request_is_one_job():
     state = new_state()
-    assert state.accept([keyed(1, "k"), keyed(2, "k"), keyed(3, "k", b"other"), keyed(4, "l")]) == {
+    assert accept(state, [keyed(1, "k"), keyed(2, "k"), keyed(3, "k", b"other"), keyed(4, "l")]) == {
         2: Known(1),
         3: Conflict(),
     }
-    assert state.accept([keyed(5, "k")]) == {5: Known(1)}
+    assert accept(state, [keyed(5, "k")]) == {5: Known(1)}
     assert len(claim(state)) == 2 and state.snapshot().counters["accepted_messages"] == 2
 
 
@@ -68,10 +64,10 @@ def test_the_same_request_is_one_job():
 def test_a_caller_who_repeats_himself_is_not_told_that_he_did():
     """His answer was lost, with the process that gave it; he must not be sent away, nor his message sent twice."""
     state = new_state()
-    assert state.accept([keyed(1, "k")]) == {} == state.accept([keyed(1, "k")])
+    assert accept(state, [keyed(1, "k")]) == {} == accept(state, [keyed(1, "k")])
     for place in claim(state):
         state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
-    assert state.accept([keyed(1, "k")]) == {} == claim(state), "it was sent already"
+    assert accept(state, [keyed(1, "k")]) == {} == claim(state), "it was sent already"
     assert state.snapshot().counters["accepted_messages"] == 1
 
 
@@ -79,12 +75,12 @@ def test_a_caller_who_repeats_himself_is_not_told_that_he_did():
 def test_there_are_so_many_keys_and_the_oldest_go_first():
     state = new_state(keeping=KEEPING._replace(max_keys=1000))
     for start in range(0, 3000, 500):
-        assert state.accept([keyed(n, f"k{n}") for n in range(start + 1, start + 501)]) == {}
-    assert state.keys.count == 1000 == state.snapshot().keys
-    assert state.accept([keyed(9001, "k2001")]) == {9001: Known(2001)} and state.accept([keyed(9002, "k2000")]) == {}
-    assert state.report.counts()[Count("keys_forgotten")] == 2001
-    [[count]] = state.db.execute("SELECT count(*) FROM idempotency")
-    assert count == state.keys.count == 1000
+        assert accept(state, [keyed(n, f"k{n}") for n in range(start + 1, start + 501)]) == {}
+    assert state.store.keys.count == 1000 == state.snapshot().keys
+    assert accept(state, [keyed(9001, "k2001")]) == {9001: Known(2001)} and accept(state, [keyed(9002, "k2000")]) == {}
+    assert state.store.report.counts()[Count("keys_forgotten")] == 2001
+    [[count]] = state.store.db.execute("SELECT count(*) FROM idempotency")
+    assert count == state.store.keys.count == 1000
 
 
 def test_keys_never_keep_a_message_out():
@@ -93,82 +89,46 @@ def test_keys_never_keep_a_message_out():
     for start in range(0, 27_000, 500):
         now = 1000.0 + start / 1000
         jobs = [keyed(n, f"a-rather-long-key-of-number-{n}", now=now) for n in range(start + 1, start + 501)]
-        assert state.accept(jobs) == {}
+        assert accept(state, jobs) == {}
         for place in claim(state, now=now, room=1000):
             state.settle(1, [Result("gcm", *place, 1, DELIVERED)], now)
-    assert state.accept([new_job(30_000, "a", now=2000.0)]) == {}
-    assert state.keys.count == keys.most(10**9, 4 << 20) > 9000
+    assert accept(state, [new_job(30_000, "a", now=2000.0)]) == {}
+    assert state.store.keys.count == keys.most(10**9, 4 << 20) > 9000
 
 
 @short
 def test_a_key_takes_no_more_room_than_is_said(tmp_path):
     state = new_state(tmp_path / "s.db")
-    [[before]] = state.db.execute("PRAGMA page_count")
-    state.db.execute("BEGIN")
-    state.db.executemany(
+    [[before]] = state.store.db.execute("PRAGMA page_count")
+    state.store.db.execute("BEGIN")
+    state.store.db.executemany(
         "INSERT INTO idempotency VALUES (?, ?, ?, ?)",
         [(1_700_000_000_000_000 + n, os.urandom(16), os.urandom(16), 1_700_000_000.0 + n) for n in range(50_000)],
     )
-    state.db.execute("COMMIT")
-    [[after]], [[size]] = (state.db.execute(f"PRAGMA {what}").fetchall() for what in ("page_count", "page_size"))
+    state.store.db.execute("COMMIT")
+    [[after]], [[size]] = (state.store.db.execute(f"PRAGMA {what}").fetchall() for what in ("page_count", "page_size"))
     assert (after - before) * size / 50_000 < keys.BYTES
-
-
-def test_a_spool_of_the_version_before_keeps_its_keys(tmp_path):
-    db, held = database.open_spool(str(tmp_path / "s.db"))
-    state = State(db, database.DiskSpace(":memory:"), POLICY, KEEPING, paces("gcm"))
-    state.accept([keyed(1, "k"), keyed(2, "l")])
-    once = [hashlib.sha256(each).digest() for each in (b"k", b"b", b"l", b"b")]
-    state.db.executescript(
-        "DROP TABLE idempotency; CREATE TABLE idempotency (key BLOB PRIMARY KEY, body BLOB NOT NULL,"
-        " job INTEGER NOT NULL, accepted_at REAL NOT NULL) WITHOUT ROWID;"
-        " CREATE INDEX idempotency_age ON idempotency (accepted_at);"
-        "DROP TABLE receipt; DROP TABLE skipped; DROP TABLE invalid; DROP TABLE held; DROP TABLE answers;"
-        "ALTER TABLE notregistered DROP COLUMN upstream; ALTER TABLE notregistered DROP COLUMN wave;"
-        "PRAGMA user_version = 7;"
-    )
-    state.db.executemany("INSERT INTO idempotency VALUES (?, ?, ?, 1000.0)", [(*once[:2], 1), (*once[2:], 2)])
-    state.close()
-    os.close(held)
-    code = (
-        "import sys; sys.path[:0] = sys.argv[2:]; from test_idempotency import *\n"
-        "state = new_state(sys.argv[1])\n"
-        "assert state.accept([keyed(5, 'k'), keyed(6, 'l', b'other'), keyed(7, 'm')]) == {5: Known(1), 6: Conflict()}\n"
-        "assert state.keys.count == 3 and len(claim(state)) == 3\n"
-    )
-    # In a process of its own: in this one, nobody but SQLite may open that file any more.
-    words = [
-        sys.executable,
-        "-c",
-        code,
-        str(tmp_path / "s.db"),
-        str(ROOT),
-        str(ROOT / "tests"),
-        str(ROOT / "tests/state"),
-    ]
-    found = subprocess.run(words, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
 
 
 @short
 def test_a_key_lives_for_a_day():
     state = new_state()
-    state.accept([keyed(1, "k"), keyed(9, "l")])
-    assert state.accept([keyed(2, "k", now=1000.0 + LIFE - 1)]) == {2: Known(1)}
-    assert state.accept([keyed(10, "l", b"another", now=1000.0 + LIFE)]) == {}
+    accept(state, [keyed(1, "k"), keyed(9, "l")])
+    assert accept(state, [keyed(2, "k", now=1000.0 + LIFE - 1)]) == {2: Known(1)}
+    assert accept(state, [keyed(10, "l", b"another", now=1000.0 + LIFE)]) == {}
     claim(state, now=1000.0 + LIFE)
-    assert state.db.execute("SELECT count(*) FROM idempotency").fetchone() == (1,), "forgotten by itself"
-    assert state.accept([keyed(3, "k", b"another", now=1000.0 + LIFE)]) == {}
+    assert state.store.db.execute("SELECT count(*) FROM idempotency").fetchone() == (1,), "forgotten by itself"
+    assert accept(state, [keyed(3, "k", b"another", now=1000.0 + LIFE)]) == {}
 
 
 @short
 def test_what_there_was_no_room_for_leaves_its_key_free():
     state = new_state()
     state.keeping = state.keeping._replace(limits=Limits(2, 1 << 40, 0))
-    answers = state.accept([keyed(1, "k", tokens=("a", "b")), keyed(2, "l"), keyed(3, "l")])
+    answers = accept(state, [keyed(1, "k", tokens=("a", "b")), keyed(2, "l"), keyed(3, "l")])
     assert answers.keys() == {2, 3} and all(isinstance(answer, Refused) for answer in answers.values())
     state.keeping = state.keeping._replace(limits=Limits(9, 1 << 40, 0))
-    assert state.accept([keyed(4, "l"), keyed(5, "k")]) == {5: Known(1)}
+    assert accept(state, [keyed(4, "l"), keyed(5, "k")]) == {5: Known(1)}
 
 
 def post(server, key, tokens=("a",), content_type=FORM["Content-Type"]):

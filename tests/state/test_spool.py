@@ -13,15 +13,33 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from kit import KEEPING, POLICY, ROOT, batches, claim, new_job, new_state, paces, tokens_of, told
+from kit import (
+    ALL,
+    KEEPING,
+    POLICY,
+    ROOT,
+    accept,
+    batches,
+    claim,
+    new_job,
+    new_state,
+    open_tokens,
+    paces,
+    succeed,
+    tally,
+    tokens_of,
+    told,
+)
 
 from gocm_lib.config.settings import Fatal
 from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
-from gocm_lib.state.contract import COUNTERS, STATES, Broken, Past, Which
-from gocm_lib.state.sqlite import database, history
+from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Past, Status, Which
+from gocm_lib.state.packs import pack
+from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import DiskSpace
-from gocm_lib.state.sqlite.spool import FAILED, OVER
+from gocm_lib.state.sqlite.spool import TOGETHER
+from gocm_lib.state.sqlite.store import SqliteStore
 from gocm_lib.state.state import State
 
 pytestmark = pytest.mark.short
@@ -30,7 +48,7 @@ pytestmark = pytest.mark.short
 def after_trouble(outcome):
     """A State that has just heard of trouble, so that the next at 1000.0 is the upstream's."""
     state = new_state()
-    state.accept([new_job(999, ["first"], now=999.0, life=1.0)])
+    accept(state, [new_job(999, ["first"], now=999.0, life=1.0)])
     state.settle(1, [Result("gcm", *place, 1, outcome) for place in claim(state, now=999.4)], 999.4)
     return state
 
@@ -54,29 +72,88 @@ class Model(RuleBasedStateMachine):
         self.whole = set()  # finished jobs of which nothing was forgotten, or more is to be
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.lists = {"canonical": [], "notregistered": []}
+        self.seen = 0  # the last answer of which what went straight through was received
+        self.living = set()  # generations that the state process before had given something
+        self.barrier = 0  # up to this job nothing is given to anybody while they live
 
-    @rule(count=st.integers(1, 4), twice=st.booleans())
-    def accept(self, count, twice):
-        self.last += 1
-        job = new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now)
+    def come(self, counts):
+        """Jobs with so many tokens, counted."""
+        jobs = []
+        for count in counts:
+            self.last += 1
+            jobs.append(new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now))
+            self.sizes[self.last] = count
+            self.counters["accepted_messages"] += 1
+            self.counters["accepted_tokens"] += count
+        return jobs
+
+    @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), twice=st.booleans())
+    def accept(self, counts, twice):
+        jobs = self.come(counts)
         for _ in range(1 + twice):
-            self.state.accept([job])
-        self.waiting.update({(self.last, n): 0 for n in range(count)})
-        self.sizes[self.last] = count
-        self.counters["accepted_messages"] += 1
-        self.counters["accepted_tokens"] += count
+            assert accept(self.state, jobs) == {}
+        self.waiting.update({(job.id, n): 0 for job in jobs for n in range(len(job.tokens))})
 
-    @rule(target=in_hand, room=st.integers(0, 6), older=st.booleans(), lost=st.booleans(), restarted=st.booleans())
-    def claim(self, room, older, lost, restarted):
+    @rule(target=in_hand, counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), lost=st.booleans())
+    def accept_straight(self, counts, lost):
+        """Nobody is overtaken; and when the answer is lost, what went straight through waits for its turn."""
+        due = [place for place in self.waiting if self.is_due(place)]
+        jobs = self.come(counts)
+        places = {(job.id, n): 0 for job in jobs for n in range(len(job.tokens))}
+        accepted = self.state.accept(pack(jobs), self.seen)
+        assert accepted.not_kept == {}
+        if not accepted.gone:
+            self.waiting.update(places)
+            return multiple()
+        assert not due and accepted.generation >= self.generation and accepted.generation not in self.living
+        assert {job for each in pack(jobs) if each.id in accepted.gone for job, _, _ in each.jobs} == {
+            job.id for job in jobs
+        }
+        if lost:
+            self.state.accept([], self.seen)
+            self.waiting.update(places)
+            return multiple()
+        self.seen = accepted.number
+        self.held.update({place: (accepted.generation, 1) for place in places})
+        return multiple(*places)
+
+    def is_due(self, place):
+        """Whether what waits could go now."""
+        [fate] = self.state.status(place[0], "", place[1] - 1, 1).fates
+        return place[0] > self.barrier and not (fate.state == "deferred" and fate.at > self.now)
+
+    @rule(clean=st.booleans())
+    def restart(self, clean):
+        """The state process is killed, with all others if it is `clean`."""
+        self.generation += 1
+        if clean:
+            self.living, self.barrier = set(), 0
+            for place, (_, attempt) in self.held.items():
+                self.waiting[place] = attempt - 1
+            self.held.clear()
+        else:
+            self.living |= {generation for generation, _ in self.held.values()} | {self.generation - 1}
+            self.barrier = self.last
+        self.state = succeed(self.state, living=self.living)
+        self.state.begin(self.generation)
+
+    @rule()
+    def the_living_end(self):
+        for generation in sorted(self.living):
+            self.state.release(generation)
+            for place in [place for place, held in self.held.items() if held[0] == generation]:
+                self.waiting[place] = self.held.pop(place)[1] - 1
+        self.living, self.barrier = set(), 0
+
+    @rule(target=in_hand, room=st.integers(0, 6), older=st.booleans(), lost=st.booleans())
+    def claim(self, room, older, lost):
         generation = self.generation - older
         batch = next(batches)
         taken = claim(self.state, generation, self.now, room, batch)
-        if lost and taken:  # the answer was, perhaps because the state process died: it is asked again
-            if restarted:
-                self.state = State(self.state.db, self.state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
-                self.state.begin(self.generation)
+        if lost and taken:  # the answer was: it is asked again
             assert claim(self.state, generation, self.now, room, batch) == taken
         assert not (older and taken)
+        assert all(job > self.barrier for job, _ in taken)
         holds = sum(held[0] == generation for held in self.held.values())
         assert len(taken) <= max(0, room - holds)
         for place, token in taken.items():
@@ -171,7 +248,9 @@ class Model(RuleBasedStateMachine):
         self.state.begin(self.generation)
         released = self.state.release(self.generation - 1)
         gone = [held for held, (generation, _) in self.held.items() if generation == self.generation - 1]
-        assert released == len(gone)
+        assert released == len(gone) or self.generation - 1 in self.living
+        self.living.discard(self.generation - 1)
+        self.barrier = self.barrier if self.living else 0
         for held in gone:
             self.waiting[held] = self.held.pop(held)[1] - 1
 
@@ -194,14 +273,31 @@ class Model(RuleBasedStateMachine):
 
     @rule(age=st.sampled_from([0.0, 10.0]), most=st.sampled_from([0, 3, 1000]))
     def forget(self, age, most):
-        with self.state._transaction():
-            self.state.history.forget(self.now - age, most)
-        for finished, job in sorted((self.finished[job], job) for job in self.whole):
-            if finished > self.now - age and self.kept() <= most:
-                break
-            self.whole.remove(job)
+        before, self.whole = self.whole, set()
+        self.state.store.forget_jobs(self.now - age, most)
+        for job in sorted(before, key=lambda job: self.finished[job]):
+            if not self.is_forgotten(job):
+                self.whole.add(job)
+                continue
             for place in [place for place in self.over if place[0] == job]:
                 del self.over[place]
+        gone = before - self.whole
+        excess = sum(self.sizes[job] for job in before) - most
+        late = sorted((self.finished[job], job) for job in gone if self.finished[job] > self.now - age)
+        early = sum(self.sizes[job] for job in gone) - sum(self.sizes[job] for _, job in late)
+        # Those of one pack go one after the other, the last one because there was one too many before it.
+        assert early + sum(self.sizes[job] for _, job in late[:-1]) < max(1, excess) or not late
+        assert all(self.finished[job] > self.now - age - TOGETHER for job in self.whole)
+        assert not self.whole or self.kept() <= max(most, 0)
+
+    def is_forgotten(self, job):
+        """Whether there is nothing of a job but failed tokens that it is kept for."""
+        status = self.state.status(job, "", -1, 10)
+        if isinstance(status, Past):
+            return True
+        places = [(job, fate.n) for fate in status.fates]
+        rows = self.state.store.db.execute("SELECT n FROM single WHERE job = ? AND state = -2 AND waits = 1", (job,))
+        return set(places) <= self.failed and {(job, n) for (n,) in rows} == set(places)
 
     def kept(self):
         """With how many tokens the finished jobs came; those of jobs that are open are no reason to forget these."""
@@ -222,28 +318,38 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_and_counts_are_exact(self):
-        rows = self.state.db.execute("SELECT job, n, attempts, generation FROM token WHERE generation >= 0").fetchall()
-        assert {(job, n): attempts for job, n, attempts, generation in rows if not generation} == self.waiting
-        assert {(job, n): generation for job, n, _, generation in rows if generation} == {
-            place: generation for place, (generation, _) in self.held.items()
+        found = {"ready": {}, "sending": {}, "failed": {}, "over": {}}
+        for job in self.sizes:
+            status = self.state.status(job, "", -1, 10)
+            for fate in status.fates if isinstance(status, Status) else ():
+                which = {"deferred": "ready", "delivered": "over"}.get(fate.state, fate.state)
+                failed = which == "failed" and (job, fate.n) in self.failed
+                found["over" if which == "failed" and not failed else which][job, fate.n] = fate
+        barred = {
+            place: attempt - 1
+            for place, (_, attempt) in self.held.items()
+            if place[0] <= self.barrier and place not in found["sending"]  # who may have it is not known
         }
-        assert self.state.spool.open.total() == len(rows) == self.state.spool.open["gcm"]
-        ended = self.state.db.execute(
-            "SELECT job, n, generation, failure <> '' FROM token WHERE generation < 0"
-        ).fetchall()
-        assert {(job, n) for job, n, generation, _ in ended if generation == FAILED} == self.failed
-        assert {(job, n): failed for job, n, generation, failed in ended if generation == OVER} == {
+        assert {place: fate.attempts for place, fate in found["ready"].items() if place not in barred} == {
+            place: attempts for place, attempts in self.waiting.items() if place not in found["sending"]
+        }
+        assert found["sending"].keys() | barred.keys() >= self.held.keys()
+        assert found["sending"].keys() == self.held.keys() or self.barrier
+        assert found["failed"].keys() == self.failed == {(e.job, e.n) for e in self.state.failed(ALL, BEFORE_ALL, 1000)}
+        assert {place: fate.failure != "" for place, fate in found["over"].items()} == {
             place: bool(failure) for place, failure in self.over.items()
         }
-        counted = {"tokens": len(rows), "failed": len(self.failed), "over": len(self.over), "finished": self.kept()}
+        waiting = len(self.waiting) + len(self.held)
+        assert open_tokens(self.state).get("gcm", 0) == waiting
+        counted = {"tokens": waiting, "failed": len(self.failed), "over": len(self.over), "finished": self.kept()}
         snapshot = self.state.snapshot()
-        assert self.state.spool.tally == counted | {"jobs": snapshot.pending}
+        assert tally(self.state) == counted | {"jobs": snapshot.pending}
+        assert tally(self.state) == tally(succeed(self.state))
         assert snapshot.counters == self.counters
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
         open_jobs = {job for job, _ in (*self.waiting, *self.held)}
         jobs = open_jobs | {job for job, _ in (*self.failed, *self.over)}
-        assert {job for (job,) in self.state.db.execute("SELECT id FROM job")} == jobs
-        assert (self.state.spool.oldest() is None) == (not open_jobs)
+        assert (self.state.store.oldest() is None) == (not open_jobs)
         for job, size in self.sizes.items():
             status = self.state.status(job, "", -1, 10)
             assert isinstance(status, Past) == (job not in jobs)
@@ -251,8 +357,10 @@ class Model(RuleBasedStateMachine):
                 assert status.size == size and (status.finished == 0) == (job in open_jobs)
                 assert status.states == {state: sum(fate.state == state for fate in status.fates) for state in STATES}
         for generation in (self.generation - 1, self.generation):
-            assert self.state.spool.in_hand[generation, "gcm"] == sum(
-                held[0] == generation for held in self.held.values()
+            assert (
+                self.state.backlog.in_hand[generation, "gcm"]
+                == sum(held[0] == generation for held in self.held.values())
+                or generation in self.living
             )
 
 
@@ -262,7 +370,7 @@ TestModel = Model.TestCase
 
 def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     assert claim(state)[1, 0].attempt == 1
     state.settle(1, [Result("gcm", 1, 0, 1, Outcome(Verdict.DEFERRED, "x", retry_after=30.0))], 1000.0)
     assert claim(state, now=1029.0) == {}
@@ -271,7 +379,7 @@ def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
 
 def test_what_grew_too_old_is_set_aside_not_sent():
     state = new_state()
-    state.accept([new_job(1, ["a", "b"], life=50.0)])
+    accept(state, [new_job(1, ["a", "b"], life=50.0)])
     assert claim(state, now=1050.0) == {}
     assert state.snapshot().pending == 0
     assert state.snapshot().failed == 2
@@ -281,7 +389,7 @@ def test_what_grew_too_old_is_set_aside_not_sent():
 def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
-    state.accept([new_job(1, ["a", "b", "c"])])
+    accept(state, [new_job(1, ["a", "b", "c"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     assert claim(state, now=1001.0) == {}
     [probe] = claim(state, now=1002.2)
@@ -302,32 +410,33 @@ def test_a_paused_upstream_is_probed_with_one_token_and_comes_back():
 
 def test_a_pause_of_one_upstream_does_not_hold_up_another():
     state = new_state(upstreams=("gcm", "other"))
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     refused = Outcome(Verdict.UNREACHABLE, "refused")
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
-    state.accept([new_job(2, ["b"], upstream="other")])
+    accept(state, [new_job(2, ["b"], upstream="other")])
     assert list(claim(state, now=1000.0)) == [(2, 0)]
 
 
 def test_a_retry_takes_its_turn_when_it_is_due():
     state = new_state()
-    state.accept([new_job(1, [f"old{n}" for n in range(4)])])
+    accept(state, [new_job(1, [f"old{n}" for n in range(4)])])
     for (job, n), token in claim(state).items():
         state.settle(
             1, [Result("gcm", job, n, token.attempt, Outcome(Verdict.DEFERRED, "x", retry_after=50.0))], 1000.0
         )
     state.pacing.pauses.clear()
     early, late = int(1010e6), int(2000e6)
-    state.accept([new_job(early, ["a", "b"], now=1010.0), new_job(late, ["c", "d"], now=2000.0)])
+    accept(state, [new_job(early, ["a", "b"], now=1010.0)])
+    accept(state, [new_job(late, ["c", "d"], now=2000.0)])
     order = [job for room in range(1, 9) for job, _ in claim(state, now=3000.0, room=room)]
     assert order == [early] * 2 + [1] * 4 + [late] * 2
 
 
 def test_a_small_job_does_not_wait_for_a_large_one():
     state = new_state()
-    state.accept([new_job(job, [f"{job}-{n}" for n in range(1000)]) for job in range(1, 11)])
+    accept(state, [new_job(job, [f"{job}-{n}" for n in range(1000)]) for job in range(1, 11)])
     assert {job for job, _ in claim(state, room=2000)} == {1, 2}, "in the order of their arrival"
-    state.accept([new_job(20, ["small"]), new_job(21, [f"u{n}" for n in range(50)])])
+    accept(state, [new_job(20, ["small"]), new_job(21, [f"u{n}" for n in range(50)])])
     taken = claim(state, room=2200)
     assert (20, 0) in taken and sum(job == 21 for job, _ in taken) == 50, "with the next claim"
     assert {job for job, _ in taken} == {3, 20, 21}, "and the rest is the oldest's"
@@ -335,10 +444,10 @@ def test_a_small_job_does_not_wait_for_a_large_one():
 
 def test_a_flood_of_small_jobs_leaves_half_to_the_large_ones():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(5000)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(5000)])])
     ids, served = itertools.count(2), 0
     for turn in range(1, 11):
-        state.accept([new_job(next(ids), ["x"]) for _ in range(1000)])
+        accept(state, [new_job(next(ids), ["x"]) for _ in range(1000)])
         served += sum(job == 1 for job, _ in claim(state, room=1000 * turn))
     assert served == 5000
 
@@ -347,29 +456,29 @@ def test_a_flood_of_small_jobs_leaves_half_to_the_large_ones():
 def test_what_was_in_hand_before_a_restart_is_not_behind_what_comes_after(waits):
     state = new_state()
     for job in range(1, 41):
-        state.accept([new_job(job, [f"{job}-{n}" for n in range(100)])])
+        accept(state, [new_job(job, [f"{job}-{n}" for n in range(100)])])
         held = claim(state, room=100)
         state.settle(1, [Result("gcm", *place, 1, DELIVERED) for place in held], 1000.0)
-    state.accept([new_job(50, ["a", "b"])])
+    accept(state, [new_job(50, ["a", "b"])])
     assert len(claim(state, room=2)) == 2
     if waits:
-        state.accept([new_job(51, [f"w{n}" for n in range(waits)])])
-    state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
-    state.start(1000.0, first=True)
-    state.accept([new_job(job, ["c"]) for job in range(60, 70)])
+        accept(state, [new_job(51, [f"w{n}" for n in range(waits)])])
+    state = succeed(state)
+    state.start(1000.0)
+    accept(state, [new_job(job, ["c"]) for job in range(60, 70)])
     large = {(51, 0), (51, 1)} if waits else set()
     assert set(claim(state, 2, room=2 + len(large))) == {(50, 0), (50, 1)} | large, "and large ones keep half"
 
 
 def test_an_upstream_has_room_of_its_own():
     state = new_state(upstreams=("gcm", "other"))
-    state.accept([new_job(1, [f"t{n}" for n in range(50)]), new_job(2, ["b"], upstream="other")])
+    accept(state, [new_job(1, [f"t{n}" for n in range(50)]), new_job(2, ["b"], upstream="other")])
     assert len(claim(state, room=10)) == 11
 
 
 def test_a_rejected_message_is_not_sent_to_the_rest_of_its_job():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(100)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(100)])])
     bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     held = claim(state, room=4)
     state.settle(1, [Result("gcm", *place, 1, bad) for place in list(held)[:2]], 1000.0)
@@ -382,13 +491,13 @@ def test_a_rejected_message_is_not_sent_to_the_rest_of_its_job():
         "notregistered": 0,
         "dropped": 0,
     }
-    state.accept([new_job(2, ["u"])])
+    accept(state, [new_job(2, ["u"])])
     assert set(claim(state)) == {(2, 0)}
 
 
 def test_a_settle_repeated_is_no_second_answer():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(50)])])
     bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     results = [Result("gcm", *place, 1, bad) for place in claim(state, room=2)]
     for _ in range(3):
@@ -399,7 +508,7 @@ def test_a_settle_repeated_is_no_second_answer():
 def test_a_message_that_was_found_sound_is_never_stopped():
     """Only what one platform refuses, say, comes to those tokens alone, however many of them stand together."""
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(50)])])
     bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     [first] = claim(state, room=1)
     state.settle(1, [Result("gcm", *first, 1, DELIVERED)], 1000.0)
@@ -409,7 +518,7 @@ def test_a_message_that_was_found_sound_is_never_stopped():
 
 def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(20)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(20)])])
     bad, back = Outcome(Verdict.REJECTED, "bad", rejects_message=True), Outcome(Verdict.RETURNED)
     places = list(claim(state))
     for place in places[:3]:  # one at a time, as at a low rate
@@ -428,9 +537,9 @@ def test_what_was_held_back_for_a_bad_message_is_not_counted_as_tried():
 def test_a_token_with_an_odd_answer_does_not_keep_the_others_waiting():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
     state = after_trouble(refused)
-    state.accept([new_job(1, ["poison"])])
+    accept(state, [new_job(1, ["poison"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
-    state.accept([new_job(2, ["good"], now=1001.0)])
+    accept(state, [new_job(2, ["good"], now=1001.0)])
     assert list(claim(state, now=1002.05)) == [(2, 0)], "the probe is the other token"
 
 
@@ -438,7 +547,7 @@ def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
     """The first message is odd, all of it: the second must not wait until each of its tokens was tried again."""
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 403")
     state = after_trouble(refused)
-    state.accept([new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
+    accept(state, [new_job(1, [f"odd{n}" for n in range(50)]), new_job(2, ["good"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     now, probes = 1000.0, []
     while (2, 0) not in probes:
@@ -452,20 +561,19 @@ def test_tokens_that_failed_together_are_probed_by_turns_of_their_messages():
 
 @pytest.mark.parametrize("wanted", [1, 250, 500, 750, 999])
 def test_the_probe_is_found_among_hundreds_that_had_trouble_later(wanted):
-    spool, holder = new_state().spool, (1, "gcm")
-    spool.accept([new_job(n, [f"t{n}"]) for n in range(1, 1000)])
+    state = new_state()
+    accept(state, [new_job(n, [f"t{n}"]) for n in range(1, 1000)])
     probes: list[int] = []
     while wanted not in probes:
-        slices, _ = spool.claim(holder, len(probes), 1, 1000.0, lambda job: 1.0 if job == wanted else 2.0)
-        [(job, n)] = tokens_of(slices)
-        spool.give_back(holder, job, n, 0)
-        probes.append(job)
+        state.backlog.begin()
+        [piece] = state.backlog.probe("gcm", lambda job: 1.0 if job == wanted else 2.0, 1000.0)
+        probes.append(piece.run.job)
         assert len(probes) <= 30
 
 
 def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(5)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(5)])])
     away = Outcome(Verdict.UNREACHABLE, "refused")
     now, probe = 1000.0, list(claim(state))
     for _ in range(8):
@@ -480,9 +588,9 @@ def test_what_was_given_back_goes_as_soon_as_the_upstream_is_well():
 def test_a_newer_credential_ends_a_pause_for_the_old_one():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
-    state.accept([new_job(2, ["b"])])
+    accept(state, [new_job(2, ["b"])])
     assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 999.0}, 1000.5, 0.0)[0] == []
     assert state.claim(1, next(batches), {"gcm": 10}, {"gcm": 1000.4}, 1000.5, 0.0)[0] != []
 
@@ -490,7 +598,7 @@ def test_a_newer_credential_ends_a_pause_for_the_old_one():
 def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_itself():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
-    state.accept([new_job(1, ["a", "b"])])
+    accept(state, [new_job(1, ["a", "b"])])
 
     def probe(now, since):
         slices, _pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
@@ -505,7 +613,7 @@ def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_its
 
 def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     [place] = claim(state)
     deferred = [Result("gcm", *place, 1, Outcome(Verdict.DEFERRED, "x"))]
     state.settle(1, deferred, 1000.0)
@@ -520,7 +628,7 @@ def test_a_settle_repeated_late_does_not_touch_the_next_attempt():
 def test_a_connection_without_an_answer_does_not_end_a_pause():
     refused = Outcome(Verdict.UPSTREAM_CONFIG, "HTTP 401", cause="unauthorized")
     state = after_trouble(refused)
-    state.accept([new_job(1, ["a", "b"])])
+    accept(state, [new_job(1, ["a", "b"])])
     state.settle(1, [Result("gcm", *place, 1, refused) for place in claim(state)], 1000.0)
     [probe] = claim(state, now=1002.2)
     silent = Outcome(Verdict.DEFERRED, "no answer in time", answered=False, cause="timeout")
@@ -531,31 +639,32 @@ def test_a_connection_without_an_answer_does_not_end_a_pause():
 def test_a_claim_that_comes_late_takes_nothing():
     """A call that was given up may still be carried out, after the feeder has gone on: its answer reaches nobody."""
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     assert claim(state, batch=1001) and claim(state, batch=1002) == {}
-    state.accept([new_job(2, ["b"]), new_job(3, ["c"])])
-    assert claim(state, room=2, batch=1002)
-    assert set(claim(state, batch=1001)) == {(1, 0)}
+    accept(state, [new_job(2, ["b"]), new_job(3, ["c"])])
+    second = claim(state, room=2, batch=1002)
+    assert second and claim(state, batch=1001) == {}
+    assert claim(state, batch=1002) == second, "its answer was lost"
     assert set(claim(state, batch=1003)) == {(3, 0)}
 
 
 def test_what_cannot_be_tidied_keeps_nobody_from_sending(tmp_path):
     state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(failed_age=1.0))
-    state.db.execute("PRAGMA busy_timeout = 0")
-    state.accept([new_job(1, ["a"], life=1.0)])
-    assert claim(state, now=1002.0) == {} and state.spool.tally["failed"] == 1
+    state.store.db.execute("PRAGMA busy_timeout = 0")
+    accept(state, [new_job(1, ["a"], life=1.0)])
+    assert claim(state, now=1002.0) == {} and tally(state)["failed"] == 1
     other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert claim(state, now=1010.0) == {}
     other.execute("ROLLBACK")
     claim(state, now=1020.0)
-    assert state.spool.tally["failed"] == 0
+    assert tally(state)["failed"] == 0
 
 
 def test_a_release_ends_the_claims_of_its_generation():
     """One may still come: of a feeder that gave up waiting for this process while it stood still."""
     state = new_state()
-    state.accept([new_job(1, ["a"])])
+    accept(state, [new_job(1, ["a"])])
     claim(state)
     assert state.release(1) == 1
     assert claim(state, 1) == {} and list(claim(state, 2)) == [(1, 0)]
@@ -564,30 +673,32 @@ def test_a_release_ends_the_claims_of_its_generation():
 def test_a_failed_commit_is_no_answer():
     """It is settled again, and what was heard once counts once."""
     state = new_state()
-    state.accept([new_job(1, [f"t{n}" for n in range(50)])])
+    accept(state, [new_job(1, [f"t{n}" for n in range(50)])])
     bad = Outcome(Verdict.REJECTED, "bad payload", rejects_message=True, cause="bad_message")
     [place] = claim(state, room=1)
-    state.db.execute("CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END")
+    state.store.db.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON main.counter BEGIN SELECT raise(ABORT, 'no'); END"
+    )
     for _ in range(FIRST_ANSWERS - 1):
         with pytest.raises(Broken):
             state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
-    state.db.execute("DROP TRIGGER full")
+    state.store.db.execute("DROP TRIGGER full")
     state.settle(1, [Result("gcm", *place, 1, bad)], 1000.0)
-    assert state.snapshot().counters["failures"] == 1 and state.spool.tally["tokens"] == 49
+    assert state.snapshot().counters["failures"] == 1 and tally(state)["tokens"] == 49
 
 
 def test_a_clock_that_was_set_back_is_told_once():
     state = new_state()
-    state.accept([new_job(1, ["a"], now=10 * DAY, life=1e9)])
-    state.start(9 * DAY, first=True)
+    accept(state, [new_job(1, ["a"], now=10 * DAY, life=1e9)])
+    state.start(9 * DAY)
     later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
     state.settle(1, [Result("gcm", *place, 1, later) for place in claim(state, now=9 * DAY)], 9 * DAY)
-    due = state.spool.next_due("gcm")
+    due = state.backlog.next_due("gcm", 9 * DAY + 1)
     assert due >= 9 * DAY + 30
     for _ in range(3):
-        state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"))
-        state.start(9 * DAY + 1, first=True)
-        assert state.spool.next_due("gcm") == due, "at the next starts it is due as it was told"
+        state = succeed(state)
+        state.start(9 * DAY + 1)
+        assert state.backlog.next_due("gcm", 9 * DAY + 1) == due, "at the next starts it is due as it was told"
 
 
 DAY = 86400.0
@@ -598,7 +709,7 @@ DAY = 86400.0
 def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     state = new_state()
     minted = int(1e6 * 10 * DAY)
-    state.accept([new_job(minted + n, ["a"], now=10 * DAY, life=1e9) for n in range(4)])
+    accept(state, [new_job(minted + n, ["a"], now=10 * DAY, life=1e9) for n in range(4)])
     now = 10 * DAY + since
     later = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
     for place in list(claim(state, now=now))[:2]:
@@ -606,8 +717,8 @@ def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
     state.pacing.pauses.clear()
     state.release(1)
     if restarted:
-        state = State(state.db, state.disk, POLICY, KEEPING, paces("gcm"), lambda: 0.5)
-        state.start(now - DAY, first=True)
+        state = succeed(state)
+        state.start(now - DAY)
     state.begin(2)
     at_once = {job - minted for job, _ in claim(state, 2, now=now - DAY)}
     assert at_once >= {2, 3}, "fresh ones are due at once"
@@ -617,22 +728,21 @@ def test_a_clock_set_back_by_a_day_delays_nothing_for_long(restarted, since):
 
 def test_a_clock_set_forward_sends_what_has_not_expired():
     state = new_state()
-    state.accept([new_job(1, ["a"], life=2 * DAY), new_job(2, ["b"], life=DAY)])
+    accept(state, [new_job(1, ["a"], life=2 * DAY), new_job(2, ["b"], life=DAY)])
     assert list(claim(state, now=1000.0 + DAY)) == [(1, 0)]
     assert state.snapshot().counters["failures"] == 1
 
 
 def test_all_is_there_after_a_crash(tmp_path):
     state = new_state(tmp_path / "s.db")
-    state.accept([new_job(1, ["a", "gone"]), new_job(2, ["c"])])
+    accept(state, [new_job(1, ["a", "gone"]), new_job(2, ["c"])])
     claim(state)
     state.settle(
         1, [Result("gcm", 1, 1, 1, Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"))], 1000.0
     )
     # No close: a second connection sees what a restart after SIGKILL would.
     db = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
-    again = State(db, DiskSpace(str(tmp_path / "s.db")), POLICY, KEEPING, paces("gcm"))
-    assert again.release(None) == 2
+    again = State(SqliteStore(db, DiskSpace(str(tmp_path / "s.db")), KEEPING), POLICY, KEEPING, paces("gcm"))
     assert set(claim(again)) == {(1, 0), (2, 0)}
     assert again.snapshot().counters["notregistered"] == 1 and again.page("notregistered", 0, -1) == [
         (1, "gone", False)
@@ -709,11 +819,11 @@ def test_nothing_is_made_where_somebody_has_put_a_link(tmp_path):
 
 def test_what_is_forgotten_is_overwritten(tmp_path):
     state = new_state(tmp_path / "s.db", keeping=KEEPING._replace(keep_jobs=0.0))
-    state.accept([new_job(1, ["very-secret-token"] * 50)])
+    accept(state, [new_job(1, ["very-secret-token"] * 50)])
     for place in claim(state):
         state.settle(1, [Result("gcm", *place, 1, DELIVERED)], 1000.0)
     state._tidy(2000.0)
-    state.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    state.store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     found = subprocess.run(["grep", "-c", "very-secret", str(tmp_path / "s.db")], capture_output=True, text=True)
     assert found.stdout == "0\n"
 
@@ -721,21 +831,20 @@ def test_what_is_forgotten_is_overwritten(tmp_path):
 def test_what_the_help_looks_up_is_there(tmp_path):
     [query] = re.findall(r"sqlite3 gocm.db '(select.*?)'", source("limits"))
     state = new_state(tmp_path / "s.db")
-    state.accept([new_job(1, ["a", "b"])])
-    assert len(state.db.execute(query).fetchall()) == 2
+    accept(state, [new_job(1, ["a", "b"])])
+    [row] = state.store.db.execute(query).fetchall()
+    assert row[-1].endswith("\na\nb")
 
 
 def test_what_waits_to_be_tried_again_is_counted_to_a_limit():
     state = new_state(upstreams=("gcm", "fcm"))
     assert state.snapshot().deferred == (0, None)
-    state.accept([new_job(1, ["a", "b", "c", "d"]), new_job(2, ["e"], upstream="fcm")])
+    accept(state, [new_job(1, ["a", "b", "c", "d"]), new_job(2, ["e"], upstream="fcm")])
     for job, n in claim(state):
         upstream, wait = ("gcm", 30.0 + n) if job == 1 else ("fcm", 40.0)
         state.settle(1, [Result(upstream, job, n, 1, Outcome(Verdict.PUT_OFF, "x", retry_after=wait))], 1000.0)
-    found = state.db.execute("SELECT due_at FROM token WHERE waits = 1").fetchall()
+    found = state.store.db.execute("SELECT due_at FROM single WHERE waits = 1").fetchall()
     assert state.snapshot().deferred == (len(found), min(due for (due,) in found)) and len(found) == 5
-    assert state.spool.deferred(["gcm", "fcm"], 2) == (3, min(due for (due,) in found)), "two of one, one of the other"
-
-
-def test_every_state_of_a_token_has_its_condition():
-    assert tuple(history._STATES) == STATES
+    assert state.backlog.deferred(["gcm", "fcm"], 2) == (3, min(due for (due,) in found)), (
+        "two of one, one of the other"
+    )

@@ -12,14 +12,14 @@ import time
 from queue import Empty
 
 import pytest
-from kit import ALL, POLICY, claim, eventually, new_job, new_state, stand_still, tokens_of, told
+from kit import ALL, POLICY, accept, claim, eventually, new_job, new_state, stand_still, tokens_of, told
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.senders.credentials import Credentials, Source
 from gocm_lib.senders.feeder import Feeder
-from gocm_lib.state import state
+from gocm_lib.state import server
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.sqlite import database
 
@@ -48,8 +48,8 @@ def serving(context, tmp_path):
     ours, theirs = context.Pipe()
     address = str(tmp_path / "socket")
     child = context.Process(
-        target=state.main,
-        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, True, theirs),
+        target=server.main,
+        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, (), theirs),
     )
     child.start()
     theirs.close()
@@ -72,7 +72,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
     address, _ = process
     client = Client(address, KEY)
     now = time.time()
-    client.accept([new_job(n, [f"{n}-{k}" for k in range(10)], now) for n in range(1, 101)])
+    accept(client, [new_job(n, [f"{n}-{k}" for k in range(10)], now) for n in range(1, 101)])
     ends = [
         DELIVERED,
         Outcome(Verdict.DELIVERED, canonical="new"),
@@ -162,7 +162,7 @@ def test_a_waiting_claim_ends_when_something_comes(process):
         )
     )
     waiting.start()
-    Client(address, KEY).accept([new_job(1, ["a"], time.time())])
+    accept(Client(address, KEY), [new_job(1, ["a"], time.time())])
     waiting.join(10)
     assert [s.job for s in found] == [1]
 
@@ -188,14 +188,14 @@ def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, co
     feeder.switch(1, context.Queue())
     eventually(lambda: feeder._claiming.locked())  # a claim is waiting in the state process
     feeder.hold()
-    client.accept([new_job(1, ["a"], time.time())])
+    accept(client, [new_job(1, ["a"], time.time())])
     assert [s.job for s in client.claim(2, 1, {"gcm": 10}, {"gcm": 0.0}, time.time(), 0.5)[0]] == [1]
 
 
 def test_a_batch_given_again_waits_for_a_credential_that_has_run_out(process, context):
     address, _ = process
     client, credentials, queue = Client(address, KEY), Credentials({"gcm": Source("key=k")}), context.Queue()
-    client.accept([new_job(1, ["a"], time.time(), upstream="fcm")])
+    accept(client, [new_job(1, ["a"], time.time(), upstream="fcm")])
     assert client.claim(1, 1, {"fcm": 10}, {"fcm": 0.0}, time.time(), 1.0)[0], "an answer that reached nobody"
     Feeder(Client(address, KEY, 5.0), credentials, {"fcm": 100}, Collector()).switch(1, queue)
     with pytest.raises(Empty):
@@ -229,7 +229,7 @@ def _open(path):
 
 def _fill(path):
     state = new_state(path)
-    state.accept([new_job(n, ["x" * 500] * 5) for n in range(1, 200)])
+    accept(state, [new_job(n, ["x" * 500] * 5) for n in range(1, 200)])
     state.close()
 
 
@@ -303,9 +303,9 @@ def test_commits_reach_the_disk(tmp_path):
 
 def test_a_failed_transaction_changes_nothing():
     one = new_state()
-    one.accept([new_job(1, ["a", "b"])])
+    accept(one, [new_job(1, ["a", "b"])])
     claim(one)
     with pytest.raises(AttributeError):
         one.settle(1, [Result("gcm", 1, 0, 1, DELIVERED), None], 1000.0)
-    assert one.snapshot().counters["attempts"] == 0 and one.spool.in_hand[1, "gcm"] == 2
+    assert one.snapshot().counters["attempts"] == 0 and one.backlog.in_hand[1, "gcm"] == 2
     assert POLICY.max_attempts == one.policy.max_attempts

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kit import claim, eventually, kill, new_job, new_state, output
+from kit import accept, claim, eventually, kill, new_job, new_state, output
 
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.state.waves import BEFORE, BUCKET, RECENT, Tally, Watch, is_wave
@@ -79,7 +79,7 @@ def test_a_clock_that_was_set_back_loses_nothing():
 @short
 def test_what_is_held_back_is_moved_and_counted():
     state = new_state()
-    report = state.report
+    report = state.store.report
     report.add_notregistered("a", "fcm", False, False)
     first = report.newest("notregistered") + 1
     report.add_notregistered("b", "fcm", False, False)
@@ -185,11 +185,11 @@ def test_what_was_kept_of_it_is_a_day_and_what_was_heard():
         now = (minute + 1) * BUCKET
         for n in (1, 2):
             job = minute * 10 + n
-            state.accept([new_job(job, [f"t{job}"], now=now)])
+            accept(state, [new_job(job, [f"t{job}"], now=now)])
             [taken] = claim(state, now=now)
             gone = Outcome(Verdict.UNREGISTERED, "r", cause="unregistered") if n == 2 else DELIVERED
             state.settle(1, [Result("gcm", taken[0], taken[1], 1, gone)], now)
-    kept = state.report.answers("gcm")
+    kept = state.store.answers("gcm")
     assert [each.number for each in kept] == list(range(1501 - RECENT - BEFORE, 1501))
     assert all(each.tally == Tally(2, 1) and each.first for each in kept)
     assert Watch(kept).recent(1500 * BUCKET) == state.waves["gcm"].recent(1500 * BUCKET) == Tally(20, 10)

@@ -18,15 +18,25 @@ from typing import Any
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.state.contract import Broken, Full, Passing
-from gocm_lib.state.sqlite import keys, report, spool
+from gocm_lib.state.sqlite import keys, report, spool, upgrade
 
 Database = sqlite3.Connection
-SCHEMA_VERSION = 9
-UPGRADES = {7: keys.UPGRADE, 8: spool.MORE + report.MORE}  # what makes the next format of each that we know
+SCHEMA_VERSION = 10
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
-BESIDE = ("-wal", "-shm", "-journal", ".lock", ".reserve")  # what files of a spool are called
+LAYOUT = f"{spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA}"
+FINISH = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+BESIDE = (
+    "-wal",
+    "-shm",
+    "-journal",
+    ".lock",
+    ".reserve",
+    ".upgrade",
+    ".upgrade-wal",
+    ".upgrade-shm",
+)  # what files of a spool are called
 START_PATIENCE, PATIENCE = 30_000, 1000  # milliseconds to wait for a lock that another program holds on the spool
 LOG = 8 * 1024 * 1024  # bytes to which SQLite's log is cut when it is begun anew; it is twice what it needs mostly
 RESERVE = 8 * 1024 * 1024  # bytes: twice what SQLite's log grows to between two checkpoints
@@ -65,10 +75,7 @@ def _create(path: str) -> None:
 
 
 def _lay_out(db: sqlite3.Connection) -> None:
-    db.executescript(
-        f"BEGIN; {spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA} {spool.MORE} {report.MORE}"
-        f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-    )
+    db.executescript(f"BEGIN; {LAYOUT} {FINISH} COMMIT;")
 
 
 def _check_owner(path: str) -> None:
@@ -90,8 +97,10 @@ def _check_owner(path: str) -> None:
             raise Fatal(problem, Exit.SPOOL_UNWRITABLE)
 
 
-def _inspect(path: str) -> None:
-    """Refuse a file that is not our spool, by its header (sqlite.org/fileformat.html), before SQLite touches it."""
+def _inspect(path: str) -> int:
+    """The format of a spool. Refuses a file that is none, by its header (sqlite.org/fileformat.html), before SQLite
+    touches it.
+    """
     with open(path, "rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -99,11 +108,20 @@ def _inspect(path: str) -> None:
     version, application = struct.unpack(">I", header[60:64])[0], struct.unpack(">I", header[68:72])[0]
     if application != APPLICATION_ID:
         raise Fatal(f"{path} is a database, but not a GoCM spool: give another --spool", Exit.SPOOL_DAMAGED)
-    if version not in (SCHEMA_VERSION, *UPGRADES):
+    if version not in (SCHEMA_VERSION, *upgrade.KNOWN):
         raise Fatal(
             f"the spool {path} has format {version}, this GoCM knows {SCHEMA_VERSION}: run the version that wrote it",
             Exit.SPOOL_DAMAGED,
         )
+    return int(version)
+
+
+def _upgrade(path: str) -> None:
+    """Make a spool of an older format one of ours. Raises Fatal, and then it is as it was."""
+    try:
+        upgrade.convert(path, LAYOUT, FINISH)
+    except upgrade.Spoiled as problem:
+        raise Fatal(f"cannot convert the spool {path}: {problem}", Exit.SPOOL_UNWRITABLE) from None
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -126,7 +144,6 @@ def _connect(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete = ON")  # tokens that are forgotten are gone from the file, too
         # Written although nothing changes: better to find out now than with the first message that this cannot be done.
         checkpoint(db)  # the log may hold all the room that is left
-        _upgrade(db)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute(f"PRAGMA busy_timeout = {PATIENCE}")  # longer, and our callers are told to come again
     except sqlite3.OperationalError as error:
@@ -134,16 +151,8 @@ def _connect(path: str) -> sqlite3.Connection:
         raise Fatal(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.DatabaseError as error:
         db.close()
-        raise Fatal(
-            f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
-        ) from None
+        raise _damaged(path, error) from None
     return db
-
-
-def _upgrade(db: sqlite3.Connection) -> None:
-    """Bring a spool of an older format to ours, each step in one transaction."""
-    while steps := UPGRADES.get(version := db.execute("PRAGMA user_version").fetchone()[0]):
-        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version + 1}; COMMIT;")
 
 
 def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
@@ -154,16 +163,30 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
         os.umask(0o077)
         _check_owner(path)
-        if os.path.exists(path):
-            _inspect(path)
+        version = _inspect(path) if os.path.exists(path) else SCHEMA_VERSION
         held = _lock(path)
+    except OSError as error:
+        raise Fatal(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+    try:
+        return _open_locked(path, version), held
+    except BaseException:
+        os.close(held)
+        raise
+
+
+def _open_locked(path: str, version: int) -> sqlite3.Connection:
+    try:
         DiskSpace(path).use_reserve()  # a start on a full disk needs it; it is taken again when there is room
         if not os.path.exists(path):
             _create(path)
+        if version != SCHEMA_VERSION:
+            _upgrade(path)
     except OSError as error:
         raise Fatal(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         raise Fatal(f"cannot write the spool {path}: {error}", Exit.SPOOL_UNWRITABLE) from None
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, error) from None
     before = _open_files()
     db = _connect(path)
     try:
@@ -172,7 +195,13 @@ def open_spool(path: str) -> tuple[sqlite3.Connection, int]:
         db.close()
         raise
     _guard(path)
-    return db, held
+    return db
+
+
+def _damaged(path: str, error: sqlite3.DatabaseError) -> Fatal:
+    return Fatal(
+        f"the spool {path} is damaged ({error}): restore it, or move it away to start empty", Exit.SPOOL_DAMAGED
+    )
 
 
 def _open_files() -> set[str]:

@@ -1,33 +1,59 @@
-"""What became of tokens: looked up, replayed or discarded if they failed, and in the end forgotten.
+"""What became of tokens: looked up, discarded if they failed, and in the end forgotten.
 
-Works on the spool's tables, on rows that nobody sends any more. Finished messages are kept for those who ask, and never
+Works on the spool's tables, on what nobody sends any more. Finished messages are kept for those who ask, and never
 stand in the way of a new message: they are forgotten when their time is over, when there are more than `most`, and
-before a message is refused for want of room. The caller owns the transaction and the lock.
+before a message is refused for want of room. A message with failed tokens is kept for them, its other tokens are not;
+those rows of failed tokens are marked then (`waits`), and their message counts no more as one that is kept. The caller
+owns the transaction.
 """
 
 import math
+import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from gocm_lib.message.job import Skip
-from gocm_lib.state import admission
-from gocm_lib.state.contract import BEFORE_ALL, Failed, Fate, Past, Place, Status, Which
-from gocm_lib.state.sqlite.spool import FAILED, OVER, Spool
-from gocm_lib.state.turns import lane, rank
+from gocm_lib.state import admission, packs
+from gocm_lib.state.contract import STATES, Failed, Fate, Past, Place, Status, Which
+from gocm_lib.state.packs import Packed
+from gocm_lib.state.sqlite.spool import Spool, single
+from gocm_lib.state.store import FAILED, OPEN, OVER, Single, Stored
 
-FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long for the lock
+FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long
 
-# What a token can be (contract.STATES), told from its row, for whoever asks.
-_STATES = {
-    "ready": "generation = 0 AND waits = 0",
-    "deferred": "generation = 0 AND waits = 1",
-    "sending": "generation > 0",
-    "delivered": f"generation = {OVER} AND failure = ''",
-    "failed": "generation < 0 AND failure <> ''",
-}
-_STATE = "CASE " + " ".join(f"WHEN {is_so} THEN '{state}'" for state, is_so in _STATES.items()) + " END"
-_COUNTS = ", ".join(f"count(*) FILTER (WHERE {is_so})" for is_so in _STATES.values())  # a third of GROUP BY's price
+_UNMARKED = f"NOT (state = {FAILED} AND waits = 1)"
+
+
+class Gone(NamedTuple):
+    """What was forgotten: tokens that had ended, and tokens with which finished jobs had come."""
+
+    over: int
+    finished: int
+
+
+class _Traces(NamedTuple):
+    """All that is known of a job: it as its pack has it, which of its tokens (by index) have left the pack, its
+    Singles, and the ends of the tokens that were delivered: index of the first, how many, when, ids.
+    """
+
+    job: Packed
+    gone: int
+    singles: dict[int, Single]
+    ends: list[tuple[int, int, float, str]]
+
+    def finished(self) -> float:
+        """When its last token ended; 0: it has not."""
+        whole = packs.span(0, len(self.job.tokens))
+        alone = sum(1 << self.job.index_of(n) for n in self.singles)
+        if whole & ~self.gone & ~alone or any(each.state == OPEN for each in self.singles.values()):
+            return 0.0
+        times = [each.due_at for each in self.singles.values()] + [each[2] for each in self.ends]
+        return max([*times, self.job.forgotten])
+
+    def is_counted(self) -> bool:
+        """Whether there is more to forget of it than was."""
+        marked = all(each.state == FAILED and each.waits for each in self.singles.values())
+        return bool(self.ends) or not marked or not self.singles
 
 
 def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
@@ -38,153 +64,266 @@ def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
 
 
 class History:
-    """The part of the spool that has ended, for State."""
+    """The part of the spool that has ended, for SqliteStore."""
 
     def __init__(self, spool: Spool) -> None:
-        self.db = spool.db
+        self.db: sqlite3.Connection = spool.db
         self.spool = spool
 
-    def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
-        """What became of a job, with up to `limit` of its tokens after place `after`, in one state ("": any). None:
-        there is no such job. Past: jobs as late as this one were forgotten, and it may have been one of them.
-        """
-        row = self.db.execute(
-            "SELECT id, upstream, target, accepted_at, since, expires_at, size, abs(finished) FROM job WHERE id = ?",
-            (job,),
-        ).fetchone()
-        if row is None:
+    # -------------------------------------------------------------------------------------------------------- looked up
+
+    def status(
+        self, job: int, sending: Container[int], queued: Container[int], state: str, after: int, limit: int
+    ) -> Status | Past | None:
+        """Store.status."""
+        stored = self.spool.pack_of(job) if job <= self.spool.newest else None
+        traces = next((each for each in self._traces(stored, job) if each.job.job == job), None) if stored else None
+        if stored is None or traces is None or not traces.job.message:
             [[forgotten]] = self.db.execute("SELECT job FROM forgotten")
             return Past() if job <= forgotten else None
-        [counts] = self.db.execute(f"SELECT {_COUNTS} FROM token WHERE job = ?", (job,))
-        fates = self.db.execute(
-            f"SELECT n, token, {_STATE}, attempts, failure, reason, canonical, due_at FROM token"
-            f" WHERE job = ? AND n > ? AND {_STATES.get(state, '1')} ORDER BY n LIMIT ?",
-            (job, after, limit),
-        )
-        page = [Fate(*fate) for fate in admission.page(fates)]
-        if page:
-            ids = self._receipts(job, page[0].n, page[-1].n)
-            page = [fate._replace(receipt=ids.get(fate.n, "")) if fate.state == "delivered" else fate for fate in page]
+        fates = list(_fates(traces, sending, queued))
+        counts = Counter(fate.state for fate in fates)
+        found = [fate for fate in fates if fate.n > after and state in ("", fate.state)]
+        page = admission.page(found[:limit])
         # What was left out stands between the tokens, and after the last page's last.
         last = page[-1].n if len(page) == limit else math.inf
-        skipped = self.db.execute(
-            "SELECT n, why FROM skipped WHERE job = ? AND n > ? AND n < ? ORDER BY n LIMIT ?", (job, after, last, limit)
+        skipped = [skip for skip in traces.job.skipped if after < skip.n < last][:limit]
+        since = max([traces.job.accepted_at, *(each.since for each in traces.singles.values())])
+        return Status(
+            job,
+            stored.upstream,
+            traces.job.target,
+            traces.job.accepted_at,
+            since,
+            traces.job.expires_at + since - traces.job.accepted_at,
+            len(traces.job.tokens),
+            traces.finished(),
+            {name: counts[name] for name in STATES},
+            page,
+            "",
+            skipped,
         )
-        return Status._make([*row, dict(zip(_STATES, counts)), page, "", [Skip(*each) for each in skipped]])
 
-    def _receipts(self, job: int, first: int, last: int) -> dict[int, str]:
-        """The upstream's ids of tokens from place `first` to `last`, by place."""
-        rows = self.db.execute(
-            "SELECT n, ids FROM receipt WHERE job = :job AND n <= :last AND n >= coalesce("
-            "(SELECT max(n) FROM receipt WHERE job = :job AND n <= :first), 0)",
-            {"job": job, "first": first, "last": last},
-        )
-        return {n: receipt for start, ids in rows for n, receipt in enumerate(ids.split(" "), start)}
+    def _traces(self, stored: Stored, only: int = 0) -> list[_Traces]:
+        """What is known of the jobs of a pack, or of one of them."""
+        low, high = (only, only) if only else (stored.id, stored.last)
+        rows = [single(row) for row in self.db.execute("SELECT * FROM single WHERE job BETWEEN ? AND ?", (low, high))]
+        ends = self.db.execute(
+            "SELECT job, n, span, at, ids FROM ended WHERE job BETWEEN ? AND ?", (low, high)
+        ).fetchall()
+        found, at = [], 0
+        for job in packs.read(stored.body):
+            if not only or job.job == only:
+                found.append(
+                    _Traces(
+                        job,
+                        (stored.gone >> at) & packs.span(0, len(job.tokens)),
+                        {each.n: each for each in rows if each.job == job.job},
+                        [(job.index_of(n), *rest) for number, n, *rest in ends if number == job.job],
+                    )
+                )
+            at += len(job.tokens)
+        return found
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
-        """Up to `limit` failed tokens after a place, in the order of places."""
+        """Store.failed."""
         conditions, values = _conditions(which)
         rows = self.db.execute(
-            "SELECT job, n, token, upstream, attempts, failure, reason, due_at FROM token INDEXED BY token_dead"
-            f" WHERE generation = {FAILED} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
+            "SELECT job, n, upstream, attempts, failure, reason, due_at FROM single INDEXED BY single_failed"
+            f" WHERE state = {FAILED} AND (job, n) > (?, ?) AND {conditions} ORDER BY job, n LIMIT ?",
             (*after, *values, limit),
-        )
-        return [Failed(*row) for row in admission.page(rows)]
-
-    def discard(self, which: Which, limit: int) -> int:
-        """Discard up to `limit` failed tokens. Returns how many."""
-        found = self.failed(which, BEFORE_ALL, limit)
-        self._give_up([(each.job, each.n) for each in found])
-        return len(found)
-
-    def _give_up(self, places: Sequence[tuple[int, int]]) -> None:
-        """These failed tokens, by job and place, are over. Their jobs are forgotten with the next ones if their time
-        has come.
-        """
-        self.db.executemany(f"UPDATE token SET generation = {OVER} WHERE job = ? AND n = ?", places)
-        for job in _jobs(places):
-            row = self.db.execute(
-                "UPDATE job SET finished = -finished WHERE id = ? AND finished < 0 RETURNING size", job
-            ).fetchone()
-            self.spool.tally["finished"] += row[0] if row else 0
-        self.spool.tally["failed"] -= len(places)
-        self.spool.tally["over"] += len(places)
-
-    def replay(self, which: Which, limit: int, now: float) -> int:
-        """Make up to `limit` failed tokens ready again, as if they had come now. Returns how many."""
-        found = self.failed(which, BEFORE_ALL, limit)
-        jobs = _jobs((each.job, each.n) for each in found)
-        reopened = [self._reopen(job) for (job,) in jobs]
-        self.db.executemany(
-            "UPDATE job SET expires_at = ? + expires_at - since, since = ? WHERE id = ?",
-            [(now, now, job) for (job,) in jobs],
-        )
-        self.db.executemany("UPDATE job SET open = open + 1 WHERE id = ?", [(each.job,) for each in found])
-        for (job,) in jobs:
-            self.spool.recent.pop(job, None)
-            self.spool.first_open = min(self.spool.first_open, job)
-        sizes = Counter(each.job for each in found)
-        self.db.executemany(
-            "UPDATE token SET generation = 0, waits = 0, deaths = 0, attempts = 0, charged = 0, failure = '',"
-            " reason = '', rank = ?, due_at = ? WHERE job = ? AND n = ?",
-            [(rank(lane(sizes[each.job]), now * 1e6), now, each.job, each.n) for each in found],
-        )
-        self.spool.tally["jobs"] += sum(reopened)
-        self.spool.tally["tokens"] += len(found)
-        self.spool.open.update(each.upstream for each in found)
-        self.spool.tally["failed"] -= len(found)
-        return len(found)
-
-    def _reopen(self, job: int) -> bool:
-        """A job is no longer finished. Returns whether it was."""
-        row = self.db.execute("SELECT finished, size FROM job WHERE id = ? AND finished <> 0", (job,)).fetchone()
-        if row is None:
-            return False
-        self.db.execute("UPDATE job SET finished = 0 WHERE id = ?", (job,))
-        self.spool.tally["finished"] -= row[1] if row[0] > 0 else 0
-        return True
-
-    def prune_failed(self, before: float, most: int) -> int:
-        """Discard some of the tokens that failed before a time, and of the oldest if there are more than `most`.
-        Returns how many were discarded only because there are too many.
-        """
-        excess = min(self.spool.tally["failed"] - most, FORGOTTEN)
-        too_many, limit = (float("inf"), excess) if excess > 0 else (before, FORGOTTEN)
-        rows = self.db.execute(
-            f"SELECT job, n, due_at FROM token INDEXED BY token_dead_age WHERE generation = {FAILED} AND due_at < ?"
-            " ORDER BY due_at LIMIT ?",
-            (too_many, limit),
         ).fetchall()
-        self._give_up([row[:2] for row in rows])
-        return sum(row[2] >= before for row in rows)
-
-    def forget(self, before: float, most: int) -> bool:
-        """Forget some of the jobs that finished before a time, and of those that finished first if finished jobs have
-        more than `most` tokens. Returns whether there was something to forget.
-        """
-        excess = self.spool.tally["finished"] - most
-        jobs, count = [], 0
-        rows = self.db.execute(
-            "SELECT id, size, finished FROM job INDEXED BY job_finished WHERE finished > 0 ORDER BY finished LIMIT ?",
-            (FORGOTTEN,),
+        return admission.page(
+            Failed(job, n, token, upstream, attempts, failure, reason, failed_at)
+            for (job, n, upstream, attempts, failure, reason, failed_at), token in self._named(rows)
         )
-        for job, size, finished in rows:
-            if count >= FORGOTTEN or (finished > before and count >= excess):
+
+    def _named(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], str]]:
+        """Rows of Singles, which begin with job and place, in the order of jobs, each with its token."""
+        jobs: dict[int, Packed] = {}
+        for row in rows:
+            if row[0] not in jobs:
+                stored = self.spool.pack_of(row[0])
+                jobs = {each.job: each for each in packs.read(stored.body)} if stored else {}
+            if job := jobs.get(row[0]):
+                yield row, job.tokens[job.index_of(row[1])]
+
+    def failed_singles(self, which: Which, limit: int) -> list[Single]:
+        """Store.failed_singles."""
+        conditions, values = _conditions(which)
+        rows = self.db.execute(
+            f"SELECT * FROM single INDEXED BY single_failed WHERE state = {FAILED} AND {conditions}"
+            " ORDER BY job, n LIMIT ?",
+            (*values, limit),
+        )
+        return [single(row) for row in rows]
+
+    def is_counted(self, job: int) -> bool:
+        """Whether a finished job is among those that are kept."""
+        [[found]] = self.db.execute(
+            "SELECT EXISTS (SELECT 1 FROM ended WHERE job = ?)"
+            f" OR EXISTS (SELECT 1 FROM single WHERE job = ? AND {_UNMARKED})",
+            (job, job),
+        )
+        return bool(found)
+
+    # -------------------------------------------------------------------------------------------------------- discarded
+
+    def discard(self, which: Which, limit: int) -> tuple[int, int]:
+        """Discard up to `limit` failed tokens. Returns how many, and with how many tokens jobs had come that are kept
+        again for it.
+        """
+        found = self.failed_singles(which, limit)
+        return len(found), self._give_up(found)
+
+    def _give_up(self, singles: Sequence[Single]) -> int:
+        """These failed tokens are over. Their jobs are forgotten with the next ones if their time has come. Returns
+        with how many tokens those had come that count again.
+        """
+        marked = {each.job: each for each in singles if each.waits}
+        revived = [
+            each for job, each in marked.items() if not self.is_counted(job) and not self.spool.open_singles(job)
+        ]
+        self.db.executemany(
+            f"UPDATE single SET state = {OVER}, waits = 0 WHERE job = ? AND n = ?",
+            [(each.job, each.n) for each in singles],
+        )
+        sizes = 0
+        for each in revived:
+            stored = self.spool.pack_of(each.job)
+            assert stored
+            size = next(head[1] for head in packs.heads(stored.body) if head[0] == each.job)
+            self.db.execute(
+                "UPDATE pack SET finished = finished + ?, ended = CASE WHEN ended > 0 THEN min(ended, ?) ELSE ? END"
+                " WHERE id = ?",
+                (size, each.due_at, each.due_at, stored.id),
+            )
+            sizes += size
+        return sizes
+
+    def prune_failed(self, before: float, excess: int) -> tuple[int, int, int]:
+        """Discard some of the tokens that failed before a time, or the `excess` oldest. Returns how many, how many of
+        them only because there are too many, and with how many tokens jobs had come that count again.
+        """
+        excess = min(excess, FORGOTTEN)
+        too_many, limit = (float("inf"), excess) if excess > 0 else (before, FORGOTTEN)
+        found = [
+            single(row)
+            for row in self.db.execute(
+                f"SELECT * FROM single INDEXED BY single_failed_age WHERE state = {FAILED} AND due_at < ?"
+                " ORDER BY due_at LIMIT ?",
+                (too_many, limit),
+            )
+        ]
+        sizes = self._give_up(found)
+        return len(found), sum(each.due_at >= before for each in found), sizes
+
+    # -------------------------------------------------------------------------------------------------------- forgotten
+
+    def forget(self, before: float, excess: int) -> Gone | None:
+        """Forget some of the jobs that finished before a time, and of those that finished first until they had so many
+        tokens. None: there was nothing to forget.
+        """
+        rows = self.db.execute(
+            "SELECT id, last, size, finished, jobs, ended FROM pack INDEXED BY pack_ended WHERE ended > 0"
+            " ORDER BY ended LIMIT ?",
+            (FORGOTTEN,),
+        ).fetchall()
+        over = finished = 0
+        whole: list[tuple[int, int]] = []
+        for pack, last, size, count, jobs, ended in rows:
+            if finished >= FORGOTTEN or (ended > before and finished >= excess):
                 break
-            jobs.append((job,))
-            count += size
-        if not jobs:
-            return False
-        gone = self.db.executemany(f"DELETE FROM token WHERE job = ? AND generation = {OVER}", jobs).rowcount
-        self.spool.tally["over"] -= gone
-        self.spool.tally["finished"] -= count
-        for table in ("receipt", "skipped"):
-            self.db.executemany(f"DELETE FROM {table} WHERE job = ?", jobs)
-        self.db.executemany("DELETE FROM job WHERE id = ? AND NOT EXISTS (SELECT 1 FROM token WHERE job = id)", jobs)
-        self.db.executemany("UPDATE job SET finished = -finished WHERE id = ?", jobs)  # of those with failed tokens
-        self.db.execute("UPDATE forgotten SET job = max(job, ?)", max(jobs))
-        return True
+            latest = math.inf if count <= excess - finished else before
+            if not jobs and ended <= latest and self._ends_whole(pack, last, latest):
+                whole.append((pack, last))
+                over, finished = over + size, finished + count
+                continue
+            gone = self._forget_part(pack, before, excess - finished)
+            over, finished = over + gone.over, finished + gone.finished
+        self._forget_whole(whole)
+        return Gone(over, finished) if over or finished else None
+
+    def _ends_whole(self, pack: int, last: int, before: float) -> bool:
+        """Whether a pack that has ended has no failed token, and nothing that ended later than `before`."""
+        [[stays]] = self.db.execute(
+            f"SELECT EXISTS (SELECT 1 FROM single WHERE job BETWEEN :low AND :high AND"
+            f" (state = {FAILED} OR due_at > :before))"
+            " OR EXISTS (SELECT 1 FROM ended WHERE job BETWEEN :low AND :high AND at > :before)",
+            {"low": pack, "high": last, "before": before},
+        )
+        return not stays
+
+    def _forget_whole(self, ids: Sequence[tuple[int, int]]) -> None:
+        if ids:
+            for table in ("single", "ended"):
+                self.db.executemany(f"DELETE FROM {table} WHERE job BETWEEN ? AND ?", ids)
+            self._drop([pack for pack, _ in ids], max(last for _, last in ids))
+
+    def _drop(self, ids: Iterable[int], job: int) -> None:
+        for table in ("pack", "body"):
+            self.db.executemany(f"DELETE FROM {table} WHERE id = ?", [(each,) for each in ids])
+        self.db.execute("UPDATE forgotten SET job = max(job, ?)", (job,))
+
+    def _forget_part(self, pack: int, before: float, excess: int) -> Gone:
+        """Forget those jobs of a pack whose time has come."""
+        [stored] = self.spool.packs([pack])
+        traces = self._traces(stored)
+        ends = {each.job.job: each.finished() for each in traces if each.job.message and each.is_counted()}
+        gone: dict[int, float] = {}
+        finished = over = 0
+        for each in sorted(traces, key=lambda each: ends.get(each.job.job, 0.0)):
+            end = ends.get(each.job.job, 0.0)
+            if end and (end <= before or finished < excess):
+                gone[each.job.job] = end
+                finished += len(each.job.tokens)
+        left = []
+        for each in traces:
+            job = each.job
+            if job.job in gone:
+                failed = {job.index_of(n) for n, found in each.singles.items() if found.state == FAILED}
+                over += sum(1 for token in job.tokens if token) - len(failed)
+                tokens = [token if index in failed else "" for index, token in enumerate(job.tokens)]
+                job = job._replace(tokens=tokens, forgotten=gone[job.job], message=job.message if failed else "")
+            left.append(job)
+        jobs = [(job,) for job in gone]
+        self.db.executemany("DELETE FROM ended WHERE job = ?", jobs)
+        self.db.executemany(f"DELETE FROM single WHERE job = ? AND state = {OVER}", jobs)
+        self.db.executemany(f"UPDATE single SET waits = 1 WHERE job = ? AND state = {FAILED}", jobs)
+        if not any(job.message for job in left):
+            self._drop([pack], stored.last)
+            return Gone(over, finished)
+        following = min((end for job, end in ends.items() if end and job not in gone), default=0.0)
+        self.db.execute("UPDATE body SET text = ? WHERE id = ?", (packs.write(left), pack))
+        self.db.execute(
+            "UPDATE pack SET size = size - ?, finished = finished - ?, ended = ? WHERE id = ?",
+            (over, finished, following, pack),
+        )
+        self.db.execute("UPDATE forgotten SET job = max(job, ?)", (max(gone, default=0),))
+        return Gone(over, finished)
 
 
-def _jobs(places: Iterable[tuple[int, int]]) -> list[tuple[int]]:
-    return [(job,) for job in {job for job, _ in places}]
+def _fates(traces: _Traces, sending: Container[int], queued: Container[int]) -> Iterable[Fate]:
+    """What became of each token of a job, in their order; of those that are forgotten, nothing."""
+    job = traces.job
+    delivered: dict[int, tuple[float, str]] = {}
+    for first, count, at, ids in traces.ends:
+        receipts = ids.split(" ") if ids else []
+        for index in range(first, first + count):
+            delivered[index] = at, receipts[index - first] if index - first < len(receipts) else ""
+    for index, token in enumerate(job.tokens):
+        n = job.place(index)
+        at, receipt = delivered.get(index, (0.0, ""))
+        if not token:
+            continue
+        if (alone := traces.singles.get(n)) is None:
+            gone = traces.gone >> index & 1
+            state = "delivered" if gone else "sending" if n in sending else "ready"
+            yield Fate(n, token, state, gone, "", "", "", at if gone else job.accepted_at, receipt)
+            continue
+        if alone.state == OPEN:
+            state = "sending" if n in sending else "deferred" if alone.waits and n not in queued else "ready"
+        else:
+            state = "failed" if alone.failure else "delivered"
+        how = alone.failure, alone.reason, alone.canonical
+        yield Fate(n, token, state, alone.attempts, *how, alone.due_at, receipt if state == "delivered" else "")

@@ -7,10 +7,10 @@ their own: when there are too many, the oldest are forgotten early, and no messa
 """
 
 import sqlite3
+from collections.abc import Sequence
 
-from gocm_lib.message.idempotency import HASH
-from gocm_lib.message.job import Job
 from gocm_lib.state.contract import Conflict, Known
+from gocm_lib.state.packs import Key
 
 LIFE = 86400.0  # seconds for which a key is kept
 PRUNED = 5000  # keys that are forgotten at once, so that nobody waits long for the lock
@@ -24,15 +24,6 @@ CREATE TABLE idempotency (
     body BLOB NOT NULL,
     accepted_at REAL NOT NULL
 );
-"""
-
-# From format 7, which kept whole hashes, and them by their value.
-UPGRADE = f"""
-ALTER TABLE idempotency RENAME TO whole;
-{SCHEMA}
-INSERT OR IGNORE INTO idempotency
-    SELECT job, substr(key, 1, {HASH}), substr(body, 1, {HASH}), accepted_at FROM whole ORDER BY job;
-DROP TABLE whole;
 """
 
 
@@ -49,26 +40,32 @@ class Keys:
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
         [[self.count]] = db.execute("SELECT count(*) FROM idempotency")
 
-    def claim(self, job: Job) -> Known | Conflict | None:
-        """Claim a job's key for it. None: the key is new, and is kept now. Known: the request was made before; perhaps
-        it became this very job, when a caller repeats a call whose answer was lost. Conflict: the key was used for
-        another request.
+    def known(self, keys: Sequence[Key]) -> dict[int, Known | Conflict]:
+        """Of requests with these keys those that were made before, by the ids that they would get now. Known may name
+        that very id, when a caller repeats a call whose answer was lost. Conflict: the key was used for another
+        request. Of two alike the second is what the first is.
         """
-        assert job.key is not None
-        key, body = job.key
-        found = self.db.execute("SELECT body, job, accepted_at FROM idempotency WHERE key = ?", (key,)).fetchone()
-        if found is None or found[2] <= job.accepted_at - LIFE:
+        found: dict[int, Known | Conflict] = {}
+        new: dict[bytes, Key] = {}
+        for each in keys:
+            row = self.db.execute(
+                "SELECT body, job FROM idempotency WHERE key = ? AND accepted_at > ?",
+                (each.key, each.accepted_at - LIFE),
+            ).fetchone()
+            body, job = row or new.setdefault(each.key, each)[2::-2]
+            if row or job != each.job:
+                found[each.job] = Known(job) if body == each.body else Conflict()
+        return found
+
+    def keep(self, keys: Sequence[Key]) -> None:
+        """Keep keys that are new."""
+        for each in keys:
+            found = self.db.execute("SELECT 1 FROM idempotency WHERE key = ?", (each.key,)).fetchone()
             self.db.execute(
-                "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?)", (job.id, key, body, job.accepted_at)
+                "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?)",
+                (each.job, each.key, each.body, each.accepted_at),
             )
             self.count += found is None
-            return None
-        return Known(found[1]) if found[0] == body else Conflict()
-
-    def forget(self, job: Job) -> None:
-        """Give a job's key back, because there was no room for the job."""
-        if job.key is not None:
-            self._forget("key = ? AND job = ?", job.key.key, job.id)
 
     def has_old(self, now: float) -> bool:
         """Whether any key's time is over."""

@@ -15,6 +15,8 @@ from gocm_lib.state import admission
 from gocm_lib.state.contract import COUNTERS, Count, Entry, Invalid, Replaced, Unregistered
 from gocm_lib.state.waves import BEFORE, RECENT, Bucket, Tally
 
+# What came in a wave (module waves) is marked; what is held back of it is not in the list at all, or its readers would
+# pass over it again and again.
 SCHEMA = """
 CREATE TABLE counter (
     name TEXT NOT NULL,
@@ -24,14 +26,13 @@ CREATE TABLE counter (
     PRIMARY KEY (name, upstream, reason)
 ) WITHOUT ROWID;
 CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
-CREATE TABLE notregistered (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE);
-"""
-# What came in a wave (module waves) is marked; what is held back of it is not in the list at all, or its readers would
-# pass over it again and again.
-MORE = """
+CREATE TABLE notregistered (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    token TEXT NOT NULL UNIQUE,
+    upstream TEXT NOT NULL DEFAULT '',
+    wave INTEGER NOT NULL DEFAULT 0
+);
 CREATE TABLE invalid (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
-ALTER TABLE notregistered ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
-ALTER TABLE notregistered ADD COLUMN wave INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE answers (
     upstream TEXT NOT NULL,
     minute INTEGER NOT NULL,

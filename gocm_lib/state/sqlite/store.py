@@ -1,0 +1,303 @@
+"""SqliteStore: packs, Singles, report and keys in one file (module store). Each change is one transaction.
+
+Counts what there is in memory, so that nothing is counted by SQL; a transaction that fails leaves the counts alone.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from gocm_lib.state.admission import Keeping
+from gocm_lib.state.contract import (
+    Conflict,
+    Count,
+    Deferred,
+    Entry,
+    Failed,
+    Known,
+    Past,
+    Place,
+    Replaced,
+    Status,
+    Unregistered,
+    Which,
+)
+from gocm_lib.state.packs import Key, Pack
+from gocm_lib.state.sqlite.database import DiskSpace, checkpoint, cut_log, open_spool, shrink, told, usage
+from gocm_lib.state.sqlite.history import FORGOTTEN, History
+from gocm_lib.state.sqlite.keys import Keys, most
+from gocm_lib.state.sqlite.report import RunReport
+from gocm_lib.state.sqlite.spool import Spool
+from gocm_lib.state.store import FAILED, Finish, Single, Spot, Store, Stored, Totals
+from gocm_lib.state.waves import Bucket
+
+
+class SqliteStore(Store):
+    """See module store for what the methods do."""
+
+    def __init__(self, db: sqlite3.Connection, disk: DiskSpace, keeping: Keeping) -> None:
+        self.db = db
+        self.disk = disk
+        self.spool = Spool(db)
+        self.history = History(self.spool)
+        self.report = RunReport(db, keeping.max_report)
+        self.keys = Keys(db)
+        self.most_keys = most(keeping.max_keys, keeping.limits.spool)
+        self.jobs, self.finished, self.failed_tokens, self.over, self.open_tokens = _count(db)
+
+    @classmethod
+    def open(cls, path: str, keeping: Keeping) -> Self:
+        """The store in the spool at `path`, which is made if it is not there. Raises Fatal."""
+        db, _held = open_spool(path)
+        return cls(db, DiskSpace(path), keeping)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all the changes in this block, or none. Raises Full, Passing and Broken."""
+        before = self.jobs, self.finished, self.failed_tokens, self.over, self.keys.count
+        opened, lengths = self.open_tokens.copy(), self.report.lengths.copy()
+        try:
+            with told():
+                self.db.execute("BEGIN IMMEDIATE")
+                yield
+                self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            self.jobs, self.finished, self.failed_tokens, self.over, self.keys.count = before
+            self.open_tokens, self.report.lengths = opened, lengths
+            raise
+
+    @property
+    def totals(self) -> Totals:  # type: ignore[override]
+        """How much there is."""
+        counts = self.jobs, self.open_tokens, self.failed_tokens, self.over, self.finished, self.keys.count
+        return Totals(*counts, self.report.lengths)
+
+    # ------------------------------------------------------------------------------------------------------ accepting
+
+    def known(self, keys: Sequence[Key]) -> dict[int, Known | Conflict]:
+        return self.keys.known(keys)
+
+    def has(self, job: int) -> bool:
+        return self.spool.has(job)
+
+    def keep(self, packs: Sequence[Pack], counts: Mapping[Count, int]) -> None:
+        with self.transaction():
+            self.spool.keep(packs)
+            if keys := [key for each in packs for key in each.keys]:
+                self.keys.keep(keys)
+            if forgotten := self.keys.fit(self.most_keys):
+                self.report.count({Count("keys_forgotten"): forgotten})
+            self.report.count(counts)
+            self.jobs += sum([len(each.jobs) for each in packs])
+            for each in packs:
+                self.open_tokens[each.upstream] += each.size
+
+    # ----------------------------------------------------------------------------------------------- what is to be sent
+
+    def fresh(self, upstream: str, lane: int, after: int, tokens: int) -> list[Stored]:
+        return self.spool.fresh(upstream, lane, after, tokens)
+
+    def newest(self, upstream: str, lane: int, before: int, count: int) -> list[Stored]:
+        return self.spool.newest_fresh(upstream, lane, before, count)
+
+    def packs(self, ids: Sequence[int]) -> list[Stored]:
+        return self.spool.packs(ids)
+
+    def pack_of(self, job: int) -> Stored | None:
+        return self.spool.pack_of(job)
+
+    def due(self, upstream: str, after: Spot, rank: int, count: int, above: int) -> list[Single]:
+        return self.spool.due(upstream, after, rank, count, above)
+
+    def next_rank(self, upstream: str, after: Spot, below: int, above: int) -> int | None:
+        return self.spool.next_rank(upstream, after, below, above)
+
+    def open_singles(self, job: int) -> list[Single]:
+        return self.spool.open_singles(job)
+
+    def died(self, job: int, reason: str) -> bool:
+        return self.spool.died(job, reason)
+
+    def is_sound(self, job: int) -> bool:
+        return self.spool.is_sound(job)
+
+    def deferred(self, upstream: str, after: Sequence[tuple[Spot, int]], most: int) -> Deferred:
+        return self.spool.deferred(upstream, after, most)
+
+    def finish(self, change: Finish) -> None:
+        with self.transaction():
+            self.spool.change(change.packs, change.now)
+            if change.singles:
+                self.spool.put(change.singles)
+            if change.ends:
+                self.spool.end(change.ends)
+            for upstream, (heard, fresh) in change.answers.items():
+                self.report.keep_answers(upstream, heard, fresh)
+            for replaced in change.replaced:
+                self.report.add_canonical(replaced.original, replaced.canonical)
+            for listed in change.unregistered:
+                self.report.add_notregistered(*listed)
+            for token, reason in change.invalid:
+                self.report.add_invalid(token, reason)
+            self.report.count(change.counts)
+            self._note(change)
+
+    def _note(self, change: Finish) -> None:
+        """Keep the counts with what was changed."""
+        opened = 0
+        for _id, _gone, _fresh, count, jobs, finished in change.packs:
+            opened += count
+            self.jobs += jobs
+            self.finished += finished
+        for upstream, count in change.opened.items():
+            self.open_tokens[upstream] += count
+        failed = sum([single.state == FAILED for single in change.singles]) - change.revived
+        self.failed_tokens += failed
+        self.over -= opened + failed
+
+    # ----------------------------------------------------------------------------------------------------- looking back
+
+    def status(
+        self, job: int, sending: Container[int], queued: Container[int], state: str, after: int, limit: int
+    ) -> Status | Past | None:
+        return self.history.status(job, sending, queued, state, after, limit)
+
+    def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
+        return self.history.failed(which, after, limit)
+
+    def failed_singles(self, which: Which, limit: int) -> list[Single]:
+        return self.history.failed_singles(which, limit)
+
+    def is_counted(self, job: int) -> bool:
+        return self.history.is_counted(job)
+
+    def discard(self, which: Which, limit: int) -> int:
+        with self.transaction():
+            count, sizes = self.history.discard(which, limit)
+            self._gave_up(count, sizes)
+        return count
+
+    def _gave_up(self, count: int, sizes: int) -> None:
+        self.failed_tokens -= count
+        self.over += count
+        self.finished += sizes
+
+    def prune_failed(self, before: float, most: int) -> tuple[int, bool]:
+        with self.transaction():
+            count, too_many, sizes = self.history.prune_failed(before, self.failed_tokens - most)
+            self._gave_up(count, sizes)
+        return too_many, count >= FORGOTTEN
+
+    def forget_jobs(self, before: float, most: int) -> bool:
+        with self.transaction():
+            gone = self.history.forget(before, self.finished - most)
+            if gone:
+                self.over -= gone.over
+                self.finished -= gone.finished
+        return gone is not None
+
+    def prune_keys(self, now: float) -> None:
+        if self.keys.has_old(now):
+            with self.transaction():
+                self.keys.prune(now)
+
+    # ------------------------------------------------------------------------------------------------------- the report
+
+    def counts(self) -> dict[Count, int]:
+        return self.report.counts()
+
+    def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
+        return list(self.report.latest_replaced), list(self.report.latest_unregistered)
+
+    def page(self, which: str, after: int, limit: int) -> list[Entry]:
+        return self.report.page(which, after, limit)
+
+    def forget(self, which: str, upto: int) -> bool:
+        with self.transaction():
+            return self.report.forget(which, upto)
+
+    def newest_entry(self, which: str) -> int:
+        return self.report.newest(which)
+
+    def answers(self, upstream: str) -> list[Bucket]:
+        return self.report.answers(upstream)
+
+    def mark(self, upstream: str, first: int, hold: bool) -> None:
+        with self.transaction():
+            self.report.mark(upstream, first, hold)
+
+    def release_held(self, limit: int) -> int:
+        with self.transaction():
+            return self.report.release(limit)
+
+    def discard_held(self, limit: int) -> int:
+        with self.transaction():
+            return self.report.discard(limit)
+
+    # ------------------------------------------------------------------------------------------------- clocks, and room
+
+    def last_job(self) -> int:
+        return self.spool.last_job()
+
+    def last_accepted(self) -> float:
+        return self.spool.last_accepted()
+
+    def oldest(self) -> float | None:
+        return self.spool.oldest(self.jobs)
+
+    def set_back(self, by: float, now: float, latest: float) -> None:
+        with self.transaction():
+            if by:
+                self.spool.accepted_by(now)  # so that the next start does not take it for set back again
+            self.spool.set_back(by, now, latest)
+
+    def room(self) -> tuple[int, int]:
+        used, unused = usage(self.db)
+        excess = (
+            self.disk.wal_excess()
+        )  # what is in the log needs as much room in the file, before the log is begun anew
+        return used + excess, self.disk.free() + unused - excess
+
+    def used(self) -> int:
+        return usage(self.db)[0]
+
+    def overgrown(self) -> bool:
+        return bool(self.disk.wal_excess())
+
+    def tend(self, least: int) -> bool:
+        with told():
+            if self.disk.wal_excess():
+                cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room
+            if not self.jobs:
+                shrink(self.db)
+        return self.disk.keep_reserve(least)
+
+    def make_way(self) -> None:
+        checkpoint(self.db)
+
+    def use_reserve(self) -> bool:
+        return self.disk.use_reserve()
+
+    def close(self) -> None:
+        self.db.close()
+
+
+def _count(db: sqlite3.Connection) -> tuple[int, int, int, int, Counter[str]]:
+    """Jobs with open tokens, the tokens with which finished ones came, failed tokens, those that are over, and the open
+    ones by upstream. Counting a million packs takes a tenth of a second.
+    """
+    names: list[str] = []
+    while row := db.execute(
+        f"SELECT upstream FROM pack WHERE upstream NOT IN ({', '.join('?' * len(names))}) LIMIT 1", names
+    ).fetchone():
+        names.append(row[0])
+    by_name = "".join(", coalesce(sum(open) FILTER (WHERE upstream = ?), 0)" for _ in names)
+    [[jobs, finished, size, *opened]] = db.execute(
+        f"SELECT coalesce(sum(jobs), 0), coalesce(sum(finished), 0), coalesce(sum(size), 0){by_name} FROM pack", names
+    )
+    [[failed]] = db.execute(f"SELECT count(*) FROM single INDEXED BY single_failed WHERE state = {FAILED}")
+    return jobs, finished, failed, size - sum(opened) - failed, Counter(dict(zip(names, opened)))
