@@ -29,7 +29,7 @@ gocm_lib/
         feeder generation in_hand sender loop pool width connection upstream credentials access_token quarantine
         crash_log
     state/       what is shared: one process. Other rooms know its contract, client and packs alone
-        contract client server state backlog store packs admission pacing pace blame turns waves
+        contract client server loop state backlog store packs admission pacing pace blame turns waves
         sqlite/  database spool history report keys upgrade
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job idempotency outcome retry suspect dialects

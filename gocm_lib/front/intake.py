@@ -26,7 +26,10 @@ PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
 TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
 LIMIT = 30.0  # seconds for a commit; who waits for it has been answered long before
 
-Put = Callable[[int, Sequence[Slice]], bool]  # slices of a generation into its queue: whether that could be
+GATHER, ENOUGH = 0.01, 64  # seconds, and tokens, for which what went straight through is gathered under load
+
+# Slices of a generation into its queue. False: not just now; True: they are there, or the generation is over.
+Put = Callable[[int, Sequence[Slice]], bool]
 
 
 def _patience(jobs: int, tokens: int) -> float:
@@ -48,15 +51,59 @@ class _Waiting:
         self.done.acquire()
 
 
+class _Straight:
+    """What went straight through, on its way to the queue. Under load it is gathered for a moment, for each item in the
+    queue, and what a sender has to settle, costs as much for one token as for some.
+    """
+
+    def __init__(self, put: Put) -> None:
+        self._put = put
+        self._generation = 0
+        self._slices: list[Slice] = []
+        self._tokens = 0
+        self._since = 0.0  # when the first of them came
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds more they may wait; 1 when there are none."""
+        return max(0.001, self._since + GATHER - time.monotonic()) if self._slices else 1.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether they may wait a little longer."""
+        return not self._slices or time.monotonic() < self._since + GATHER
+
+    def add(self, generation: int, gone: Sequence[Slice], alone: bool) -> None:
+        """These are a generation's. Nobody came with who is `alone`: what it brings waits for nobody."""
+        if generation != self._generation:
+            self._slices, self._tokens = [], 0  # that generation is over, and what it had is released
+        if not self._slices:
+            self._since = time.monotonic()
+        self._generation = generation
+        self._slices += gone
+        self._tokens += sum([part.size for part in gone])
+        if alone or self._tokens >= ENOUGH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put them into the queue."""
+        if not self._slices:
+            return
+        if self._put(self._generation, self._slices):
+            self._slices, self._tokens = [], 0
+        else:
+            self._since = time.monotonic()
+
+
 class Intake:
     """Used by all threads that answer clients. Makes job ids and commits jobs."""
 
     def __init__(self, client: Client, last_id: int, collector: Collector, put: Put) -> None:
         """`last_id` is the highest there is; `put` puts slices into the queue of a generation."""
         self._client = client
-        self._put = put
-        self._seen = 0  # the number of the last answer of which what went straight through is in the queue
-        self._lost = False  # whether some may have gone straight through that are not: they wait for our next call
+        self._straight = _Straight(put)
+        self._seen = 0  # the number of the last answer with which something went straight through
+        self._lost = False  # whether something may have with an answer that we have not: it waits for our next call
         self._collector = collector
         self._last_id = last_id
         self._trouble = ""  # why the last commit failed
@@ -91,9 +138,10 @@ class Intake:
             self._collector.move("intake")
             expected = len(batch)
             try:
-                batch = [self._queue.get(timeout=1.0)]
+                batch = [self._queue.get(timeout=self._straight.patience)]
             except Empty:
                 batch = []
+                self._straight.flush()
                 if self._trouble or self._lost:
                     self._commit(batch)  # to know when it is over, though nobody may dare to ask
                 continue
@@ -129,11 +177,12 @@ class Intake:
             waiting.answers = list(islice(answers, len(waiting.jobs)))
             waiting.done.release()
         if accepted.number:
+            self._seen = accepted.number
             gone = {job for each in packs if each.id in accepted.gone for job, _, _ in each.jobs}
-            if self._put(accepted.generation, slices(job for job in jobs if job.id in gone)):
-                self._seen = accepted.number
-            else:
-                self._lost = True
+            alone = len(batch) == 1 and self._queue.empty()
+            self._straight.add(accepted.generation, slices(job for job in jobs if job.id in gone), alone)
+        if not self._straight.waits:
+            self._straight.flush()
 
     def _with_ids(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with ids. Those for one upstream and of about one size get neighbouring ids: they make a pack."""

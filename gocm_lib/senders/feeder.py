@@ -98,12 +98,14 @@ class Feeder:
             pass
 
     def put(self, generation: int, slices: Sequence[Slice]) -> bool:
-        """Put slices that a generation has in hand into its queue. Returns whether that could be: it cannot when the
-        generation is not the one that is fed any more, or an upstream has no credential just now.
+        """Put slices that a generation has in hand into its queue, unless it is not the one that is fed any more: then
+        they are released with it. Returns False when an upstream has no credential just now.
         """
         with self._putting:
             current, ready = self._current, self._credentials.ready()
-            if current is None or current[0] != generation or any(part.upstream not in ready for part in slices):
+            if current is None or current[0] != generation:
+                return True
+            if any(part.upstream not in ready for part in slices):
                 return False
             self._note_waits(slices)
             headers = {upstream: header.text for upstream, header in ready.items()}

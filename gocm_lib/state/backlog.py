@@ -146,6 +146,16 @@ def slices(pieces: Iterable[Piece]) -> list[Slice]:
     return found
 
 
+class _Before:
+    """How what has changed was before."""
+
+    def __init__(self, in_hand: Counter[tuple[int, str]]) -> None:
+        self.packs: dict[Loaded, tuple[int, dict[int, int], list[int], int]] = {}
+        self.singles: dict[Place, tuple[Single, int] | None] = {}
+        self.in_hand = in_hand.copy()
+        self.arrived: list[Loaded] = []
+
+
 class Backlog:
     """See above. For State, which calls it under its lock."""
 
@@ -160,9 +170,8 @@ class Backlog:
         self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
         self.probes: Counter[str] = Counter()  # how often a probe of a paused upstream was chosen,
         self.looked_at: dict[tuple[str, int], tuple[int, Spot]] = {}  # and the last jobs looked at of its lanes
-        self._packs_before: dict[Loaded, tuple[int, dict[int, int], list[int], int]] = {}
-        self._singles_before: dict[Place, tuple[Single, int] | None] = {}
-        self._in_hand_before = self.in_hand
+        self._before = _Before(self.in_hand)  # what has changed since `begin`,
+        self._turn: _Before | None = None  # and since `begin_turn`
         self._uncounted: set[int] = (
             set()
         )  # jobs that are replayed after they were forgotten but for their failed tokens
@@ -171,17 +180,15 @@ class Backlog:
 
     def begin(self) -> None:
         """From here on changes can be undone."""
-        for pack in self._packs_before:  # looked at since the last ones
-            self._let_go(pack)
-        self._packs_before, self._singles_before = {}, {}
-        self._in_hand_before = self.in_hand.copy()
+        self._put_down(self._before)
+        self._before = _Before(self.in_hand)
         self._uncounted.clear()
 
     def changes(self) -> list[Changed]:
         """What has changed since `begin` that the Store must know."""
         return [
             _difference(pack, gone, open_, self._uncounted)
-            for pack, (gone, _, open_, _) in self._packs_before.items()
+            for pack, (gone, _, open_, _) in self._before.packs.items()
             if pack.gone != gone or pack.open != open_
         ]
 
@@ -191,17 +198,55 @@ class Backlog:
 
     def rollback(self) -> None:
         """It has not."""
-        for pack, before in self._packs_before.items():
-            pack.gone, pack.held, pack.open, pack.alone = before
-            self._file(pack)
-        for place, single in self._singles_before.items():
-            self._set(place, single)
-        self.in_hand = self._in_hand_before
+        self._undo(self._before)
         self.begin()
 
+    def begin_turn(self) -> None:
+        """From here on changes that were committed can be undone, too."""
+        self.begin()
+        self._turn = _Before(self.in_hand)
+
+    def end_turn(self) -> None:
+        """The Store has made all of them."""
+        self.begin()
+        turn, self._turn = self._turn, None
+        self._put_down(turn)
+
+    def undo_turn(self) -> None:
+        """It has made none."""
+        self.begin()
+        turn, self._turn = self._turn, None
+        assert turn
+        self._undo(turn)
+        for pack in turn.arrived:
+            pack.gone, pack.held = pack.full, {}
+            self._file(pack)
+            self._let_go(pack)
+
+    def _undo(self, before: "_Before") -> None:
+        for pack, was in before.packs.items():
+            pack.gone, pack.held, pack.open, pack.alone = was
+            self._file(pack)
+        for place, single in before.singles.items():
+            self._set(place, single)
+        self.in_hand = before.in_hand
+
+    def _put_down(self, done: "_Before | None") -> None:
+        """What was changed need not be undone by itself any more."""
+        if done is None:
+            return
+        if self._turn is not None:
+            for pack, was in done.packs.items():
+                self._turn.packs.setdefault(pack, was)
+            for place, single in done.singles.items():
+                self._turn.singles.setdefault(place, single)
+            return
+        for pack in done.packs:
+            self._let_go(pack)
+
     def _touch(self, pack: Loaded) -> None:
-        if pack not in self._packs_before:
-            self._packs_before[pack] = pack.gone, pack.held.copy(), pack.open.copy(), pack.alone
+        if pack not in self._before.packs:
+            self._before.packs[pack] = pack.gone, pack.held.copy(), pack.open.copy(), pack.alone
 
     def _set(self, place: Place, now: tuple[Single, int] | None) -> None:
         before = self.singles.get(place)
@@ -219,7 +264,7 @@ class Backlog:
         return self.lanes[single.upstream, turns.lane_of(single.rank)]
 
     def _change(self, place: Place, now: tuple[Single, int] | None) -> None:
-        self._singles_before.setdefault(place, self.singles.get(place))
+        self._before.singles.setdefault(place, self.singles.get(place))
         self._set(place, now)
 
     def _file(self, pack: Loaded) -> None:
@@ -276,6 +321,8 @@ class Backlog:
                 loaded.held[LIVING] = loaded.full & ~loaded.gone
         else:
             loaded = Loaded(pack, pack.jobs, None)
+            if self._turn is not None:
+                self._turn.arrived.append(loaded)
         self.packs[loaded.id] = loaded
         self.of_job.update(dict.fromkeys(loaded.jobs, loaded))
         return loaded

@@ -7,18 +7,20 @@ next one goes on from what is on disk.
 import contextlib
 import multiprocessing.managers
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.retry import Policy
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import Keeping, Limits
 from gocm_lib.state.contract import VERBS, Broken, Full, Passing
+from gocm_lib.state.loop import Loop
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.sqlite.database import told
 from gocm_lib.state.sqlite.store import SqliteStore
@@ -28,39 +30,19 @@ UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 
 LOOK_EVERY = 1.0  # seconds between two looks whether our socket is there
 
 
-class _Manager(multiprocessing.managers.BaseManager):
-    pass
+class _Server(multiprocessing.managers.Server):
+    """The Manager's server: it listens and asks for the key, and hands who has it over to the loop."""
+
+    loop: Loop
+
+    def serve_client(self, conn: Connection) -> NoReturn:
+        """A caller is admitted."""
+        self.loop.adopt(conn.fileno())
+        sys.exit()  # this thread, which then closes its descriptor
 
 
-class _Edge:
-    """The verbs, as the Manager's threads call them. When the disk is full, the WAL is checkpointed, which may be
-    enough, then the reserve is given up. A disk that stays full, and a spool that another program has locked, are told
-    to the caller, who may try again. After any other failure nobody knows what the next commit would keep, so the
-    process ends, and the next start goes on from what is on disk.
-    """
-
-    def __init__(self, state: State) -> None:
-        for verb in VERBS:
-            setattr(self, verb, self._guard(getattr(state, verb), state))
-
-    @staticmethod
-    def _guard(verb: Callable[..., Any], state: State) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            remedies = [state.make_way, state.use_reserve]
-            while True:
-                try:
-                    with told():
-                        return verb(*arguments)
-                except Full:
-                    if not remedies:
-                        raise
-                    remedies.pop(0)()
-                except Passing:
-                    raise
-                except Exception as error:
-                    _give_up(verb.__name__, error)
-
-        return call
+class _Known:
+    """What callers ask the Manager for: a name, and which verbs it has. The loop does what it is asked."""
 
 
 def _give_up(verb: str, error: Exception) -> NoReturn:
@@ -88,7 +70,7 @@ def _make(settings: Settings, now: float, living: Collection[int]) -> State:
 
 def _serve(address: str, authkey: bytes) -> os.stat_result:
     """Listen at this address for calls, in a thread. Returns the stat of the socket."""
-    server = _Manager(address=address, authkey=authkey).get_server()
+    server = _Server({"State": (_Known, VERBS, {}, None)}, address, authkey, "pickle")
     threading.Thread(target=server.serve_forever, name="manager", daemon=True).start()
     return os.lstat(address)
 
@@ -123,11 +105,12 @@ def main(settings: Settings, address: str, authkey: bytes, living: Collection[in
     except (Full, Passing, Broken) as error:
         child.refuse(control, Exit.SPOOL_UNWRITABLE, f"cannot write the spool {settings.spool}: {error}")
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
-    edge = _Edge(state)
-    _Manager.register("State", callable=lambda: edge, exposed=VERBS)
+    _Server.loop = loop = Loop(state, _give_up)
+    threading.Thread(target=loop.run, name="loop", daemon=True).start()
     socket = _serve(address, authkey)
     threading.Thread(target=_stay_reachable, args=(address, authkey, socket), name="reachable", daemon=True).start()
     control.send(("ready", state.last_job()))
     child.wait_for_word(control)
+    loop.turning.acquire()  # between two turns
     state.close()
     child.leave(Exit.OK)

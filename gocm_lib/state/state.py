@@ -11,7 +11,6 @@ lists cannot disagree. Promises:
 
 import math
 import random
-import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -164,7 +163,7 @@ class _Work:
 
 
 class State(Shared):
-    """The shared state. One lock is held for one verb at a time; only a waiting `claim` waits without it."""
+    """The shared state, for one caller at a time (module loop)."""
 
     def __init__(
         self,
@@ -199,7 +198,25 @@ class State(Shared):
         self.sound: OrderedDict[int, None] = OrderedDict()  # jobs whose messages are good, as an answer has shown
         # Jobs whose first answers found the message bad: why, and how often.
         self.rejected_messages: dict[int, tuple[str, int]] = {}
-        self.changed = threading.Condition(threading.Lock())
+        self.together = False  # whether what is done now is a part of a turn
+        self.busy = False  # whether there is more to forget, and soon
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Accepts and settles in this block are one transaction: all of them are kept, or none has happened."""
+        before = self.rejected_messages.copy(), self.unseen.copy()
+        self.backlog.begin_turn()
+        self.together = True
+        try:
+            with self.store.turn():
+                yield
+        except BaseException:
+            self.backlog.undo_turn()
+            self.rejected_messages, self.unseen = before
+            raise
+        finally:
+            self.together = False
+        self.backlog.end_turn()
 
     @contextmanager
     def _change(self, now: float) -> Iterator[_Work]:
@@ -220,29 +237,28 @@ class State(Shared):
     # ------------------------------------------------------------------------------------------------------- accepting
 
     def accept(self, packs: Sequence[Pack], seen: int | None = None) -> Accepted:
-        with self.changed:
-            if seen is not None:
-                self._take_back(seen)
-            new: list[Pack] = []
-            idle = self._idle(packs) if seen is not None and packs else set()
-            try:
-                answers, new = self._accept(packs)
-            except Full:
-                self.store.make_way()  # it may be the log that fills it
-                full = Refused(507, "the disk is full", DISK_WAIT)
-                answers = {job: full for each in packs for job, _, _ in each.jobs}
-            if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
-                self._note_refusal(refused[0], packs[0].since)
-            gone = self._go_straight([each for each in new if each.upstream in idle])
-            for each in new:
-                self.backlog.arrive(each, self.generation_fed if each.id in gone else 0)
-            if len(gone) < len(new):
-                self.changed.notify_all()
-            if not gone:
-                return Accepted(answers)
-            self.straight += 1
-            self.unseen[self.straight] = self.generation_fed, gone
-            return Accepted(answers, self.straight, self.generation_fed, gone)
+        if seen is not None:
+            self._take_back(seen)
+        new: list[Pack] = []
+        idle = self._idle(packs) if seen is not None and packs else set()
+        try:
+            answers, new = self._accept(packs)
+        except Full:
+            if self.together:
+                raise
+            self.store.make_way()  # it may be the log that fills it
+            full = Refused(507, "the disk is full", DISK_WAIT)
+            answers = {job: full for each in packs for job, _, _ in each.jobs}
+        if refused := [answer for answer in answers.values() if isinstance(answer, Refused)]:
+            self._note_refusal(refused[0], packs[0].since)
+        gone = self._go_straight([each for each in new if each.upstream in idle])
+        for each in new:
+            self.backlog.arrive(each, self.generation_fed if each.id in gone else 0)
+        if not gone:
+            return Accepted(answers)
+        self.straight += 1
+        self.unseen[self.straight] = self.generation_fed, gone
+        return Accepted(answers, self.straight, self.generation_fed, gone)
 
     @property
     def generation_fed(self) -> int:
@@ -363,16 +379,13 @@ class State(Shared):
             for each in lost:
                 if pack := self.backlog.packs.get(each):
                     self.backlog.give_back(pack, generation, pack.held.get(generation, 0))
-            self.changed.notify_all()
         self.unseen.clear()
 
     # --------------------------------------------------------------------------------------------------------- claiming
 
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, claims; a claim of an older one that waits ends."""
-        with self.changed:
-            self.generation = max(self.generation, generation)
-            self.changed.notify_all()
+        self.generation = max(self.generation, generation)
 
     def claim(
         self,
@@ -383,31 +396,36 @@ class State(Shared):
         now: float,
         wait: float,
     ) -> Claimed:
-        started = time.monotonic()
-        with self.changed:
-            if self._keep_house(now):
-                wait = min(wait, SOON)
-            known = self.pacing.news()
-            while True:
-                waited = time.monotonic() - started
-                if generation < self.generation:
-                    return Claimed([], {})
-                last, given = self.batches.get(generation, (0, []))
-                if batch <= last:
-                    return Claimed(given if batch == last else [], {})
-                self.feed = _Feed(generation, in_hand_limits, ready)
-                found: list[Slice] = []
-                idle = wait - waited
-                for upstream, since in ready.items() if generation not in self.living else ():
-                    self.pacing.end_pause(upstream, since, now + waited)
-                    more, rest = self._claim(generation, in_hand_limits[upstream], upstream, now + waited)
-                    found += more
-                    idle = min(idle, rest)
-                if found:
-                    self.batches[generation] = batch, found
-                if found or waited >= wait or self.pacing.news() != known:
-                    return Claimed(found, self.pacing.news())
-                self.changed.wait(max(0.001, idle))
+        self.keep_house(now)
+        return self.look(generation, batch, in_hand_limits, ready, now)[0]  # module loop waits
+
+    def look(
+        self,
+        generation: int,
+        batch: int,
+        in_hand_limits: Mapping[str, int],
+        ready: Mapping[str, float],
+        now: float,
+    ) -> tuple[Claimed, float]:
+        """A claim, without waiting and without keeping house. When there is nothing yet, also in how many seconds there
+        could be something merely because time passes; 0: the answer is final.
+        """
+        if generation < self.generation:
+            return Claimed([], {}), 0.0
+        last, given = self.batches.get(generation, (0, []))
+        if batch <= last:
+            return Claimed(given if batch == last else [], {}), 0.0
+        self.feed = _Feed(generation, in_hand_limits, ready)
+        found: list[Slice] = []
+        rest = 60.0
+        for upstream, since in ready.items() if generation not in self.living else ():
+            self.pacing.end_pause(upstream, since, now)
+            more, idle = self._claim(generation, in_hand_limits[upstream], upstream, now)
+            found += more
+            rest = min(rest, idle)
+        if found:
+            self.batches[generation] = batch, found
+        return Claimed(found, self.pacing.news()), 0.0 if found else max(0.001, rest)
 
     def _claim(self, generation: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
         """One upstream's share of a claim, and in how many seconds there could be more merely because time passes."""
@@ -470,10 +488,11 @@ class State(Shared):
 
     # ---------------------------------------------------------------------------------------------------- keeping house
 
+    def keep_house(self, now: float) -> None:
+        """Forget what is too old or too much, keep the disk reserve, notice a clock that was set back."""
+        self.busy = self._keep_house(now)
+
     def _keep_house(self, now: float) -> bool:
-        """Forget what is too old or too much, keep the disk reserve, notice a clock that was set back. Returns whether
-        more is to be done soon.
-        """
         if now < self.latest - CLOCK_STEP:
             self._set_back(self.latest - now, now)
             self.tidied = now - HOUSEKEEPING
@@ -513,23 +532,21 @@ class State(Shared):
 
     def settle(self, generation: int, results: Sequence[Result], now: float) -> None:
         """Record what became of tokens in a generation's hands; those it does not hold (any more) are passed over."""
-        with self.changed:
-            delivered = [result for result in results if _is_plain(result.outcome)]
-            others = [result for result in results if not _is_plain(result.outcome)]
-            self._hear(delivered, others, now)
-            first = self.store.newest_entry("notregistered") + 1 if others else 0
-            with self._change(now) as work:
-                for result in delivered:
-                    self._settle_delivered(work, generation, result)
-                settled = [result for result in others if self._settle(work, generation, result)]
-                heard = _heard(work.counts, first, now)
-                work.answers = {name: (each, each.number > self.waves[name].newest) for name, each in heard.items()}
-                self._try_messages(work, settled, {result.job for result in delivered})
-            self.drain = drained(self.drain, -work.opened.total(), now)
-            for upstream, each in heard.items():
-                self.waves[upstream].hear(each.tally, each.first, now)
-            self._look_for_waves(now)
-            self.changed.notify_all()
+        delivered = [result for result in results if _is_plain(result.outcome)]
+        others = [result for result in results if not _is_plain(result.outcome)]
+        self._hear(delivered, others, now)
+        first = self.store.newest_entry("notregistered") + 1 if others else 0
+        with self._change(now) as work:
+            for result in delivered:
+                self._settle_delivered(work, generation, result)
+            settled = [result for result in others if self._settle(work, generation, result)]
+            heard = _heard(work.counts, first, now)
+            work.answers = {name: (each, each.number > self.waves[name].newest) for name, each in heard.items()}
+            self._try_messages(work, settled, {result.job for result in delivered})
+        self.drain = drained(self.drain, -work.opened.total(), now)
+        for upstream, each in heard.items():
+            self.waves[upstream].hear(each.tally, each.first, now)
+        self._look_for_waves(now)
         if work.told:
             self._log_ends(work.told)
 
@@ -732,19 +749,18 @@ class State(Shared):
         """Hold the death of a sender of this generation against what it had in flight (module suspect); how many
         tokens were set aside for it. A sender dies once, however often this is told.
         """
-        with self.changed:
-            known = self.crashes[generation]
-            if sender in known:
-                return known[sender]
-            alone = len({in_flight.job for in_flight in flights}) == 1
-            spare = not alone or unrest(self.deaths, now)
-            with self._change(now) as work:
-                doomed = self._count_deaths(work, generation, flights)
-                if not spare:
-                    self._set_aside_doomed(work, generation, doomed)
-            if not (alone and doomed):
-                self.deaths.append(now)
-            known[sender] = len(work.told)
+        known = self.crashes[generation]
+        if sender in known:
+            return known[sender]
+        alone = len({in_flight.job for in_flight in flights}) == 1
+        spare = not alone or unrest(self.deaths, now)
+        with self._change(now) as work:
+            doomed = self._count_deaths(work, generation, flights)
+            if not spare:
+                self._set_aside_doomed(work, generation, doomed)
+        if not (alone and doomed):
+            self.deaths.append(now)
+        known[sender] = len(work.told)
         self._log_ends(work.told)
         return len(work.told)
 
@@ -807,27 +823,24 @@ class State(Shared):
 
     def release(self, generation: int | None) -> int:
         """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
-        with self.changed:
-            released = self.backlog.release(generation)
-            if generation is None:
-                self.living.clear()
-            else:
-                # A claim of that generation that comes now was given up long ago by who asked for it.
-                self.generation = max(self.generation, generation + 1)
-                self.crashes.pop(generation, None)
-                self.batches.pop(generation, None)
-                self.living.discard(generation)
-            if self.backlog.barrier and not self.living:
-                released += self.backlog.lift_bar()
-            self.changed.notify_all()
-            return released
+        released = self.backlog.release(generation)
+        if generation is None:
+            self.living.clear()
+        else:
+            # A claim of that generation that comes now was given up long ago by who asked for it.
+            self.generation = max(self.generation, generation + 1)
+            self.crashes.pop(generation, None)
+            self.batches.pop(generation, None)
+            self.living.discard(generation)
+        if self.backlog.barrier and not self.living:
+            released += self.backlog.lift_bar()
+        return released
 
     # -------------------------------------------------------------------------------------------------- what others ask
 
     def make_way(self) -> None:
         """Write down what the Store has only in its log, unless somebody reads in it."""
-        with self.changed:
-            self.store.make_way()
+        self.store.make_way()
 
     def use_reserve(self) -> None:
         """Give up the disk reserve, if there is one, so that work can go on."""
@@ -836,83 +849,71 @@ class State(Shared):
 
     def snapshot(self) -> Snapshot:
         """What there is to report."""
-        with self.changed:
-            totals, pauses = self.store.totals, self.pacing.pauses
-            refused = self._refuses()
-            replaced, unregistered = self.store.latest()
-            return Snapshot(
-                counts=self.store.counts(),
-                pending=totals.jobs,
-                tokens=totals.tokens,
-                claimed=self.backlog.claimed_tokens(),
-                deferred=self.backlog.deferred(self.pacing.standings, MANY_DEFERRED),
-                failed=totals.failed,
-                listed={which: totals.listed[which] for which in LISTS},
-                latest_replaced=replaced,
-                latest_unregistered=unregistered,
-                oldest=self.store.oldest(),
-                keys=totals.keys,
-                over=totals.over,
-                bytes=self.store.used(),
-                paused_until={upstream: paused.until for upstream, paused in pauses.items()},
-                pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
-                refusing=refused.reason if refused else "",
-                waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
-                held=totals.listed["held"],
-            )
+        totals, pauses = self.store.totals, self.pacing.pauses
+        refused = self._refuses()
+        replaced, unregistered = self.store.latest()
+        return Snapshot(
+            counts=self.store.counts(),
+            pending=totals.jobs,
+            tokens=totals.tokens,
+            claimed=self.backlog.claimed_tokens(),
+            deferred=self.backlog.deferred(self.pacing.standings, MANY_DEFERRED),
+            failed=totals.failed,
+            listed={which: totals.listed[which] for which in LISTS},
+            latest_replaced=replaced,
+            latest_unregistered=unregistered,
+            oldest=self.store.oldest(),
+            keys=totals.keys,
+            over=totals.over,
+            bytes=self.store.used(),
+            paused_until={upstream: paused.until for upstream, paused in pauses.items()},
+            pause_reasons={upstream: paused.reason for upstream, paused in pauses.items()},
+            refusing=refused.reason if refused else "",
+            waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
+            held=totals.listed["held"],
+        )
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
         """Entries of one of LISTS numbered above `after`."""
-        with self.changed:
-            return self.store.page(which, after, limit)
+        return self.store.page(which, after, limit)
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
-        with self.changed:
-            return self.store.forget(which, upto)
+        return self.store.forget(which, upto)
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job."""
-        with self.changed:
-            found = self.store.status(job, *self.backlog.places(job), state, after, limit)
-            if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
-                return found
-            return found._replace(paused=self.pacing.pauses[found.upstream].reason)
+        found = self.store.status(job, *self.backlog.places(job), state, after, limit)
+        if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
+            return found
+        return found._replace(paused=self.pacing.pauses[found.upstream].reason)
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""
-        with self.changed:
-            return self.store.failed(which, after, limit)
+        return self.store.failed(which, after, limit)
 
     def discard(self, which: Which) -> int:
         """Forget some of the failed tokens; how many, at most AT_ONCE."""
-        with self.changed:
-            return self.store.discard(which, AT_ONCE)
+        return self.store.discard(which, AT_ONCE)
 
     def release_held(self) -> int:
         """Put some of the entries that are held back into the list; how many, at most AT_ONCE."""
-        with self.changed:
-            return self.store.release_held(AT_ONCE)
+        return self.store.release_held(AT_ONCE)
 
     def discard_held(self) -> int:
         """Forget some of the entries that are held back; how many, at most AT_ONCE."""
-        with self.changed:
-            return self.store.discard_held(AT_ONCE)
+        return self.store.discard_held(AT_ONCE)
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
-        with self.changed:
-            with self._change(now) as work:
-                done = 0
-                for upstream in [which.upstream] if which.upstream else self.pacing.standings:
-                    room = self.keeping.limits.share - self.store.totals.open.get(upstream, 0)
-                    found = self.store.failed_singles(
-                        which._replace(upstream=upstream), max(0, min(AT_ONCE - done, room))
-                    )
-                    self._revive(work, found)
-                    work.counts[Count("replayed", upstream)] += len(found)
-                    done += len(found)
-            self.changed.notify_all()
+        with self._change(now) as work:
+            done = 0
+            for upstream in [which.upstream] if which.upstream else self.pacing.standings:
+                room = self.keeping.limits.share - self.store.totals.open.get(upstream, 0)
+                found = self.store.failed_singles(which._replace(upstream=upstream), max(0, min(AT_ONCE - done, room)))
+                self._revive(work, found)
+                work.counts[Count("replayed", upstream)] += len(found)
+                done += len(found)
         return done
 
     def _revive(self, work: _Work, found: Sequence[Single]) -> None:
@@ -929,13 +930,11 @@ class State(Shared):
 
     def last_job(self) -> int:
         """The highest job id on disk. New ids must be above it, whatever the clock says."""
-        with self.changed:
-            return self.store.last_job()
+        return self.store.last_job()
 
     def start(self, now: float) -> None:
         """Adjust due times to the clock, which may have been set back while no GoCM ran."""
-        with self.changed:
-            self._set_back(max(0.0, self.store.last_accepted() - now), now)
+        self._set_back(max(0.0, self.store.last_accepted() - now), now)
 
     def _set_back(self, by: float, now: float) -> None:
         if by > CLOCK_STEP:
@@ -945,8 +944,7 @@ class State(Shared):
         self.backlog.rewind_singles()
 
     def close(self) -> None:
-        """Close the Store between two verbs. Nothing can be called any more."""
-        self.changed.acquire()
+        """Close the Store. Nothing can be called any more."""
         self.store.close()
 
 

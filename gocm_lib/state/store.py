@@ -14,6 +14,7 @@ Who has a token in hand is not kept: State knows, and after a restart nobody has
 """
 
 from collections.abc import Container, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from gocm_lib.state.contract import (
@@ -190,6 +191,9 @@ class Store(Protocol):
 
     def finish(self, change: Finish) -> None:
         """Make a change."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Changes within are one: all are on disk when it ends, or none was made."""
 
     # ----------------------------------------------------------------------------------------------------- looking back
 

@@ -6,7 +6,7 @@ Counts what there is in memory, so that nothing is counted by SQL; a transaction
 import sqlite3
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Self
 
 from gocm_lib.state.admission import Keeping
@@ -40,6 +40,7 @@ class SqliteStore(Store):
     def __init__(self, db: sqlite3.Connection, disk: DiskSpace, keeping: Keeping) -> None:
         self.db = db
         self.disk = disk
+        self._turning = False
         self.spool = Spool(db)
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
@@ -54,15 +55,34 @@ class SqliteStore(Store):
         return cls(db, DiskSpace(path), keeping)
 
     @contextmanager
+    def turn(self) -> Iterator[None]:
+        self._turning = True
+        with self._restoring():
+            try:
+                yield
+                with told():
+                    if self.db.in_transaction:
+                        self.db.execute("COMMIT")
+            finally:
+                self._turning = False
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make all the changes in this block, or none. Raises Full, Passing and Broken."""
+        with self._restoring() if not self._turning else nullcontext(), told():
+            if not self.db.in_transaction:
+                self.db.execute("BEGIN IMMEDIATE")
+            yield
+            if not self._turning:
+                self.db.execute("COMMIT")
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        """Leave no change, and the counts as they were, when this block fails."""
         before = self.jobs, self.finished, self.failed_tokens, self.over, self.keys.count
         opened, lengths = self.open_tokens.copy(), self.report.lengths.copy()
         try:
-            with told():
-                self.db.execute("BEGIN IMMEDIATE")
-                yield
-                self.db.execute("COMMIT")
+            yield
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
