@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from kit import FORM, Http, Sandbox, Unread, eventually, form, memory
 
-from gocm_lib.state.packs import read
+from gocm_lib.state.packs import from_bytes, read, runs
 
 CLIENTS = 4
 CALM = 10.0  # seconds after an outage until all is as it was before
@@ -158,18 +158,20 @@ class Soak:
         it was accepted.
         """
         ends = {
-            (job, n): at
-            for job, first, span, at in self._ask_spool("SELECT job, n, span, at FROM ended")
-            for n in range(first, first + span)
+            (pack, first + at): when
+            for pack, first, positions, when in self._ask_spool("SELECT pack, first, positions, at FROM ended")
+            for low, high in runs(from_bytes(positions))
+            for at in range(low, high)
         }
         singles = self._ask_spool("SELECT job, n, failure, due_at, state FROM single")
         alone = {(job, n): (failure, at if state else 0.0) for job, n, failure, at, state in singles}
-        for (body,) in self._ask_spool("SELECT text FROM body"):
+        for pack, body in self._ask_spool("SELECT id, text FROM body"):
+            position = 0
             for job in read(body):
                 for n, token in enumerate(job.tokens):
-                    place = job.job, n
-                    failure, ended = alone.get(place) or ("", ends.get(place, 0.0))
+                    failure, ended = alone.get((job.job, n)) or ("", ends.get((pack, position), 0.0))
                     yield token, failure, ended, job.accepted_at
+                    position += 1
 
     def _ask_spool(self, statement):
         with contextlib.closing(sqlite3.connect(f"file:{self.server.spool}?mode=ro", uri=True)) as db:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, cast
 
+from gocm_lib.process import log
 from gocm_lib.state.contract import VERBS, Claimed, Full, Passing
 from gocm_lib.state.state import SOON, State
 
@@ -144,7 +145,12 @@ class Loop:
         if not more:
             self._leave(caller)
             return []
-        return [_Call(caller, verb, arguments) for verb, arguments in caller.calls()]
+        try:
+            return [_Call(caller, verb, arguments) for verb, arguments in caller.calls()]
+        except Exception as error:  # it has our key, and speaks otherwise: another version of us, at best
+            log.logger.error("a caller of the state process is not understood: %s", type(error).__name__)
+            self._leave(caller)
+            return []
 
     def _leave(self, caller: _Caller) -> None:
         if caller.sock.fileno() >= 0:

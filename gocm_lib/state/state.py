@@ -111,7 +111,7 @@ class _Work:
         self.backlog = backlog
         self.now = now
         self.singles: dict[tuple[int, int], Single] = {}
-        self.ends: list[End] = []
+        self.ended: defaultdict[Loaded, list[tuple[int, int, Sequence[str]]]] = defaultdict(list)
         self.counts: Counter[Count] = Counter()
         self.opened: Counter[str] = Counter()
         self.revived = 0
@@ -127,6 +127,14 @@ class _Work:
         self.backlog.leave(pack, holder, bits)
         self.backlog.end(pack, job, count)
         self.opened[pack.upstream] -= count
+
+    def note(self, pack: Loaded, bits: int, result: Result) -> None:
+        """Positions of a pack, all of the job that a result is about, were delivered; remember the upstream's ids."""
+        index, receipts = pack.index(result.job), result.receipts
+        first = pack.span(result.job, result.n, 1).bit_length() - 1
+        assert index >= 0
+        for low, high in packing.runs(bits):
+            self.ended[pack].append((low, high - low, receipts[low - first : high - first]))
 
     def become(self, token: _Token, now: Single) -> None:
         """A token is this Single from now on."""
@@ -145,7 +153,7 @@ class _Work:
     def finish(self) -> Finish | None:
         """The change; None: nothing has changed."""
         changed = self.backlog.changes()
-        if not (changed or self.singles or self.ends or self.counts):
+        if not (changed or self.singles or self.counts):
             return None
         return Finish(
             self.now,
@@ -153,7 +161,7 @@ class _Work:
             self.opened,
             self.revived,
             list(self.singles.values()),
-            self.ends,
+            [_end(pack, segments, self.now) for pack, segments in self.ended.items()],
             self.counts,
             self.replaced,
             self.unregistered,
@@ -568,22 +576,18 @@ class State(Shared):
 
     def _settle_delivered(self, work: _Work, generation: int, result: Result) -> None:
         """Settle tokens that were simply delivered: nearly all of them."""
-        upstream, job, n, attempt, _, size, receipts = result
+        upstream, job, n, attempt, _, size, _ = result
         pack, bits, singles, holder = self.backlog.found(generation, self.living, job, n, attempt, size)
         if pack is None:
             return
         count = bits.bit_count()
         if count:
             work.deliver(pack, holder, job, bits)
-            if count == size:
-                work.ends.append(End(job, n, size, work.now, receipts))
-            else:
-                work.ends += _ends(pack, result, bits, work.now)
+            work.note(pack, bits, result)
         for single in singles:
             token = _Token(pack, holder, 0, single, job, Held(single.n, "", single.charged, 0.0, 0.0))
             work.become(token, token.becomes(OVER, attempt, work.now))
-            if receipt := receipts[single.n - n : single.n - n + 1]:
-                work.ends.append(End(job, single.n, 1, work.now, receipt))
+            work.note(pack, pack.span(job, single.n, 1), result)
         count += len(singles)
         if count:
             work.counts[Count("delivered", upstream)] += count
@@ -668,8 +672,7 @@ class State(Shared):
         work.counts[Count("delivered", result.upstream)] += 1
         work.counts[Count("canonicals", result.upstream)] += 1
         work.replaced.append(Replaced(0, token.held.token, canonical))
-        if receipt := result.receipts[n - result.n : n - result.n + 1]:
-            work.ends.append(End(result.job, n, 1, work.now, receipt))
+        work.note(token.pack, token.pack.span(result.job, n, 1), result)
 
     def _look_for_waves(self, now: float) -> None:
         """Notice where a wave of unregistered tokens begins or ends. What made it one is a part of it."""
@@ -961,15 +964,15 @@ def _tokens_of(piece: Piece) -> Iterator[_Token]:
         bits &= bits - 1
 
 
-def _ends(pack: Loaded, result: Result, bits: int, now: float) -> Iterator[End]:
-    """The Ends of those positions that a result ended, not all that it is about."""
-    index = pack.index(result.job)
-    places = pack.places.get(result.job)
-    for low, high in packing.runs(bits):
-        own = low - pack.starts[index]
-        n = places[own] if places else own
-        receipts = result.receipts[n - result.n : n - result.n + high - low]
-        yield End(result.job, n, high - low, now, receipts)
+def _end(pack: Loaded, segments: list[tuple[int, int, Sequence[str]]], now: float) -> End:
+    """The End of runs of positions: the first of each, how many, and the upstream's ids."""
+    segments.sort()
+    positions = 0
+    for low, size, _ in segments:
+        positions |= packing.span(low, size)
+    if not any(receipts for _, _, receipts in segments):
+        return End(pack.id, positions, now)
+    return End(pack.id, positions, now, [each for _, size, ids in segments for each in ids or [""] * size])
 
 
 def _heard(counts: Mapping[Count, int], first: int, now: float) -> dict[str, Bucket]:

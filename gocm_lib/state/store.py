@@ -74,11 +74,12 @@ class Single(NamedTuple):
 
 
 class End(NamedTuple):
-    """Neighbours of a job that were delivered together, from place `n` on: when, and the upstream's ids."""
+    """Positions of a pack whose tokens were delivered together: when, and the upstream's ids, one for each in their
+    order ("": it gave none), or none at all.
+    """
 
-    job: int
-    n: int
-    span: int
+    pack: int
+    positions: int
     at: float
     receipts: Sequence[str] = ()
 

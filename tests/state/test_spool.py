@@ -34,7 +34,7 @@ from kit import (
 from gocm_lib.config.settings import Fatal
 from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
-from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Past, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Full, Past, Status, Which
 from gocm_lib.state.packs import pack
 from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import DiskSpace
@@ -116,6 +116,20 @@ class Model(RuleBasedStateMachine):
         self.seen = accepted.number
         self.held.update({place: (accepted.generation, 1) for place in places})
         return multiple(*places)
+
+    @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), place=in_hand, straight=st.booleans())
+    def fail_a_turn(self, counts, place, straight):
+        """Nothing of it has happened, whatever it was made of."""
+        generation, attempt = self.held.get(place, (self.generation, 1))
+        last = self.last
+        outcomes = [DELIVERED, Outcome(Verdict.DEFERRED, "closed", answered=False), Outcome(Verdict.REJECTED, "no")]
+        with pytest.raises(Full), self.state.turn():
+            for outcome in outcomes:
+                jobs = [new_job(last := last + 1, ["x"] * count, self.now) for count in counts]
+                self.state.accept(pack(jobs), self.seen if straight else None)
+                self.state.settle(generation, [Result("gcm", *place, attempt, outcome)], self.now)
+            raise Full("the disk is full")
+        self.state.pacing.pauses.clear()
 
     def is_due(self, place):
         """Whether what waits could go now."""

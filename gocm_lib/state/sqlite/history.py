@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from gocm_lib.state import admission, packs
 from gocm_lib.state.contract import STATES, Failed, Fate, Past, Place, Status, Which
 from gocm_lib.state.packs import Packed
-from gocm_lib.state.sqlite.spool import Spool, single
-from gocm_lib.state.store import FAILED, OPEN, OVER, Single, Stored
+from gocm_lib.state.sqlite.spool import Spool, put_ends, read_ends, single
+from gocm_lib.state.store import FAILED, OPEN, OVER, End, Single, Stored
 
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long
 
@@ -33,13 +33,13 @@ class Gone(NamedTuple):
 
 class _Traces(NamedTuple):
     """All that is known of a job: it as its pack has it, which of its tokens (by index) have left the pack, its
-    Singles, and the ends of the tokens that were delivered: index of the first, how many, when, ids.
+    Singles, and when the tokens were delivered that were, and the upstream's ids.
     """
 
     job: Packed
     gone: int
     singles: dict[int, Single]
-    ends: list[tuple[int, int, float, str]]
+    delivered: dict[int, tuple[float, str]]
 
     def finished(self) -> float:
         """When its last token ended; 0: it has not."""
@@ -47,13 +47,14 @@ class _Traces(NamedTuple):
         alone = sum(1 << self.job.index_of(n) for n in self.singles)
         if whole & ~self.gone & ~alone or any(each.state == OPEN for each in self.singles.values()):
             return 0.0
-        times = [each.due_at for each in self.singles.values()] + [each[2] for each in self.ends]
+        times = [each.due_at for each in self.singles.values()] + [at for at, _ in self.delivered.values()]
         return max([*times, self.job.forgotten])
 
     def is_counted(self) -> bool:
-        """Whether there is more to forget of it than was."""
+        """Whether there is more to forget of it than was: anything but failed tokens that it is kept for."""
         marked = all(each.state == FAILED and each.waits for each in self.singles.values())
-        return bool(self.ends) or not marked or not self.singles
+        named = sum(1 for token in self.job.tokens if token)
+        return not marked or named > len(self.singles)
 
 
 def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
@@ -108,21 +109,15 @@ class History:
         """What is known of the jobs of a pack, or of one of them."""
         low, high = (only, only) if only else (stored.id, stored.last)
         rows = [single(row) for row in self.db.execute("SELECT * FROM single WHERE job BETWEEN ? AND ?", (low, high))]
-        ends = self.db.execute(
-            "SELECT job, n, span, at, ids FROM ended WHERE job BETWEEN ? AND ?", (low, high)
-        ).fetchall()
+        ends = read_ends(self.db, stored.id)
         found, at = [], 0
         for job in packs.read(stored.body):
+            size = len(job.tokens)
             if not only or job.job == only:
-                found.append(
-                    _Traces(
-                        job,
-                        (stored.gone >> at) & packs.span(0, len(job.tokens)),
-                        {each.n: each for each in rows if each.job == job.job},
-                        [(job.index_of(n), *rest) for number, n, *rest in ends if number == job.job],
-                    )
-                )
-            at += len(job.tokens)
+                gone = (stored.gone >> at) & packs.span(0, size)
+                singles = {each.n: each for each in rows if each.job == job.job}
+                found.append(_Traces(job, gone, singles, dict(_delivered(ends, at, size))))
+            at += size
         return found
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
@@ -160,12 +155,8 @@ class History:
 
     def is_counted(self, job: int) -> bool:
         """Whether a finished job is among those that are kept."""
-        [[found]] = self.db.execute(
-            "SELECT EXISTS (SELECT 1 FROM ended WHERE job = ?)"
-            f" OR EXISTS (SELECT 1 FROM single WHERE job = ? AND {_UNMARKED})",
-            (job, job),
-        )
-        return bool(found)
+        stored = self.spool.pack_of(job)
+        return stored is not None and any(each.is_counted() for each in self._traces(stored, job))
 
     # -------------------------------------------------------------------------------------------------------- discarded
 
@@ -249,21 +240,33 @@ class History:
         [[stays]] = self.db.execute(
             f"SELECT EXISTS (SELECT 1 FROM single WHERE job BETWEEN :low AND :high AND"
             f" (state = {FAILED} OR due_at > :before))"
-            " OR EXISTS (SELECT 1 FROM ended WHERE job BETWEEN :low AND :high AND at > :before)",
+            " OR EXISTS (SELECT 1 FROM ended WHERE pack = :low AND at > :before)",
             {"low": pack, "high": last, "before": before},
         )
         return not stays
 
     def _forget_whole(self, ids: Sequence[tuple[int, int]]) -> None:
         if ids:
-            for table in ("single", "ended"):
-                self.db.executemany(f"DELETE FROM {table} WHERE job BETWEEN ? AND ?", ids)
+            self.db.executemany("DELETE FROM single WHERE job BETWEEN ? AND ?", ids)
             self._drop([pack for pack, _ in ids], max(last for _, last in ids))
 
-    def _drop(self, ids: Iterable[int], job: int) -> None:
-        for table in ("pack", "body"):
-            self.db.executemany(f"DELETE FROM {table} WHERE id = ?", [(each,) for each in ids])
+    def _drop(self, ids: Sequence[int], job: int) -> None:
+        rows = [(each,) for each in ids]
+        for which in ("pack WHERE id", "body WHERE id", "ended WHERE pack"):
+            self.db.executemany(f"DELETE FROM {which} = ?", rows)
         self.db.execute("UPDATE forgotten SET job = max(job, ?)", (job,))
+
+    def _keep_ends(self, pack: int, traces: Iterable[_Traces]) -> None:
+        """Remember of a pack only how these jobs of it were delivered."""
+        kept = {each.job.job for each in traces}
+        [stored] = self.spool.packs([pack])
+        mine, at = 0, 0
+        for job, size, _ in packs.heads(stored.body):
+            mine |= packs.span(at, size) if job in kept else 0
+            at += size
+        ends = read_ends(self.db, pack)
+        self.db.execute("DELETE FROM ended WHERE pack = ?", (pack,))
+        put_ends(self.db, [part for each in ends for part in _only(each, mine)])
 
     def _forget_part(self, pack: int, before: float, excess: int) -> Gone:
         """Forget those jobs of a pack whose time has come."""
@@ -287,12 +290,12 @@ class History:
                 job = job._replace(tokens=tokens, forgotten=gone[job.job], message=job.message if failed else "")
             left.append(job)
         jobs = [(job,) for job in gone]
-        self.db.executemany("DELETE FROM ended WHERE job = ?", jobs)
         self.db.executemany(f"DELETE FROM single WHERE job = ? AND state = {OVER}", jobs)
         self.db.executemany(f"UPDATE single SET waits = 1 WHERE job = ? AND state = {FAILED}", jobs)
         if not any(job.message for job in left):
             self._drop([pack], stored.last)
             return Gone(over, finished)
+        self._keep_ends(pack, [each for each in traces if each.job.job not in gone])
         following = min((end for job, end in ends.items() if end and job not in gone), default=0.0)
         self.db.execute("UPDATE body SET text = ? WHERE id = ?", (packs.write(left), pack))
         self.db.execute(
@@ -303,17 +306,35 @@ class History:
         return Gone(over, finished)
 
 
+def _only(end: End, mine: int) -> Iterator[End]:
+    """The part of an End that is about these positions, if there is any."""
+    if not end.positions & mine:
+        return
+    places = [at for low, high in packs.runs(end.positions) for at in range(low, high)]
+    receipts = [receipt for at, receipt in zip(places, end.receipts) if mine >> at & 1]
+    yield end._replace(positions=end.positions & mine, receipts=receipts)
+
+
+def _delivered(ends: Iterable[End], at: int, size: int) -> Iterator[tuple[int, tuple[float, str]]]:
+    """Of what was delivered of a pack, that which is from position `at` on: the index from there, when, and the id."""
+    mine = packs.span(at, size)
+    for each in ends:
+        if not each.positions & mine:
+            continue
+        receipts = iter(each.receipts)
+        for low, high in packs.runs(each.positions):
+            for position in range(low, high):
+                receipt = next(receipts, "")
+                if at <= position < at + size:
+                    yield position - at, (each.at, receipt)
+
+
 def _fates(traces: _Traces, sending: Container[int], queued: Container[int]) -> Iterable[Fate]:
     """What became of each token of a job, in their order; of those that are forgotten, nothing."""
     job = traces.job
-    delivered: dict[int, tuple[float, str]] = {}
-    for first, count, at, ids in traces.ends:
-        receipts = ids.split(" ") if ids else []
-        for index in range(first, first + count):
-            delivered[index] = at, receipts[index - first] if index - first < len(receipts) else ""
     for index, token in enumerate(job.tokens):
         n = job.place(index)
-        at, receipt = delivered.get(index, (0.0, ""))
+        at, receipt = traces.delivered.get(index, (0.0, ""))
         if not token:
             continue
         if (alone := traces.singles.get(n)) is None:

@@ -13,7 +13,7 @@ Owns these tables. What each row and index is for:
     single    a token that has a fate of its own (store.Single); of a pack that goes as most do there is none
     single_open    those that are to be sent, by their turns
     single_failed, single_failed_age    those that were set aside, for who pages through them; the oldest
-    ended     tokens delivered at once or later: when, and the upstream's ids. A row for neighbours that ended together
+    ended     tokens of a pack that were delivered together: which (a bitmap from the first on), when, the ids
     forgotten the highest job that is forgotten
 
 The caller owns the transaction.
@@ -67,12 +67,12 @@ CREATE INDEX single_open ON single (upstream, rank) WHERE state = {OPEN};
 CREATE INDEX single_failed ON single (job) WHERE state = {FAILED};
 CREATE INDEX single_failed_age ON single (due_at) WHERE state = {FAILED};
 CREATE TABLE ended (
-    job INTEGER NOT NULL,
-    n INTEGER NOT NULL,
-    span INTEGER NOT NULL,
+    pack INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    positions BLOB NOT NULL,
     at REAL NOT NULL,
     ids TEXT NOT NULL,
-    PRIMARY KEY (job, n)
+    PRIMARY KEY (pack, first)
 ) WITHOUT ROWID;
 CREATE TABLE forgotten (job INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
@@ -216,13 +216,15 @@ class Spool:
 
     def is_sound(self, job: int) -> bool:
         """Store.is_sound."""
-        row = self.db.execute(
-            "SELECT EXISTS (SELECT 1 FROM ended WHERE job = ?) OR EXISTS"
-            f" (SELECT 1 FROM single WHERE job = ? AND state = {OVER} AND failure NOT IN"
-            " ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders'))",
-            (job, job),
+        [[alone, sound]] = self.db.execute(
+            f"SELECT count(*), count(*) FILTER (WHERE state = {OVER} AND failure NOT IN"
+            " ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders')) FROM single WHERE job = ?",
+            (job,),
         )
-        return bool(row.fetchone()[0])
+        if sound:
+            return True
+        stored = self.pack_of(job)
+        return stored is not None and (stored.gone & _span(stored, job)).bit_count() > alone
 
     def deferred(self, upstream: str, after: Sequence[tuple[Spot, int]], most: int) -> Deferred:
         """Store.deferred."""
@@ -309,10 +311,30 @@ def put_singles(db: sqlite3.Connection, singles: Iterable[Single]) -> None:
 
 def put_ends(db: sqlite3.Connection, ends: Iterable[End]) -> None:
     """Remember how tokens were delivered."""
-    db.executemany(
-        "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)",
-        [(job, n, span, at, " ".join(receipts)) for job, n, span, at, receipts in ends],
-    )
+    rows = []
+    for pack, positions, at, receipts in ends:
+        first = (positions & -positions).bit_length() - 1
+        rows.append((pack, first, packs.to_bytes(positions >> first), at, " ".join(receipts)))
+    db.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def read_ends(db: sqlite3.Connection, pack: int) -> list[End]:
+    """How tokens of a pack were delivered."""
+    rows = db.execute("SELECT first, positions, at, ids FROM ended WHERE pack = ?", (pack,)).fetchall()
+    return [
+        End(pack, packs.from_bytes(positions) << first, at, ids.split(" ") if ids else ())
+        for first, positions, at, ids in rows
+    ]
+
+
+def _span(stored: Stored, job: int) -> int:
+    """The positions of a job in its pack."""
+    at = 0
+    for number, size, _ in packs.heads(stored.body):
+        if number == job:
+            return packs.span(at, size)
+        at += size
+    return 0
 
 
 def single(row: tuple[object, ...]) -> Single:

@@ -93,8 +93,8 @@ class SqliteStore(Store):
     @property
     def totals(self) -> Totals:  # type: ignore[override]
         """How much there is."""
-        counts = self.jobs, self.open_tokens, self.failed_tokens, self.over, self.finished, self.keys.count
-        return Totals(*counts, self.report.lengths)
+        counts = self.jobs, dict(self.open_tokens), self.failed_tokens, self.over, self.finished, self.keys.count
+        return Totals(*counts, dict(self.report.lengths))
 
     # ------------------------------------------------------------------------------------------------------ accepting
 

@@ -97,15 +97,15 @@ class _Job(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """A job as a pack will have it: its tokens that are to be sent, by index; its Singles; its Ends; how many of its
-    tokens are known.
+    """A job as a pack will have it: its tokens that are to be sent, by index; its Singles; when tokens of it
+    were delivered, by index, and the upstream's ids; how many of its tokens are known.
     """
 
     old: _Job
     job: Packed
     fresh: int
     singles: list[Single]
-    ends: list[End]
+    ends: dict[int, tuple[float, str]]
     size: int
 
 
@@ -255,7 +255,7 @@ def _make(old: _Job, rows: Iterable[_Row], skipped: list[Skip], receipts: dict[i
     )  # fmt: skip
     fresh, size = 0, 0
     singles: list[Single] = []
-    ends: list[End] = []
+    ends: dict[int, tuple[float, str]] = {}
     replayed = old.since != old.accepted_at
     for row in rows:
         size += 1
@@ -265,27 +265,17 @@ def _make(old: _Job, rows: Iterable[_Row], skipped: list[Skip], receipts: dict[i
         ):
             fresh |= 1 << where[row.n]
         elif _is_plain(row) and not (replayed and row.due_at >= old.since):
-            _end(ends, row, receipts.get(row.n, ""))
+            ends[where[row.n]] = row.due_at, receipts.get(row.n, "")
         else:
             singles.append(_single(old, row))
             if row.generation == OVER and row.n in receipts and not row.failure:
-                ends.append(End(row.job, row.n, 1, row.due_at, [receipts[row.n]]))
+                ends[where[row.n]] = row.due_at, receipts[row.n]
     return _Made(old, job, fresh, singles, ends, size)
 
 
 def _is_plain(row: _Row) -> bool:
     """Whether a token was delivered at the first attempt, and there is nothing more to say of it."""
     return row.generation == OVER and row.attempts == 1 and not (row.failure or row.canonical)
-
-
-def _end(ends: list[End], row: _Row, receipt: str) -> None:
-    """Note that a token was delivered, with its neighbour if they ended together."""
-    last = ends[-1] if ends else None
-    if last and last.n + last.span == row.n and last.at == row.due_at and bool(last.receipts) == bool(receipt):
-        more = [*last.receipts, receipt] if receipt else ()
-        ends[-1] = last._replace(span=last.span + 1, receipts=more)
-    else:
-        ends.append(End(row.job, row.n, 1, row.due_at, [receipt] if receipt else ()))
 
 
 def _single(old: _Job, row: _Row) -> Single:
@@ -330,7 +320,20 @@ def _put(db: sqlite3.Connection, made: list[_Made]) -> None:
             ),
         )  # fmt: skip
         put_singles(db, [single for each in pack for single in each.singles])
-        put_ends(db, [end for each in pack for end in each.ends])
+        put_ends(db, _ends(number, pack))
+
+
+def _ends(number: int, pack: Iterable[_Made]) -> Iterator[End]:
+    """How the tokens of a pack were delivered: those of one moment together."""
+    at = 0
+    moments: defaultdict[float, dict[int, str]] = defaultdict(dict)
+    for each in pack:
+        for index, (when, receipt) in sorted(each.ends.items()):
+            moments[when][at + index] = receipt
+        at += len(each.job.tokens)
+    for when, receipts in moments.items():
+        ids = list(receipts.values()) if any(receipts.values()) else ()
+        yield End(number, sum(1 << position for position in receipts), when, ids)
 
 
 def _together(made: list[_Made]) -> Iterator[list[_Made]]:
