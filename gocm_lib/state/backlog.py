@@ -132,17 +132,17 @@ class _Lane:
 def slices(pieces: Iterable[Piece]) -> list[Slice]:
     """What was taken, in the order of jobs: the tokens of a job that are equally suspect go together, in runs."""
     found: list[Slice] = []
-    for piece in sorted(pieces, key=lambda piece: piece.run[:2]):
-        deaths = piece.single.deaths if piece.single else 0
-        run = piece.run
-        if not (found and found[-1].job == run.job and found[-1].deaths == deaths):
-            found.append(Slice(piece.pack.upstream, piece.job.target, piece.job.message, [run], deaths))
-            continue
-        last = found[-1].runs[-1]
-        if last.attempt == run.attempt and last.first + len(last.tokens) == run.first:
-            found[-1].runs[-1] = last._replace(tokens=[*last.tokens, *run.tokens])
+    runs: list[Run] = []
+    last = 0, 0
+    for pack, job, run, _, single in sorted(pieces, key=lambda piece: piece[2][:2]):
+        deaths = single.deaths if single else 0
+        if last != (run.job, deaths):
+            last, runs = (run.job, deaths), [run]
+            found.append(Slice(pack.upstream, job.target, job.message, runs, deaths))
+        elif runs[-1].attempt == run.attempt and runs[-1].first + len(runs[-1].tokens) == run.first:
+            runs[-1] = runs[-1]._replace(tokens=[*runs[-1].tokens, *run.tokens])
         else:
-            found[-1].runs.append(run)
+            runs.append(run)
     return found
 
 
@@ -448,16 +448,17 @@ class Backlog:
                 count -= size
         return pieces
 
-    def _pieces(self, pack: Loaded, bits: int) -> Iterator[Piece]:
-        jobs = self.read(pack)
+    def _pieces(self, pack: Loaded, bits: int) -> list[Piece]:
+        jobs, starts, pieces = self.read(pack), pack.starts, []
         for low, high in packs.runs(bits):
-            index = packs.job_at(pack.starts, low)
+            index = packs.job_at(starts, low)
             while low < high:
-                start, end = pack.starts[index], min(high, pack.starts[index + 1])
-                for run in packs.placed_runs(jobs[index], low - start, end - start):
-                    yield Piece(pack, jobs[index], run, packs.span(low, len(run.tokens)))
+                start, end, job = starts[index], min(high, starts[index + 1]), jobs[index]
+                for run in packs.placed_runs(job, low - start, end - start):
+                    pieces.append(Piece(pack, job, run, ((1 << len(run.tokens)) - 1) << low))
                     low += len(run.tokens)
                 index += 1
+        return pieces
 
     def _single_piece(self, place: Place) -> list[Piece]:
         single, _ = self.singles[place]
@@ -559,7 +560,7 @@ class Backlog:
         index = pack.index(job)
         mine = packs.span(pack.starts[index], pack.starts[index + 1] - pack.starts[index])
         if bits := pack.waiting() & mine:
-            return list(self._pieces(pack, packs.lowest(bits, 1)))
+            return self._pieces(pack, packs.lowest(bits, 1))
         waiting = [
             (single.rank, place) for place, (single, holder) in self.singles.items() if place[0] == job and not holder
         ]

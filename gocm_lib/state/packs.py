@@ -235,14 +235,15 @@ def job_at(starts: Sequence[int], position: int) -> int:
     return bisect_right(starts, position) - 1
 
 
-def placed_runs(job: Packed, low: int, high: int, attempt: int = 1) -> Iterator[Run]:
-    """The tokens of a job from its index `low` on, before `high`, as runs of neighbouring places."""
+def placed_runs(job: Packed, low: int, high: int) -> Sequence[Run]:
+    """The tokens of a job from its index `low` on, before `high`, for the first attempt: runs of neighbouring places."""
     if not job.places:
-        yield Run(job.job, low, attempt, job.tokens[low:high])
-        return
+        return (Run(job.job, low, 1, job.tokens[low:high]),)
+    found = []
     while low < high:
         end = low + 1
         while end < high and job.places[end] == job.places[end - 1] + 1:
             end += 1
-        yield Run(job.job, job.places[low], attempt, job.tokens[low:end])
+        found.append(Run(job.job, job.places[low], 1, job.tokens[low:end]))
         low = end
+    return found

@@ -229,10 +229,19 @@ class Model(RuleBasedStateMachine):
             self.finished[place[0]] = self.now
             self.whole.add(place[0])
 
+    def known(self, place, span):
+        """How many neighbours a settle may be about. After a restart those that live are believed what they say, and
+        speak only of what they have.
+        """
+        job, n = place
+        theirs = [self.held.get((job, at)) == self.held.get(place) for at in range(n, n + span)]
+        return span if job > self.barrier or all(theirs) else theirs.index(False) or 1
+
     @rule(place=in_hand, span=st.integers(2, 4), twice=st.booleans())
     def deliver_neighbours(self, place, span, twice):
         """What is not in hand for this attempt is passed over, in the middle of a span, too."""
         generation, attempt = self.held.get(place, (self.generation, 1))
+        span = self.known(place, span)
         for _ in range(1 + twice):
             self.state.settle(generation, [Result("gcm", *place, attempt, DELIVERED, span)], self.now)
         for n in range(place[1], place[1] + span):
@@ -245,6 +254,7 @@ class Model(RuleBasedStateMachine):
     @rule(place=in_hand, span=st.integers(2, 4))
     def lose_neighbours(self, place, span):
         generation, attempt = self.held.get(place, (self.generation, 1))
+        span = self.known(place, span)
         gone = Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered")
         self.state.settle(generation, [Result("gcm", *place, attempt, gone, span)], self.now)
         for n in range(place[1], place[1] + span):
