@@ -613,6 +613,26 @@ class Backlog:
                 singles.append(known[0])
         return pack, bits, singles, holder
 
+    def end_whole(self, generation: int, job: int, n: int, size: int) -> tuple[Loaded, int] | None:
+        """What nearly always happens: so many neighbours of a job, all in this generation's hand for the first time, end
+        where they are. Returns their pack and the first position; None: it is not that simple, and nothing has changed.
+        """
+        pack = self.of_job.get(job)
+        if pack is None or job in pack.places:
+            return None
+        index = bisect_left(pack.jobs, job)
+        low = pack.starts[index] + n
+        bits = ((1 << size) - 1) << low
+        held = pack.held.get(generation, 0)
+        if held & bits != bits or low + size > pack.starts[index + 1]:
+            return None
+        self._touch(pack)
+        pack.gone |= bits
+        pack.held[generation] = held & ~bits
+        pack.open[index] -= size
+        self.in_hand[generation, pack.upstream] -= size
+        return pack, low
+
     def _load_living(self, pack: Loaded, job: int) -> None:
         """Have those Singles of a job in memory that a living generation may have in hand."""
         for single in self.store.open_singles(job):

@@ -114,6 +114,7 @@ class _Work:
         self.ended: defaultdict[Loaded, list[tuple[int, int, Sequence[str]]]] = defaultdict(list)
         self.counts: Counter[Count] = Counter()
         self.opened: Counter[str] = Counter()
+        self.at_once: Counter[str] = Counter()  # tokens that were delivered at the first attempt, not in `counts` yet
         self.revived = 0
         self.replaced: list[Replaced] = []
         self.unregistered: list[tuple[str, str, bool, bool]] = []
@@ -547,6 +548,9 @@ class State(Shared):
         with self._change(now) as work:
             for result in delivered:
                 self._settle_delivered(work, generation, result)
+            for upstream, count in work.at_once.items():
+                work.counts[Count("delivered", upstream)] += count
+                work.counts[Count("attempts", upstream)] += count
             settled = [result for result in others if self._settle(work, generation, result)]
             heard = _heard(work.counts, first, now)
             work.answers = {name: (each, each.number > self.waves[name].newest) for name, each in heard.items()}
@@ -576,7 +580,12 @@ class State(Shared):
 
     def _settle_delivered(self, work: _Work, generation: int, result: Result) -> None:
         """Settle tokens that were simply delivered: nearly all of them."""
-        upstream, job, n, attempt, _, size, _ = result
+        upstream, job, n, attempt, _, size, receipts = result
+        if attempt == 1 and (whole := self.backlog.end_whole(generation, job, n, size)):
+            work.ended[whole[0]].append((whole[1], size, receipts))
+            work.opened[upstream] -= size
+            work.at_once[upstream] += size
+            return
         pack, bits, singles, holder = self.backlog.found(generation, self.living, job, n, attempt, size)
         if pack is None:
             return
