@@ -325,7 +325,7 @@ class State(Shared):
         nor while a reader keeps the Store from giving back what it has.
         """
         share, opened = self.keeping.limits.share, self.store.totals.open
-        fits = any(opened[each.upstream] + size <= share for each in packs for _, size, _ in each.jobs)
+        fits = any(opened.get(each.upstream, 0) + size <= share for each in packs for _, size, _ in each.jobs)
         return fits and not self.store.overgrown()
 
     def _usage(self, upstream: str, used: int, free: int) -> Usage:

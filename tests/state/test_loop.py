@@ -67,6 +67,9 @@ def commits(loop):
 @contextlib.contextmanager
 def together(loop):
     """What is asked in this block arrives in one turn."""
+    first = Caller(loop)
+    first.ask("snapshot")
+    first.answer()  # nothing that came before is in work
     with loop.turning:
         Caller(loop).ask("snapshot")  # for this one the loop stands at the lock
         eventually(lambda: not loop._new)
