@@ -614,8 +614,8 @@ class Backlog:
         return pack, bits, singles, holder
 
     def end_whole(self, generation: int, job: int, n: int, size: int) -> tuple[Loaded, int] | None:
-        """What nearly always happens: so many neighbours of a job, all in this generation's hand for the first time, end
-        where they are. Returns their pack and the first position; None: it is not that simple, and nothing has changed.
+        """What nearly always happens: neighbours of a job, all in this generation's hand for the first time, end where
+        they are. Returns their pack and the first position; None: it is not that simple, and nothing has changed.
         """
         pack = self.of_job.get(job)
         if pack is None or job in pack.places:

@@ -236,7 +236,7 @@ def job_at(starts: Sequence[int], position: int) -> int:
 
 
 def placed_runs(job: Packed, low: int, high: int) -> Sequence[Run]:
-    """The tokens of a job from its index `low` on, before `high`, for the first attempt: runs of neighbouring places."""
+    """The tokens of a job from its index `low` on, before `high`, for the first attempt: runs of places in a row."""
     if not job.places:
         return (Run(job.job, low, 1, job.tokens[low:high]),)
     found = []
