@@ -153,11 +153,11 @@ class _Before:
         self.packs: dict[Loaded, tuple[int, dict[int, int], list[int], int]] = {}
         self.singles: dict[Place, tuple[Single, int] | None] = {}
         self.in_hand = in_hand.copy()
-        self.arrived: list[Loaded] = []
+        self.arrived: list[Loaded] = []  # in a turn: what was not in memory before it
 
 
 class Backlog:
-    """See above. For State, which calls it under its lock."""
+    """See above. For State."""
 
     def __init__(self, store: Store, barrier: int = 0) -> None:
         self.store = store
@@ -172,9 +172,7 @@ class Backlog:
         self.looked_at: dict[tuple[str, int], tuple[int, Spot]] = {}  # and the last jobs looked at of its lanes
         self._before = _Before(self.in_hand)  # what has changed since `begin`,
         self._turn: _Before | None = None  # and since `begin_turn`
-        self._uncounted: set[int] = (
-            set()
-        )  # jobs that are replayed after they were forgotten but for their failed tokens
+        self._uncounted: set[int] = set()  # jobs that are replayed, and of which only failed tokens were left
 
     # ---------------------------------------------------------------------------------------------------- transactions
 
@@ -222,6 +220,10 @@ class Backlog:
             pack.gone, pack.held = pack.full, {}
             self._file(pack)
             self._let_go(pack)
+        # What was read in the meantime may have been what was not kept.
+        for lane in self.lanes.values():
+            self._rewind(lane)
+        self.rewind_singles()
 
     def _undo(self, before: "_Before") -> None:
         for pack, was in before.packs.items():
@@ -321,8 +323,8 @@ class Backlog:
                 loaded.held[LIVING] = loaded.full & ~loaded.gone
         else:
             loaded = Loaded(pack, pack.jobs, None)
-            if self._turn is not None:
-                self._turn.arrived.append(loaded)
+        if self._turn is not None:
+            self._turn.arrived.append(loaded)
         self.packs[loaded.id] = loaded
         self.of_job.update(dict.fromkeys(loaded.jobs, loaded))
         return loaded
@@ -350,6 +352,10 @@ class Backlog:
 
     def lift_bar(self) -> int:
         """Nobody has anything in hand any more from before the restart. Returns how many tokens were in memory so."""
+        for place, (single, holder) in list(self.singles.items()):
+            if holder == LIVING:  # perhaps it is not due: it is read again when it is
+                self.of_job[single.job].alone -= 1
+                self._set(place, None)
         released = self.release(LIVING)
         self.barrier = 0
         for lane in self.lanes.values():

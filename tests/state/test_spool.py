@@ -34,6 +34,7 @@ from kit import (
 from gocm_lib.config.settings import Fatal
 from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
+from gocm_lib.state import backlog
 from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Full, Past, Status, Which
 from gocm_lib.state.packs import pack
 from gocm_lib.state.sqlite import database
@@ -58,8 +59,9 @@ class Model(RuleBasedStateMachine):
 
     in_hand = Bundle("in_hand")
 
-    @initialize()
-    def begin(self):
+    @initialize(window=st.sampled_from([0, 3, backlog.WINDOW]))
+    def begin(self, window):
+        self.window, backlog.WINDOW = backlog.WINDOW, window
         self.state, self.now, self.last = new_state(), 1000.0, 0
         self.generation = 1
         self.state.begin(1)
@@ -116,6 +118,9 @@ class Model(RuleBasedStateMachine):
         self.seen = accepted.number
         self.held.update({place: (accepted.generation, 1) for place in places})
         return multiple(*places)
+
+    def teardown(self):
+        backlog.WINDOW = self.window
 
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), place=in_hand, straight=st.booleans())
     def fail_a_turn(self, counts, place, straight):
@@ -390,6 +395,21 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
+
+
+def test_what_waits_behind_the_bar_is_not_due_because_it_is_lifted():
+    """A neighbour of it was settled by a sender that lived on when the state process died."""
+    state = new_state()
+    accept(state, [new_job(1, ["a", "b", "c"])])
+    claim(state)
+    later = Outcome(Verdict.PUT_OFF, "x", retry_after=30.0)
+    state.settle(1, [Result("gcm", 1, 0, 1, later)], 1000.0)
+    state = succeed(state, living=[1])
+    state.settle(1, [Result("gcm", 1, 0, 1, DELIVERED, 2)], 1001.0)
+    assert claim(state, 2, now=1002.0) == {} and state.snapshot().counters["delivered"] == 1
+    state.release(1)
+    assert set(claim(state, 2, now=1002.0)) == {(1, 2)}, "what the sender had and said nothing of"
+    assert set(claim(state, 2, now=1040.0)) == {(1, 0)}
 
 
 def test_a_deferred_token_waits_for_its_time_and_keeps_its_attempts():
