@@ -161,10 +161,9 @@ class Intake:
     def _commit(self, batch: list[_Waiting]) -> None:
         problem, accepted = None, Accepted({})
         jobs = self._with_ids([job for waiting in batch for job in waiting.jobs])
-        packs = pack(jobs)
         self._due = time.monotonic() + _patience(len(jobs), sum(waiting.tokens for waiting in batch))
         try:
-            accepted = self._client.accept(packs, self._seen)
+            accepted = self._client.accept(pack(jobs), self._seen)
             self._lost = False
         except StateUnavailable as error:
             problem, self._lost = str(error), True
@@ -178,7 +177,7 @@ class Intake:
             waiting.done.release()
         if accepted.number:
             self._seen = accepted.number
-            gone = {job for each in packs if each.id in accepted.gone for job, _, _ in each.jobs}
+            gone = set(accepted.gone)  # of a pack perhaps not all: some may have been refused, or been known
             alone = len(batch) == 1 and self._queue.empty()
             self._straight.add(accepted.generation, slices(job for job in jobs if job.id in gone), alone)
         if not self._straight.waits:

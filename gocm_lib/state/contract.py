@@ -234,7 +234,7 @@ class Pause(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """The answer to an accept: which jobs were not kept, by their ids, and why. Packs that nothing waits before may be
+    """The answer to an accept: which jobs were not kept, by their ids, and why. Jobs that nothing waits before may be
     `gone` straight into the hands of a generation; whoever was answered so says with his next call that he has `seen`
     this `number`, or they wait for their turn again.
     """

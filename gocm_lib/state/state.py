@@ -267,7 +267,8 @@ class State(Shared):
             return Accepted(answers)
         self.straight += 1
         self.unseen[self.straight] = self.generation_fed, gone
-        return Accepted(answers, self.straight, self.generation_fed, gone)
+        jobs = [job for each in new if each.id in gone for job, _, _ in each.jobs]
+        return Accepted(answers, self.straight, self.generation_fed, jobs)
 
     @property
     def generation_fed(self) -> int:
@@ -386,8 +387,9 @@ class State(Shared):
         for number in [number for number in self.unseen if number > seen]:
             generation, lost = self.unseen[number]
             for each in lost:
-                if pack := self.backlog.packs.get(each):
-                    self.backlog.give_back(pack, generation, pack.held.get(generation, 0))
+                pack = self.backlog.packs.get(each)
+                if pack and (held := pack.held.get(generation)):  # it may have been released meanwhile
+                    self.backlog.give_back(pack, generation, held)
         self.unseen.clear()
 
     # --------------------------------------------------------------------------------------------------------- claiming

@@ -9,7 +9,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, KEEPING, accept, claim, eventually, form, new_job, new_state
+from kit import FORM, KEEPING, LIMIT, accept, claim, eventually, form, new_job, new_state
 
 from gocm_lib.message import idempotency
 from gocm_lib.message.bad_request import BadRequest
@@ -208,3 +208,27 @@ def test_clients_that_insist_while_the_state_process_dies(start, sandbox):
 def test_lines_take_no_key(server):
     status, _, _, body = post(server, "k", content_type="application/x-ndjson")
     assert status == 400 and json.loads(body)["field"] == "idempotency-key"
+
+
+def test_what_many_ask_for_at_once_is_delivered_once(start, sandbox):
+    """They come in one commit, of which all but one are left out; and it goes straight through."""
+    server = start()
+    rounds, clients = 6, 12
+    barrier, answers = threading.Barrier(clients), []
+
+    def ask(client):
+        http = server.http()
+        for number in range(rounds):
+            barrier.wait(LIMIT)
+            body = form([f"r{number}" if client % 3 else f"other-{number}-{client}"])
+            answers.append(http.ask("POST", "/gcm/send", body, {**FORM, "Idempotency-Key": f"k{number}"})[0])
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report = server.settled()
+    delivered = sandbox.received()["delivered"]
+    assert report["attempts"] == rounds == sum(delivered.values()), delivered
+    assert set(answers) <= {200, 422}

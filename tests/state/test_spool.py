@@ -35,7 +35,7 @@ from gocm_lib.config.settings import Fatal
 from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
 from gocm_lib.state import backlog
-from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Full, Past, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Full, Known, Past, Status, Which
 from gocm_lib.state.packs import pack
 from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import DiskSpace
@@ -108,9 +108,7 @@ class Model(RuleBasedStateMachine):
             self.waiting.update(places)
             return multiple()
         assert not due and accepted.generation >= self.generation and accepted.generation not in self.living
-        assert {job for each in pack(jobs) if each.id in accepted.gone for job, _, _ in each.jobs} == {
-            job.id for job in jobs
-        }
+        assert set(accepted.gone) == {job.id for job in jobs}
         if lost:
             self.state.accept([], self.seen)
             self.waiting.update(places)
@@ -164,7 +162,7 @@ class Model(RuleBasedStateMachine):
                 self.waiting[place] = self.held.pop(place)[1] - 1
         self.living, self.barrier = set(), 0
 
-    @rule(target=in_hand, room=st.integers(0, 6), older=st.booleans(), lost=st.booleans())
+    @rule(target=in_hand, room=st.sampled_from([0, 1, 2, 3, 6, 100]), older=st.booleans(), lost=st.booleans())
     def claim(self, room, older, lost):
         generation = self.generation - older
         batch = next(batches)
@@ -395,6 +393,49 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
+
+
+def straight(state, jobs, seen):
+    """What a state answers to the intake, of a generation that is fed and has room."""
+    state.claim(1, next(batches), {"gcm": 100}, {"gcm": 0.0}, 1000.0, 0.0)
+    return state.accept(pack(jobs), seen)
+
+
+def test_what_is_refused_or_known_does_not_go_straight_through():
+    """The first of a pack is, so what is kept is another pack than the one that came."""
+    state = new_state(keeping=KEEPING._replace(limits=KEEPING.limits._replace(pending=3)))
+    keyed = new_job(1, ["a"])._replace(key=(b"k" * 16, b"b" * 16))
+    assert straight(state, [keyed], 0).gone == [1]
+    number = state.straight
+    again = keyed._replace(id=2)
+    answer = straight(state, [again, new_job(3, ["b"]), new_job(4, ["c", "d"])], number)
+    assert answer.not_kept[2] == Known(1) and answer.not_kept[4].status == 503 and answer.gone == [3]
+    assert set(tokens_of(state.claim(1, next(batches), {"gcm": 100}, {"gcm": 0.0}, 1000.0, 0.0)[0])) == set()
+    state.accept([], number)
+    assert set(claim(state)) == {(3, 0)}, "nobody had that answer: it waits for its turn"
+
+
+def test_what_was_released_is_not_taken_back():
+    """The answer was lost, and meanwhile the generation has ended."""
+    state = new_state()
+    assert straight(state, [new_job(1, ["a"])], 0).gone == [1]
+    state.release(1)
+    assert set(claim(state, 2)) == {(1, 0)}
+    state.accept([], 0)
+    assert claim(state, 2) == {} and state.backlog.in_hand[2, "gcm"] == 1
+
+
+def test_what_was_read_in_a_turn_that_failed_is_read_again(monkeypatch):
+    monkeypatch.setattr(backlog, "WINDOW", 0)
+    state = new_state()
+    assert straight(state, [new_job(1, ["a"])], 0).gone == [1]
+    with pytest.raises(Full), state.turn():
+        accept(state, [new_job(2, ["b"])])
+        state.accept(pack([new_job(3, ["c"])]), state.straight)  # it looks whether anything waits
+        raise Full
+    assert claim(state) == {}, "nothing was kept"
+    accept(state, [new_job(2, ["b"])])
+    assert set(claim(state)) == {(2, 0)}
 
 
 def test_what_waits_behind_the_bar_is_not_due_because_it_is_lifted():
