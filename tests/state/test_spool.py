@@ -436,6 +436,13 @@ def test_what_was_read_in_a_turn_that_failed_is_read_again(monkeypatch):
     assert claim(state) == {}, "nothing was kept"
     accept(state, [new_job(2, ["b"])])
     assert set(claim(state)) == {(2, 0)}
+    state = new_state()
+    assert straight(state, [new_job(1, ["a"])], 0).gone == [1]
+    accept(state, [new_job(2, ["b"])])
+    with pytest.raises(Full), state.turn():
+        state.accept(pack([new_job(3, ["c"])]), state.straight)
+        raise Full
+    assert set(claim(state)) == {(2, 0)}, "what was kept before, and read in the meantime, is there"
 
 
 def test_what_waits_behind_the_bar_is_not_due_because_it_is_lifted():
