@@ -710,20 +710,18 @@ class Backlog:
         if (single.rank, single.job, single.n) <= tuple(lane.spot):
             lane.spot = Spot(single.rank, 0, -1)
 
-    def release(self, generation: int | None) -> int:
-        """What a generation has in hand waits again (None: every one's). Returns how many tokens."""
+    def release(self, generation: int) -> int:
+        """What a generation has in hand waits again. Returns how many tokens."""
         released = 0
         for pack in list(self.packs.values()):
-            for holder in [generation] if generation is not None else list(pack.held):
-                released += pack.held.pop(holder, 0).bit_count()
+            released += pack.held.pop(generation, 0).bit_count()
             self._file(pack)
         for place, (single, holder) in list(self.singles.items()):
-            if holder and generation in (None, holder):
-                pack_of = self.of_job[single.job]
-                pack_of.alone -= 1
+            if holder == generation:
+                self.of_job[single.job].alone -= 1
                 self._set(place, (single, 0))
                 released += 1
-        for key in [key for key in self.in_hand if generation in (None, key[0])]:
+        for key in [key for key in self.in_hand if key[0] == generation]:
             del self.in_hand[key]
         for pack in list(self.packs.values()):
             self._let_go(pack)

@@ -92,7 +92,7 @@ class Client(Shared):
         set_aside: int = self._call("record_crash", generation, sender, flights, now)
         return set_aside
 
-    def release(self, generation: int | None) -> int:
+    def release(self, generation: int) -> int:
         released: int = self._call("release", generation)
         return released
 

@@ -291,10 +291,8 @@ class Shared(Protocol):
         tokens were set aside for it. Repeating the call changes nothing.
         """
 
-    def release(self, generation: int | None) -> int:
-        """Make ready again what a generation that has ended still has in hand (None: every generation). Returns how
-        many tokens.
-        """
+    def release(self, generation: int) -> int:
+        """Make ready again what a generation that has ended still has in hand. Returns how many tokens."""
 
     def snapshot(self) -> Snapshot:
         """Everything to report."""

@@ -835,17 +835,14 @@ class State(Shared):
                 work.counts[Count("failures", token.pack.upstream, "killed_senders")] += 1
                 work.told.append(("its senders died", token.held.token))
 
-    def release(self, generation: int | None) -> int:
-        """Make ready again what a generation that has ended (None: every one) still has in hand; how many."""
+    def release(self, generation: int) -> int:
+        """Make ready again what a generation that has ended still has in hand; how many."""
         released = self.backlog.release(generation)
-        if generation is None:
-            self.living.clear()
-        else:
-            # A claim of that generation that comes now was given up long ago by who asked for it.
-            self.generation = max(self.generation, generation + 1)
-            self.crashes.pop(generation, None)
-            self.batches.pop(generation, None)
-            self.living.discard(generation)
+        # A claim of that generation that comes now was given up long ago by who asked for it.
+        self.generation = max(self.generation, generation + 1)
+        self.crashes.pop(generation, None)
+        self.batches.pop(generation, None)
+        self.living.discard(generation)
         if self.backlog.barrier and not self.living:
             released += self.backlog.lift_bar()
         return released

@@ -2,6 +2,7 @@
 that format made, with all that a spool can hold, and format9.json what that version said of it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,11 +11,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from kit import KEEPING, ROOT, claim, keep, open_tokens, succeed, tally, tokens_of
+from kit import KEEPING, ROOT, claim, eventually, keep, open_tokens, succeed, tally, tokens_of
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.message.outcome import DELIVERED, Result
@@ -182,13 +182,17 @@ def test_a_copy_of_another_state_is_begun_anew(spool, monkeypatch):
         opened(spool)
     assert (spool.parent / "s.db.upgrade").exists()
     monkeypatch.undo()
-    time.sleep(0.01)
-    db = sqlite3.connect(spool)
-    db.execute("UPDATE counter SET value = value + 1 WHERE name = 'attempts' AND upstream = 'gcm'")
-    db.commit()
-    db.close()
-    state = state_of(opened(spool))
     [before] = [value for name, upstream, _, value in TOLD["counts"] if (name, upstream) == ("attempts", "gcm")]
+    copied = spool.stat().st_mtime_ns
+
+    def run_the_old_one():
+        with contextlib.closing(sqlite3.connect(spool, isolation_level=None)) as db:
+            changed = "UPDATE counter SET value = ? WHERE name = 'attempts' AND upstream = 'gcm'"
+            db.execute(changed, (before + 1,))
+        return spool.stat().st_mtime_ns != copied  # the kernel's clock for files moves in steps
+
+    eventually(run_the_old_one)
+    state = state_of(opened(spool))
     assert [value for count, value in state.store.counts().items() if count[:2] == ("attempts", "gcm")] == [before + 1]
 
 

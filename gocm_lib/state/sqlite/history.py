@@ -21,8 +21,6 @@ from gocm_lib.state.store import FAILED, OPEN, OVER, End, Single, Stored
 
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long
 
-_UNMARKED = f"NOT (state = {FAILED} AND waits = 1)"
-
 
 class Gone(NamedTuple):
     """What was forgotten: tokens that had ended, and tokens with which finished jobs had come."""
