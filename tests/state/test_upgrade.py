@@ -177,23 +177,24 @@ def test_one_that_another_program_reads_waits(spool, monkeypatch):
 @pytest.mark.short
 def test_a_copy_of_another_state_is_begun_anew(spool, monkeypatch):
     """The old version was started again in between."""
-    monkeypatch.setattr(upgrade, "_put_in_place", lambda beside, path: os.stat(spool.parent / "nowhere"))
+    monkeypatch.setattr(upgrade, "AT_ONCE", 5)
+    convert_some, turns = upgrade._convert_some, iter(range(2))
+    monkeypatch.setattr(
+        upgrade, "_convert_some", lambda db: convert_some(db) if next(turns) < 1 else os.stat("nowhere")
+    )
     with pytest.raises(Fatal):
         opened(spool)
     assert (spool.parent / "s.db.upgrade").exists()
     monkeypatch.undo()
-    [before] = [value for name, upstream, _, value in TOLD["counts"] if (name, upstream) == ("attempts", "gcm")]
     copied = spool.stat().st_mtime_ns
 
     def run_the_old_one():
         with contextlib.closing(sqlite3.connect(spool, isolation_level=None)) as db:
-            changed = "UPDATE counter SET value = ? WHERE name = 'attempts' AND upstream = 'gcm'"
-            db.execute(changed, (before + 1,))
+            db.execute("UPDATE token SET token = 'changed' WHERE job = ? AND n = 0", (FIRST + 3,))
         return spool.stat().st_mtime_ns != copied  # the kernel's clock for files moves in steps
 
     eventually(run_the_old_one)
-    state = state_of(opened(spool))
-    assert [value for count, value in state.store.counts().items() if count[:2] == ("attempts", "gcm")] == [before + 1]
+    assert state_of(opened(spool)).status(FIRST + 3, "", -1, 1).fates[0].token == "changed"
 
 
 @pytest.mark.short
