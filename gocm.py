@@ -40,14 +40,16 @@ gocm_lib/
         early log logwriter child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
         settings usage values proxy hide_key
+    http2/       HTTP/2 without a socket, for the senders and the sandbox; pure
+        huffman hpack frames budget peer client server
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
-        sandbox pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups strain
+        sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups strain
         bench bundle api_client send watch failed feedback manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
-config | message | help.
+config | message | help | http2.
 
 The promise: what was answered with 200 is on disk and is offered to the upstream until a final answer, through any
 crash; at worst a token is sent twice, where a process died between the upstream's taking it and our recording that.

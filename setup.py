@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 TEST = [
     *("pytest>=8", "hypothesis>=6.100", "ruff~=0.17.0", "trustme>=1.1", "h11>=0.14", "prometheus_client>=0.20"),
     *("pytest-xdist>=3.6", "mypy>=1.18", "selenium>=4.20", "schemathesis>=4.0", "proxy.py>=2.4"),
-    *("markdown-it-py>=3", "pyyaml>=6", "requests>=2.31"),
+    *("markdown-it-py>=3", "pyyaml>=6", "requests>=2.31", "h2>=4.2", "hpack>=4.1", "httpx[http2]>=0.28"),
     "google-api-python-client==2.202.0",  # for the discovery document that the schema of FCM v1 is compared with
 ]
 # Below the floors there are known holes, such as CVE-2025-66418 and CVE-2026-21441 of urllib3.

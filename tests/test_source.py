@@ -11,19 +11,20 @@ from kit import ROOT
 from gocm_lib.config import settings
 
 # Each room imports only from those below it; front and senders, which are on one floor, never from each other.
-FLOORS = ("supervisor", "tools", "front senders", "monitoring", "state", "process", "config message help")
+FLOORS = ("supervisor", "tools", "front senders", "monitoring", "state", "process", "config message help http2")
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODULES = sorted(path.relative_to(ROOT / "gocm_lib") for path in (ROOT / "gocm_lib").rglob("*.py"))
 ROOMS = [path for path in MODULES if path.name == "__init__.py" and len(path.parts) > 1]
 PURE = {
     "message": {path.stem for path in MODULES if path.parts[0] == "message"},
     "help": {path.stem for path in MODULES if path.parts[0] == "help"},
+    "http2": {path.stem for path in MODULES if path.parts[0] == "http2"},
     "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool"},
     "process": {"restarts"},
     "front": {"request", "chunked", "response", "query", "openapi"},
     "monitoring": {"counters", "health", "dashboard"},
-    "tools": {"strain", "pretend_schema", "pretend_answers", "pretend_groups"},
+    "tools": {"lines", "strain", "pretend_schema", "pretend_answers", "pretend_groups"},
 }
 EDGE = {
     "socket",
@@ -130,7 +131,7 @@ def test_the_drawing_names_the_rooms_and_what_is_in_them():
     drawing = ast.get_docstring(ast.parse((ROOT / "gocm.py").read_text()))
     drawn, room = {}, ""
     for line in drawing[drawing.index("gocm_lib/\n") : drawing.index("The promise")].splitlines()[1:]:
-        if found := re.match(r"    ([a-z]+)/ ", line):
+        if found := re.match(r"    ([a-z0-9]+)/ ", line):
             room = found[1]
             drawn[room] = set()
         elif found := re.match(r"        (?:sqlite/ +)?([a-z0-9_]+(?: [a-z0-9_]+)*)$", line):

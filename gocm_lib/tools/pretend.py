@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from gocm_lib.front.request import Request
 from gocm_lib.tools import pretend_schema, pretend_topics
+from gocm_lib.tools.lines import FAILURES, Ending
 from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECT, Answer, fcm, refused
 from gocm_lib.tools.pretend_groups import Groups
 from gocm_lib.tools.pretend_tokens import Account, Tokens
@@ -95,6 +96,7 @@ class Mode:
         "latency": (int, float), "status": (int,), "retry_after": (int, str), "silent": (bool,), "close": (bool,),
         "answer": (str,), "revoke": (bool,), "token_life": (int,), "token_status": (int,), "errors": (dict,),
         "capacity": (int, float), "refusal": (str,), "device_quota": (int, float), "topic_quota": (int, float),
+        "http2": (bool,), "streams": (int,), "window": (int,), "goaway": (int,), "reset": (int,),
     }  # fmt: skip
 
     def __init__(self, latency: float) -> None:
@@ -112,18 +114,29 @@ class Mode:
         self.refusal = "unavailable"  # how they are: one of ANSWERS
         self.device_quota: float = 0  # messages a minute that a token is sent; more: quota_device; 0: no limit
         self.topic_quota: float = 0  # the same of a topic
+        self.http2 = True  # is offered to new connections; those get
+        self.streams = 100  # requests at once, as many as FCM allows, and
+        self.window = 1 << 20  # bytes of a request's body that they may send unasked
+        self.goaway = 0  # the code of a GOAWAY, and
+        self.reset = 2  # that of a reset, where `errors` has such
 
 
-KINDS = {*ANSWERS, "silent", "close"}  # of errors that strike here and there
+KINDS = {*ANSWERS, *FAILURES}  # of errors that strike here and there
+
+
+_NUMBERS = {
+    **dict.fromkeys(("capacity", "device_quota", "topic_quota"), 10**9),
+    **dict.fromkeys(("streams", "window", "goaway", "reset"), 2**31 - 1),
+}
 
 
 def mistake(name: str, value: Any) -> str:
     """What is wrong with a mode's field beyond its type; "": nothing."""
+    if name in _NUMBERS and not 0 <= value <= _NUMBERS[name]:
+        return f"must be a number from 0 to {_NUMBERS[name]}"
     match name:
         case "answer" | "refusal" if value not in ANSWERS and (value or name == "refusal"):
             return "known are " + ", ".join(ANSWERS)
-        case "capacity" | "device_quota" | "topic_quota" if not 0 <= value <= 1e9:
-            return "must be a number from 0 to 1000000000"
         case "latency" if not 0 <= value <= 3600:  # NaN is not, either: nothing would ever fall due
             return "must be seconds from 0 to 3600"
         case "status" | "token_status" if not 200 <= value <= 599:
@@ -180,8 +193,8 @@ class Pretender:
         self._topics = Topics()
         self._groups = Groups()
 
-    def answer(self, request: Request) -> tuple[float, Answer | None]:
-        """The seconds to wait, then the answer. None: close without one; after infinity: never."""
+    def answer(self, request: Request) -> tuple[float, Ending]:
+        """The seconds to wait, then what becomes of the request."""
         path, mode = request.path, self.mode
         if path == "/token" or path.startswith("/computeMetadata/v1/"):
             give = self._tokens.oauth if path == "/token" else self._tokens.metadata
@@ -209,20 +222,20 @@ class Pretender:
         authorization = request.headers.get("authorization", "")
         return _KEY.fullmatch(authorization) is not None or self._tokens.takes(authorization)
 
-    def _finish(self, answer: Answer, targets: list[str], taken: list[str]) -> tuple[float, Answer | None]:
+    def _finish(self, answer: Answer, targets: list[str], taken: list[str]) -> tuple[float, Ending]:
         """Apply the mode's failures to an answer, and put what is taken in the end into the ledger."""
         mode = self.mode
         delay = mode.latency
         if any(map(SLOW.match, targets)):
             delay += max(int(found[1]) for found in map(SLOW.match, targets) if found)
         if mode.silent:
-            return float("inf"), None
+            return 0.0, "silent"
         if mode.close:
-            return mode.latency, None
+            return mode.latency, "close"
         if mode.errors or mode.capacity:
             trouble = self._strain.strike(mode.errors, random.random())
-            if trouble in ("silent", "close"):
-                return (float("inf"), None) if trouble == "silent" else (mode.latency, None)
+            if trouble in FAILURES:
+                return mode.latency if trouble in ("close", "reset") else 0.0, trouble
             if not trouble and mode.capacity:
                 too_many = self._strain.overloads(len(targets) or 1, mode.capacity, time.monotonic())
                 trouble = mode.refusal if too_many else ""

@@ -27,34 +27,29 @@ from typing import Any, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
 from gocm_lib.front import auth, response
-from gocm_lib.front.request import Reader, Request
+from gocm_lib.front.request import Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
+from gocm_lib.tools.lines import Ending, Http1, Http2, speaks_http2
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
 from gocm_lib.tools.pretend_tokens import Account, read_account
 
-MAX_BODY = 16 * 1024 * 1024
 BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
 GATHER = 0.002  # seconds, not each by itself: it is to be tried against, not to take the CPU from what is tried
+TICK = 1.0  # seconds between two looks at what time does to connections
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
-def render(answer: Answer) -> bytes:
-    return (
-        f"HTTP/1.1 {answer.status} Pretend\r\nContent-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\n{answer.headers}\r\n"
-    ).encode() + answer.body
-
-
 class _Peer:
-    """A connection: its socket, what it sent, what it is to get."""
+    """A connection: its socket, and what it speaks, once that is known."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.reader = Reader(MAX_BODY)
-        self.unsent = b""
+        self.line: Http1 | Http2 | None = None
+        self.first = b""  # what came before that was known
         self.waiting = 0  # requests taken and not yet answered
+        self.writes = False  # it waits for room in the socket
         self.closed = False
 
 
@@ -73,27 +68,29 @@ class Sandbox:
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, READ)
-        self._later: list[tuple[float, int, _Peer, bytes | None]] = []  # answers in the order they fall due
+        self._later: list[tuple[float, int, _Peer, int, Ending]] = []  # answers in the order they fall due
+        self._dirty: dict[_Peer, None] = {}  # who is to be written to in this turn
+        self._streaming: dict[_Peer, Http2] = {}  # those that time does something to
+        self._ticked = 0.0
         self._count = 0
 
     @property
     def ledger(self) -> Ledger:
         return self.pretender.ledger
 
-    def answer(self, request: Request) -> tuple[float, bytes | None]:
-        """The seconds to wait, then the bytes to send. None: close; after infinity: never."""
+    def answer(self, request: Request) -> tuple[float, Ending]:
+        """The seconds to wait, then what becomes of the request."""
         if request.path.startswith("/sandbox/"):
-            return 0.0, render(self._control(request))
-        delay, answer = self.pretender.answer(request)
-        return delay, answer and render(answer)
+            return 0.0, self._control(request)
+        return self.pretender.answer(request)
 
-    def _answer(self, request: Request) -> tuple[float, bytes | None]:
+    def _answer(self, request: Request) -> tuple[float, Ending]:
         """The same, whatever is in the request: one that we cannot cope with must not end the others' tests."""
         try:
             return self.answer(request)
         except Exception:
             log.logger.exception("the sandbox has no answer to a %s", request.method)  # its path may hold a token
-            return 0.0, render(ANSWERS["internal"][0])
+            return 0.0, ANSWERS["internal"][0]
 
     def _control(self, request: Request) -> Answer:
         what = (request.method, request.path)
@@ -123,16 +120,33 @@ class Sandbox:
         while True:
             if len(self._later) > BUSY:
                 time.sleep(GATHER)
-            wait = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-            for key, events in self._selector.select(wait):
+            for key, events in self._selector.select(self._patience()):
                 if key.data is None:
                     self._accept()
                 elif not key.data.closed:
                     self._on_ready(key.data, events)
             now = time.monotonic()
             while self._later and self._later[0][0] <= now:
-                _, _, peer, answer = heapq.heappop(self._later)
-                self._deliver(peer, answer)
+                _, _, peer, number, fate = heapq.heappop(self._later)
+                self._deliver(peer, number, fate)
+            if now > self._ticked + TICK:
+                self._tick(now)
+            for peer in self._dirty:
+                self._flush(peer)
+            self._dirty.clear()
+
+    def _patience(self) -> float | None:
+        now = time.monotonic()
+        soonest = self._later[0][0] - now if self._later else float("inf")
+        if self._streaming:
+            soonest = min(soonest, self._ticked + TICK - now)
+        return max(0.0, soonest) if soonest < float("inf") else None
+
+    def _tick(self, now: float) -> None:
+        self._ticked = now
+        for peer, line in self._streaming.items():
+            line.tick(now)
+            self._dirty[peer] = None
 
     def _accept(self) -> None:
         for _ in range(64):
@@ -147,6 +161,7 @@ class Sandbox:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls:
+                    self._tls.set_alpn_protocols(["h2", "http/1.1"] if self.pretender.mode.http2 else ["http/1.1"])
                     sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             except OSError:  # it is gone already
                 sock.close()
@@ -157,60 +172,79 @@ class Sandbox:
     def _on_ready(self, peer: _Peer, events: int) -> None:
         try:
             if events & WRITE:
-                self._write(peer)
+                self._dirty[peer] = None
             while events & READ:
                 data = peer.sock.recv(256 * 1024)
                 if not data:
                     return self._close(peer)
-                peer.reader.feed(data)
-                while request := peer.reader.next():
-                    self._schedule(peer, *self._answer(request))
+                self._receive(peer, data)
                 if not self._tls:
                     return None
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         except ssl.SSLWantWriteError:
             self._selector.modify(peer.sock, READ | WRITE, peer)
-        except BadRequest as problem:
-            self._schedule(peer, 0.0, render(Answer(problem.status, problem.error.encode(), "text/plain")))
+            peer.writes = True
         except OSError:
             self._close(peer)
 
-    def _schedule(self, peer: _Peer, delay: float, answer: bytes | None) -> None:
-        peer.waiting += 1
-        self.ledger.in_flight += 1
-        self.ledger.peak = max(self.ledger.peak, self.ledger.in_flight)
-        if delay == 0.0:
-            self._deliver(peer, answer)
-        elif delay != float("inf"):
-            self._count += 1
-            heapq.heappush(self._later, (time.monotonic() + delay, self._count, peer, answer))
+    def _receive(self, peer: _Peer, data: bytes) -> None:
+        now = time.monotonic()
+        if peer.line is None:
+            data = peer.first = peer.first + data
+            speaks = speaks_http2(data) if self.pretender.mode.http2 else False
+            if isinstance(peer.sock, ssl.SSLSocket):
+                speaks = peer.sock.selected_alpn_protocol() == "h2"
+            if speaks is None:
+                return
+            mode = self.pretender.mode
+            peer.line, peer.first = Http1(), b""
+            if speaks:
+                peer.line = self._streaming[peer] = Http2(now, mode.streams, mode.window)
+        for number, request in peer.line.receive(data, now):
+            delay, fate = self._answer(request)
+            peer.waiting += 1
+            self.ledger.in_flight += 1
+            self.ledger.peak = max(self.ledger.peak, self.ledger.in_flight)
+            if delay == 0.0:
+                self._deliver(peer, number, fate)
+            else:
+                self._count += 1
+                heapq.heappush(self._later, (now + delay, self._count, peer, number, fate))
+        self._dirty[peer] = None
 
-    def _deliver(self, peer: _Peer, answer: bytes | None) -> None:
-        if peer.closed:
-            return None
+    def _deliver(self, peer: _Peer, number: int, fate: Ending) -> None:
+        if peer.closed or fate == "silent":
+            return
+        assert peer.line
         peer.waiting -= 1
         self.ledger.in_flight -= 1
-        if answer is None:
-            return self._close(peer)
-        peer.unsent += answer
-        try:
-            self._write(peer)
-        except OSError:
-            self._close(peer)
+        mode = self.pretender.mode
+        peer.line.settle(number, fate, mode.goaway if fate == "goaway" else mode.reset)
+        self._dirty[peer] = None
 
-    def _write(self, peer: _Peer) -> None:
-        while peer.unsent:
-            try:
-                peer.unsent = peer.unsent[peer.sock.send(peer.unsent) :]
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                self._selector.modify(peer.sock, READ | WRITE, peer)
-                return
-        if self._selector.get_key(peer.sock).events & WRITE:
-            self._selector.modify(peer.sock, READ, peer)
+    def _flush(self, peer: _Peer) -> None:
+        """Write to a peer what there is for it, and close it when it is over."""
+        if peer.closed or peer.line is None:
+            return None
+        out = peer.line.out
+        try:
+            while out:
+                del out[: peer.sock.send(out)]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            return self._close(peer)
+        if peer.line.over and not out:
+            return self._close(peer)
+        if peer.writes != bool(out):
+            peer.writes = bool(out)
+            self._selector.modify(peer.sock, READ | WRITE if out else READ, peer)
+        return None
 
     def _close(self, peer: _Peer) -> None:
         peer.closed = True
+        self._streaming.pop(peer, None)
         self.ledger.in_flight -= peer.waiting
         self._selector.unregister(peer.sock)
         peer.sock.close()
