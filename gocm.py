@@ -26,8 +26,8 @@ gocm_lib/
         webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
-        feeder generation in_hand sender loop pool width connection upstream credentials access_token quarantine
-        crash_log
+        feeder generation pipe in_hand sender loop settler pool places width dialler connection streams upstream
+        credentials access_token quarantine crash_log
     state/       what is shared: one process. Other rooms know its contract, client and packs alone
         contract client server loop state backlog store packs admission pacing pace blame turns waves
         sqlite/  database spool history report keys upgrade
@@ -37,7 +37,7 @@ gocm_lib/
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits
-        early log logwriter child forkserver restarts resources cpu systemd init run_directory deadline
+        early log logwriter framing bell child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
         settings usage values proxy hide_key
     http2/       HTTP/2 without a socket, for the senders and the sandbox; pure

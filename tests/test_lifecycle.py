@@ -59,7 +59,8 @@ def test_a_busy_sender_is_killed(start, sandbox, latency):
     long they have to wait for it.
     """
     sandbox.mode(latency=latency)
-    server = start("--senders", "2", "--upstream-timeout", "25")
+    # One sender has no place for all of them.
+    server = start("--senders", "2", "--upstream-timeout", "25", "--connections", "100")
     tokens = [f"t{n}" for n in range(200)]
     for token in tokens:
         server.send([token])

@@ -400,7 +400,16 @@ class Settings:
     )
     senders: int = option(0, number(0, 64), "number of sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
-        1024, number(1, 10000), "connections to an upstream, of each sender; so requests in flight", metavar="N"
+        1024,
+        number(1, 10000),
+        "requests in flight to an upstream, of each sender",
+        metavar="N",
+    )
+    http2: str = option(
+        "auto",
+        one_of("auto", "off"),
+        "auto: speak HTTP/2 to FCM, if it agrees; off: only HTTP/1.1",
+        metavar="auto|off",
     )
     gcm_url: str = option(
         "https://android.googleapis.com/gcm/send", upstream_url, "URL to post GCM messages to", metavar="URL"
@@ -670,7 +679,7 @@ GROUPS = {
         *("apikey_file", "apikey", "gcm_url", "upstream_ca", "proxy", "proxy_auth_file"),
     ),
     "sending": (
-        *("senders", "connections", "fcm_rate", "upstream_timeout", "retry_base", "retry_cap", "max_attempts"),
+        *("senders", "connections", "http2", "fcm_rate", "upstream_timeout", "retry_base", "retry_cap", "max_attempts"),
         *("max_age", "drain"),
     ),
     "limits": (

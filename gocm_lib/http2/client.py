@@ -113,11 +113,16 @@ class Client:
         """Whether no request will be begun any more."""
         return self._going or self.over
 
+    @property
+    def streams(self) -> int:
+        """How many requests it takes at once."""
+        return min(self._limit, self._peer.streams, MOST_STREAMS)
+
     def room(self) -> int:
         """How many requests could be begun now, if they were small."""
         if self._going or self.over or len(self._peer.out) >= UNSENT:
             return 0
-        return max(0, min(self._limit, self._peer.streams, MOST_STREAMS) - len(self._open))
+        return max(0, self.streams - len(self._open))
 
     def takes(self, size: int) -> bool:
         """Whether a request with a body of this many bytes can be begun, so that no part of it is left to send."""

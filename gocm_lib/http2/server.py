@@ -61,7 +61,7 @@ class Server:
         self._resets = Budget(RESETS, RESETS_A_SECOND, now)
         self._idle_since = self._stuck_since = now
         self._began = now
-        self._leaving = False  # GOAWAY was sent
+        self._covered: int | None = None  # by a GOAWAY: the highest stream that is still answered
         self.over = False
 
     @property
@@ -70,9 +70,17 @@ class Server:
         return self._peer.out
 
     @property
+    def _leaving(self) -> bool:
+        return self._covered is not None
+
+    @property
     def open(self) -> int:
         """How many requests have not been answered."""
         return len(self._open)
+
+    def awaits(self, stream: int) -> bool:
+        """Whether the client awaits an answer to a request that has come."""
+        return stream in self._open
 
     def receive(self, data: bytes, now: float) -> list[Incoming]:
         """The requests that `data` completes."""
@@ -119,9 +127,8 @@ class Server:
 
     def leave(self, last: int | None, code: int, reason: str) -> None:
         """Say GOAWAY: streams above `last` (None: those still to come) were not looked at. The others may go on."""
-        last = self._last if last is None else last
+        last = self._covered = self._last if last is None else last
         self.out.extend(frames.goaway(last, code, reason))
-        self._leaving = True
         for stream in [stream for stream in self._open if stream > last]:
             del self._open[stream]
         self._stop_if_done()
@@ -144,7 +151,7 @@ class Server:
 
     def _end(self, code: Code, reason: str) -> None:
         if not self.over:
-            self.out.extend(frames.goaway(self._last, code, reason))
+            self.out.extend(frames.goaway(self._last if self._covered is None else self._covered, code, reason))
         self.over = True
         self._open.clear()
 
@@ -190,9 +197,9 @@ class Server:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a client's streams are odd")
         if stream <= self._last:
             raise ConnectionFault(Code.STREAM_CLOSED, "a stream is begun that is over", stream)
+        self._last = stream
         if self._leaving:
             return None  # it has been told that this is not looked at
-        self._last = stream
         if len(self._open) >= self._streams:
             self._refuse(stream, Code.REFUSED_STREAM, now)
             return None
@@ -219,6 +226,8 @@ class Server:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "DATA on a stream that was not begun")
         self._peer.took(frame.size)
         known = self._open.get(stream)
+        if known is None and self._leaving:
+            return None
         if known is None or known.whole:
             self._refuse(stream, Code.STREAM_CLOSED, now)
             return None

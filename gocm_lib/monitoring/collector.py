@@ -166,7 +166,7 @@ class Collector:
             self.senders.discard(name)
             self.restarts[kind] += died
             if name in self._cells:
-                self._ended = counters.add_up([self._ended, self._cells.pop(name)], UPSTREAMS)
+                self._ended = counters.add_up([self._ended, counters.ended(self._cells.pop(name))], UPSTREAMS)
 
     def _sender_is_still(self, name: str) -> None:
         self.pulses.pop(name, None)

@@ -48,17 +48,38 @@ class Histogram:
         return low
 
 
+# How connections end by HTTP/2's GOAWAY, and what they speak.
+GOAWAYS = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 11: "ENHANCE_YOUR_CALM"}
+GOAWAY_CODES = (*GOAWAYS.values(), "other")
+PROTOCOLS = ("http/1.1", "h2")
+
+
 class Answers(NamedTuple):
-    """The answers of one upstream: how often each code, how fast, and when it last answered 200 (0: never)."""
+    """The answers of one upstream: how often each code, how fast, and when it last answered 200 (0: never). Then its
+    connections: how many of each protocol, requests in flight on them, GOAWAYs by code, refused streams, and requests
+    that were sent again because nobody had looked at them.
+    """
 
     codes: dict[str, float]
     latency: Histogram
     succeeded_at: float
+    connections: dict[str, float]
+    in_flight: float
+    goaways: dict[str, float]
+    refused: float
+    repeated: float
 
 
-_SUM = len(CODES) + len(LATENCY) + 1  # a cell after the codes' and the buckets'
+# One cell after the other: the codes', the buckets', and
+_SUM = len(CODES) + len(LATENCY) + 1
 _SUCCESS = _SUM + 1
-_WIDTH = _SUCCESS + 1
+_CONNECTIONS = _SUCCESS + 1
+_IN_FLIGHT = _CONNECTIONS + len(PROTOCOLS)
+_GOAWAYS = _IN_FLIGHT + 1
+_REFUSED = _GOAWAYS + len(GOAWAY_CODES)
+_REPEATED = _REFUSED + 1
+_WIDTH = _REPEATED + 1
+_PASSING = range(_CONNECTIONS, _GOAWAYS)  # what a sender takes with it when it ends
 
 
 def cells(upstreams: int) -> int:
@@ -86,6 +107,26 @@ class Counters:
         """Count a request that was not answered."""
         self._cells[self._starts[upstream] + _NONE] += 1
 
+    def connected(self, upstream: str, protocol: str, change: int) -> None:
+        """There is a connection more, or less."""
+        self._cells[self._starts[upstream] + _CONNECTIONS + PROTOCOLS.index(protocol)] += change
+
+    def in_flight(self, upstream: str, requests: int) -> None:
+        """So many requests are in flight."""
+        self._cells[self._starts[upstream] + _IN_FLIGHT] = requests
+
+    def goaway(self, upstream: str, code: int) -> None:
+        """Count a connection that the upstream has ended with this code."""
+        self._cells[self._starts[upstream] + _GOAWAYS + GOAWAY_CODES.index(GOAWAYS.get(code, "other"))] += 1
+
+    def refused(self, upstream: str, streams: int) -> None:
+        """Count requests that were refused unlooked at."""
+        self._cells[self._starts[upstream] + _REFUSED] += streams
+
+    def repeated(self, upstream: str) -> None:
+        """Count a request that is sent again because nobody has looked at it."""
+        self._cells[self._starts[upstream] + _REPEATED] += 1
+
 
 def add_up(counted: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[float]:
     """The cells of many senders added up."""
@@ -97,11 +138,25 @@ def add_up(counted: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list
     return total
 
 
+def ended(cells: Sequence[float]) -> list[float]:
+    """What stays of the cells of a sender that has ended."""
+    return [0.0 if place % _WIDTH in _PASSING else value for place, value in enumerate(cells)]
+
+
 def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Answers]:
     """The Answers in the cells, by upstream."""
     found = {}
     for place, name in enumerate(upstreams):
         part = cells[place * _WIDTH : (place + 1) * _WIDTH]
         buckets = Histogram(LATENCY, part[len(CODES) : _SUM], part[_SUM])
-        found[name] = Answers(dict(zip(CODES, part)), buckets, part[_SUCCESS])
+        found[name] = Answers(
+            dict(zip(CODES, part)),
+            buckets,
+            part[_SUCCESS],
+            dict(zip(PROTOCOLS, part[_CONNECTIONS:])),
+            part[_IN_FLIGHT],
+            dict(zip(GOAWAY_CODES, part[_GOAWAYS:])),
+            part[_REFUSED],
+            part[_REPEATED],
+        )
     return found

@@ -14,7 +14,7 @@ from gocm_lib import __version__
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.outcome import FAILURES, RETRIES
 from gocm_lib.monitoring.collector import Figures
-from gocm_lib.monitoring.counters import Histogram
+from gocm_lib.monitoring.counters import Answers, Histogram
 from gocm_lib.state.contract import LISTS, Count, Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,10 +83,18 @@ def _build(figures: Figures) -> Samples:
     yield (__version__, platform.python_version(), urllib3.__version__), 1  # type: ignore[attr-defined]
 
 
-def _responses(figures: Figures) -> Samples:
-    for upstream, answers in figures.upstreams.items():
-        for code, count in answers.codes.items():
-            yield (upstream, code), count
+def _of_upstreams(read: Callable[[Answers], Mapping[str, float] | float]) -> Callable[[Figures], Samples]:
+    """What senders have counted of each upstream: one value, or one for each value of a label."""
+
+    def samples(figures: Figures) -> Samples:
+        for upstream, answers in figures.upstreams.items():
+            found = read(answers)
+            if isinstance(found, Mapping):
+                yield from (((upstream, label), value) for label, value in found.items())
+            else:
+                yield (upstream,), found
+
+    return samples
 
 
 METRICS = (
@@ -159,7 +167,30 @@ METRICS = (
     ),
     Metric(
         "gocm_upstream_responses_total", "counter", ("upstream", "code"), "answers of this run; none: no answer came",
-        _responses,
+        _of_upstreams(lambda a: a.codes),
+    ),
+    Metric(
+        "gocm_upstream_connections", "gauge", ("upstream", "protocol"), "connections of all senders",
+        _of_upstreams(lambda a: a.connections),
+    ),
+    Metric(
+        "gocm_upstream_in_flight", "gauge", ("upstream",), "requests that wait for their answer",
+        _of_upstreams(lambda a: a.in_flight),
+    ),
+    Metric(
+        "gocm_upstream_goaways_total", "counter", ("upstream", "code"),
+        "connections of HTTP/2 that the upstream has ended: NO_ERROR is its habit, anything else is not",
+        _of_upstreams(lambda a: a.goaways),
+    ),
+    Metric(
+        "gocm_upstream_refused_streams_total", "counter", ("upstream",),
+        "requests that the upstream refused by HTTP/2 without looking at them; they are sent again",
+        _of_upstreams(lambda a: a.refused),
+    ),
+    Metric(
+        "gocm_upstream_repeats_total", "counter", ("upstream",),
+        "requests that were sent again at once, because the upstream had not looked at them, or most likely not",
+        _of_upstreams(lambda a: a.repeated),
     ),
     Metric(
         "gocm_upstream_request_duration_seconds", "histogram", ("upstream",), "how long they took",

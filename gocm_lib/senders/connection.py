@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange at a time on a non-blocking connection: write a request, read the response piece by piece.
 
-ResponseReader is pure (bytes in, response out). Channel runs it on the socket of a connected urllib3 connection, TLS or
-plain. urllib3's own request() would block a thread, and costs several times the CPU of the few lines here. urllib3
-still does what it does best: pools, connecting, TLS verification.
+ResponseReader is pure (bytes in, response out). Http1Channel runs it on the socket of a connected urllib3 connection,
+TLS or plain. urllib3's own request() would block a thread, and costs several times the CPU of the few lines here.
+urllib3 still does what it does best: pools, connecting, TLS verification.
 
 Promises that a response is returned once and whole or not at all, that no answer makes us hold more than MAX_BODY, and
 that an error says whether the upstream had answered a single byte.
@@ -13,9 +13,12 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from urllib3.connection import HTTPConnection
+
+from gocm_lib.http2.client import Again
+from gocm_lib.http2.hpack import Field
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 1024 * 1024  # an answer for 1,000 tokens has 100 KiB
@@ -30,13 +33,42 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\Z")
 
 class WireError(Exception):
     """An exchange failed. str() is a short reason, `cause` a word of outcome.RETRIES for it. `silent`: not one byte of
-    an answer had come.
+    an answer had come. `again`: whether it may be repeated without counting as an attempt; with `old` by HTTP/1.1.
     """
 
-    def __init__(self, reason: str, silent: bool = False, cause: str = "connection") -> None:
+    def __init__(
+        self,
+        reason: str,
+        silent: bool = False,
+        cause: str = "connection",
+        again: Again = Again.NO,
+        old: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.silent = silent
         self.cause = cause
+        self.again = again
+        self.old = old
+
+
+class RequestHead(NamedTuple):
+    """What all requests to an upstream with one credential have in common, in the form of each protocol, but for the
+    length of the body.
+    """
+
+    lines: bytes
+    fields: tuple[Field, ...]
+
+
+class Request(NamedTuple):
+    """A request for either protocol."""
+
+    head: RequestHead
+    body: bytes
+
+    def http1(self) -> bytes:
+        """The bytes of HTTP/1.1."""
+        return b"%b\r\nContent-Length: %d\r\n\r\n%b" % (self.head.lines, len(self.body), self.body)
 
 
 class Response(NamedTuple):
@@ -46,6 +78,9 @@ class Response(NamedTuple):
     headers: Mapping[str, str]  # names in lower case; of repeated headers the last
     body: bytes
     reusable: bool  # the connection may carry another exchange
+
+
+Ended = tuple[Any, Response | WireError]  # the key of an exchange, and how it ended
 
 
 class Head(NamedTuple):
@@ -201,70 +236,125 @@ class ResponseReader:
         return self._response(bytes(self.chunks), len(self.buffer) == stop)
 
 
-class Channel:
-    """A connected urllib3 connection, made non-blocking, with at most one exchange on it."""
+class Http1Channel:
+    """A connected urllib3 connection, made non-blocking, with at most one exchange on it. Each exchange ends once: with
+    its key, and a Response or a WireError, in what `write`, `read` or `give_up` returns.
+    """
+
+    protocol = "http/1.1"
 
     def __init__(self, connection: HTTPConnection) -> None:
-        sock = connection.sock
-        assert sock is not None, "the connection must be connected"
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = unblocked(connection)
         self.connection = connection
-        self.sock = sock
         self.exchanges = 0  # begun on this connection; more than one: it was kept alive
-        self.unsent: memoryview | None = None
-        self.reader: ResponseReader | None = None
+        self.over = False  # it is to be closed
+        self.turned_away = False  # it was new, and the path, or the upstream, has closed it
+        self._key: Any = None  # of the exchange that is under way
+        self._unsent: memoryview | None = None
+        self._reader: ResponseReader | None = None
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def begin(self, request: bytes) -> None:
-        """Start an exchange. Raises WireError when the connection turns out to be broken."""
+    @property
+    def open(self) -> int:
+        """How many exchanges are under way."""
+        return 1 if self._reader else 0
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the socket has not taken everything yet."""
+        return self._unsent is not None
+
+    def room(self) -> int:
+        """How many exchanges can be begun."""
+        return 0 if self._reader or self.over else 1
+
+    def begin(self, key: Any, request: Request, now: float) -> None:
+        """Begin an exchange; `write` sends it."""
         self.exchanges += 1
-        self.reader = ResponseReader()
-        self.unsent = memoryview(request)
-        self.write()
+        self._key, self._reader = key, ResponseReader()
+        self._unsent = memoryview(request.http1())
 
-    def write(self) -> None:
-        """Write what the socket takes now. `unsent` is None once everything is written."""
-        while self.unsent:
+    def write(self) -> list[Ended]:
+        """Write what the socket takes now."""
+        while self._unsent:
             try:
-                sent = self.sock.send(self.unsent)
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                return
+                sent = self.sock.send(self._unsent)
+            except BLOCKED:
+                break
             except OSError as error:
-                raise WireError(f"write failed: {_word(error)}", silent=self._silent()) from None
-            self.unsent = self.unsent[sent:] if sent < len(self.unsent) else None
+                return self._fail(WireError(f"write failed: {word(error)}", silent=self._silent()))
+            self._unsent = self._unsent[sent:] if sent < len(self._unsent) else None
+        return []
 
-    def read(self) -> Response | None:
-        """Read what has arrived; returns the response once it is complete.
+    def read(self, now: float) -> list[Ended]:
+        """Read what has arrived.
 
         Reads until the socket is empty, because TLS may hold decrypted bytes that no selector reports. On an idle
-        connection this takes in TLS session tickets. Raises WireError for anything else.
+        connection this takes in TLS session tickets.
         """
-        while True:
-            try:
+        try:
+            while True:
                 data = self.sock.recv(PIECE)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return None
-            except OSError as error:
-                raise WireError(f"read failed: {_word(error)}", silent=self._silent()) from None
-            if self.reader is None:
-                raise WireError("closed while idle" if not data else "answer without a request", silent=True)
-            response = self.reader.feed(data) if data else self.reader.end()
-            if response is not None:
-                # An answer that came before the request was written to its end leaves the rest unwritten.
-                whole = self.unsent is None
-                self.reader = self.unsent = None
-                return response if whole else response._replace(reusable=False)
+                if self._reader is None:
+                    raise WireError("closed while idle" if not data else "answer without a request", silent=True)
+                response = self._reader.feed(data) if data else self._reader.end()
+                if response is not None:
+                    return self._end(response)
+        except BLOCKED:
+            return []
+        except OSError as error:
+            return self._fail(WireError(f"read failed: {word(error)}", silent=self._silent()))
+        except WireError as error:
+            return self._fail(error)
+
+    def _end(self, response: Response) -> list[Ended]:
+        # An answer that came before the request was written to its end leaves the rest unwritten.
+        self.over = not response.reusable or self._unsent is not None
+        self._reader = self._unsent = None
+        return [(self._key, response)]
+
+    def _fail(self, error: WireError) -> list[Ended]:
+        self.over = True
+        self.turned_away = error.silent and self.exchanges <= 1
+        if self._reader is None:
+            return []
+        if error.silent and self.exchanges > 1:
+            # Kept alive, then closed just as we wrote: an idle time-out at the other end, and the request was not
+            # looked at.
+            error.again = Again.ONCE
+        self._reader = self._unsent = None
+        return [(self._key, error)]
+
+    def give_up(self, key: Any, error: WireError, now: float) -> list[Ended]:
+        """The answer to an exchange is not awaited any more."""
+        error.silent = self._silent()
+        return self._fail(error)
+
+    def tick(self, now: float) -> list[Ended]:
+        """Time has passed, which is nothing to this kind of connection."""
+        return []
 
     def close(self) -> None:
         self.connection.close()
 
     def _silent(self) -> bool:
-        return self.reader is None or not self.reader.begun()
+        return self._reader is None or not self._reader.begun()
 
 
-def _word(error: OSError) -> str:
+BLOCKED = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def unblocked(connection: HTTPConnection) -> socket.socket:
+    """The socket of a connected urllib3 connection, for a loop."""
+    sock = connection.sock
+    assert sock is not None, "the connection must be connected"
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def word(error: OSError) -> str:
     """The class of an error; its text could quote what was sent."""
     return type(error).__name__

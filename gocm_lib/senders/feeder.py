@@ -8,7 +8,6 @@ The disk is the buffer: the queue and the senders together hold at most as many 
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from multiprocessing.queues import Queue
 
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import SMALL, Run, Slice, cut, job_time
@@ -16,6 +15,7 @@ from gocm_lib.message.suspect import COMPANY, FATAL
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import cpu, log
 from gocm_lib.senders.credentials import Credentials
+from gocm_lib.senders.pipe import Outlet
 from gocm_lib.state.client import Client, StateUnavailable
 
 REST = 0.25  # seconds after a claim that failed: a full disk fails at once, again and again
@@ -73,7 +73,7 @@ class Feeder:
         self._collector = collector
         self._credentials = credentials
         self._in_hand_limits = in_hand_limits
-        self._current: tuple[int, Queue[list[Slice]]] | None = None
+        self._current: tuple[int, Outlet] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
         self._switched = threading.Event()
@@ -81,9 +81,9 @@ class Feeder:
         self._putting = threading.Lock()
         threading.Thread(target=self._run, name="feeder", daemon=True).start()
 
-    def switch(self, generation: int, queue: "Queue[list[Slice]]") -> None:
+    def switch(self, generation: int, outlet: Outlet) -> None:
         """Feed this generation from now on."""
-        self._current = generation, queue
+        self._current = generation, outlet
         self._switched.set()
 
     def hold(self) -> None:
@@ -133,7 +133,7 @@ class Feeder:
             return
         self._collector.move("state")
 
-    def _feed(self, generation: int, queue: "Queue[list[Slice]]") -> None:
+    def _feed(self, generation: int, outlet: Outlet) -> None:
         ready = self._credentials.ready()
         # With no credential nothing is claimed; ask again soon whether there is one.
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
@@ -160,7 +160,7 @@ class Feeder:
             self._note_waits(slices)
         headers = {upstream: header.text for upstream, header in ready.items()}
         for item in pack(coalesce(slices, headers)):
-            queue.put(item)
+            outlet.put(item)
         if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)
 

@@ -26,6 +26,7 @@ from gocm_lib.process.child import Child
 from gocm_lib.senders.crash_log import CrashLog
 from gocm_lib.senders.feeder import Feeder
 from gocm_lib.senders.in_hand import crash_log_size
+from gocm_lib.senders.pipe import Outlet
 from gocm_lib.state.client import Client, StateUnavailable
 
 LEASE = 15.0  # seconds: a sender that shows no progress for so long loses what it has in hand
@@ -46,6 +47,7 @@ class Generation:
 
     number: int
     queue: "Queue[list[Slice]]"
+    outlet: Outlet
     senders: list[Child] = field(default_factory=list)
     crash_logs: dict[str, Sequence[int]] = field(default_factory=dict)  # of each sender, by its name
     deadline: float | None = None
@@ -88,7 +90,7 @@ class Generations:
     def feed(self, feeder: Feeder) -> None:
         """Have this feeder feed the newest generation."""
         self._feeder = feeder
-        feeder.switch(self._newest, self._running[-1].queue)
+        feeder.switch(self._newest, self._running[-1].outlet)
 
     def start(self, settings: Settings) -> None:
         """Start the next generation and have it fed. Raises OSError."""
@@ -98,7 +100,7 @@ class Generations:
             needed = "/dev/shm must be there, writable, and have room for semaphores"
             raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {needed}") from None
         self._newest += 1
-        generation = Generation(self._newest, queue)
+        generation = Generation(self._newest, queue, Outlet(queue))
         for place in range(settings.senders):
             name = f"sender-{self._newest}.{place + 1}"
             crash_log = generation.crash_logs[name] = self._context.RawArray("q", crash_log_size(settings))
@@ -106,14 +108,12 @@ class Generations:
             arguments = (name, self._newest, queue, crash_log, cells, self._address, self._authkey)
             generation.senders.append(self._spawn("sender", name, *arguments))
             self._collector.counts_in(name, cells)
-        # Our copy of the reading end would keep the queue's thread blocked in a full pipe when all its senders are
-        # dead; without it the thread gets EPIPE and ends. (concurrent.futures does the same.)
+        # Our copy of the reading end would keep the outlet waiting for room when all its senders are dead; without it
+        # there is an error to write to them. (concurrent.futures does the same.)
         queue._reader.close()  # type: ignore[attr-defined]
-        queue._ignore_epipe = True  # type: ignore[attr-defined]
-        queue.cancel_join_thread()
         self._running.append(generation)
         if self._feeder:
-            self._feeder.switch(self._newest, queue)
+            self._feeder.switch(self._newest, generation.outlet)
 
     def lost(self, dead: Child, ended: str, upstream_timeout: float) -> bool:
         """A sender has ended, and with it its generation; `ended` says how. Returns whether that was unexpected, so

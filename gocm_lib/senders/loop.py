@@ -1,254 +1,303 @@
-"""The event loop of a sender: one thread, hundreds of requests in flight. Owns the sockets and reads the clock.
+"""The event loop of a sender: one thread takes slices from the queue, sends them, has outcomes settled.
 
-Promises that each token handed to `push` is settled once, with the outcome of its last attempt, unless the process dies
-or finishes first.
+Owns the sockets and reads the clock; only dialling, which blocks, has threads of its own. What has come is dealt with
+in one go, never one thing a turn: a turn, and the waking up for it, cost what an answer does. Promises that each token
+taken from the queue is settled once, with the outcome of its last attempt, unless the process dies or finishes first.
 """
 
 import selectors
-import socket
-import threading
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from collections.abc import Sequence
 
-from gocm_lib.config.settings import Exit
+from gocm_lib.http2 import frames
+from gocm_lib.http2.client import OUR_FAULT, Again
 from gocm_lib.message.job import Slice
 from gocm_lib.message.outcome import NO_ANSWER, Outcome, Result, Verdict, address
 from gocm_lib.monitoring.counters import Counters
-from gocm_lib.process import child, log
-from gocm_lib.senders.connection import Channel, Response, WireError
+from gocm_lib.process import log
+from gocm_lib.process.bell import Bell
+from gocm_lib.senders.connection import Ended, Response, WireError
 from gocm_lib.senders.crash_log import CrashLog
-from gocm_lib.senders.pool import DIALLERS, Flight, Pool
+from gocm_lib.senders.dialler import Dialler
+from gocm_lib.senders.pipe import Inlet
+from gocm_lib.senders.pool import NO_PLACE, Flight, Pool
 from gocm_lib.senders.quarantine import Quarantine
+from gocm_lib.senders.settler import Settler
+from gocm_lib.senders.streams import Channel, Http2Channel
 from gocm_lib.senders.upstream import DialError, Upstream
 
 BUSY = 16  # flights; with more the loop lets answers gather for
-GATHER = 0.002  # seconds, and then reads them in one turn: a turn, and the waking up for it, cost what an answer does
+GATHER = 0.004  # seconds, and then reads them in one turn
+TICK = 1.0  # seconds between two looks at what time does to connections
 RETURNED = Outcome(Verdict.RETURNED, "others of its message were refused")
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Loop:
-    """`push`, `finish` and `progress` may be called from any thread. Everything else happens in `run`."""
+    """`finish` and `progress` may be called from any thread. Everything else happens in `run`."""
 
     def __init__(
         self,
         upstreams: dict[str, Upstream],
-        connections: int,
+        most: int,
         timeout: float,
-        settled: SimpleQueue[list[Result] | None],
+        bell: Bell,
+        inlet: Inlet,
+        settler: Settler,
         crash_log: CrashLog,
         counters: Counters,
     ) -> None:
-        """At most `connections` to each upstream; `timeout` seconds for an answer. Results are put into `settled`."""
-        self.pools = {name: Pool(upstream, connections) for name, upstream in upstreams.items()}
-        # Threads of its own for each: another upstream's, which cannot be reached, would all be taken. A TLS handshake
-        # with Google takes three round trips, and must not stall the loop.
-        self._diallers = {name: ThreadPoolExecutor(DIALLERS, "dial") for name in upstreams}
-        self.connections = connections
+        """At most `most` requests to each upstream in flight; `timeout` seconds for an answer."""
+        self.pools = {name: Pool(upstream, most) for name, upstream in upstreams.items()}
+        self._diallers = {name: Dialler(pool, bell.ring) for name, pool in self.pools.items()}
+        self._full = most * 5 // 4  # requests in hand, with which nothing more is taken from the queue
         self.timeout = timeout
-        self.settled = settled
         self.results: list[Result] = []  # in this turn
         self.crash_log = crash_log
         self.counters = counters
         self.quarantine = Quarantine()
-        self.flights: dict[
-            Channel, tuple[Pool, Flight]
-        ] = {}  # in the order in which they were sent, so of their deadlines
-        self.wants = threading.Event()  # set while there is room for more from the queue
-        self.wants.set()
-        self._inbox: deque[list[Slice] | tuple[Pool, Channel | DialError]] = deque()
+        self.flights: dict[Flight, tuple[Pool, Channel]] = {}  # in the order in which they were sent, so of deadlines
+        self._inlet, self._settler, self._bell = inlet, settler, bell
+        self._dirty: dict[Channel, Pool] = {}  # connections that have something to write
+        self._writing: set[Channel] = set()  # those whose sockets had no room for all of it
         self._finishing = False
         self._turns = 0
-        self._bell_in, self._bell_out = socket.socketpair()
-        self._bell_in.setblocking(False)
-        self._bell_out.setblocking(False)
+        self._ticked = 0.0
+        self._taking = False  # the inlet is watched
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._bell_in, READ, None)
+        self._selector.register(bell.inside, READ, bell)
 
     # ------------------------------------------------------------------------------------------ from other threads
 
-    def push(self, slices: list[Slice]) -> None:
-        """Hand over slices to send."""
-        self._inbox.append(slices)
-        self._ring()
-
     def finish(self) -> None:
-        """Let `run` return once nothing is in flight. What waits is left to the next generation."""
+        """Let `run` return once nothing is in flight and all is settled. What waits is left to the next generation."""
         self._finishing = True
-        self._ring()
+        self._bell.ring()
 
     def progress(self) -> int:
         """How often the loop has turned. Asking makes it turn once more, unless it is stuck."""
-        self._ring()
+        self._bell.ring()
         return self._turns
-
-    def _ring(self) -> None:
-        try:
-            self._bell_out.send(b"!")
-        except BlockingIOError:
-            pass  # it is ringing
-
-    def _dial(self, pool: Pool) -> None:
-        try:
-            dialled: Channel | DialError = pool.upstream.dial()
-        except DialError as error:
-            dialled = error
-        except Exception:  # the pool of threads would swallow it, and the dial count as under way for ever
-            log.logger.exception("dialling failed")
-            child.leave(Exit.FAILED)
-        self._inbox.append((pool, dialled))
-        self._ring()
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Turn until `finish` was called and nothing is in flight."""
-        while not (self._finishing and not self.flights):
+        """Turn until `finish` was called, nothing is in flight, and all is settled."""
+        self._watch_inlet()
+        while not (self._finishing and not self.flights and self._settler.idle):
             self._turns += 1
             if len(self.flights) > BUSY:
                 time.sleep(GATHER)
-            for key, events in self._selector.select(self._patience()):
-                if key.data is None:
-                    self._answer_bell()
-                else:
-                    self._on_ready(key.data, events)
+            arrived = self._read_all()
             now = time.monotonic()
+            if arrived:
+                self._take(now)
+            for name, dialler in self._diallers.items():
+                for made in dialler.made():
+                    self._on_dialled(self.pools[name], made, now)
             self._expire(now)
             if self.quarantine:
                 for pool, flight in self.quarantine.admit(len(self.flights)):
                     pool.add_first(flight)
             for name, pool in self.pools.items():
-                self._pump(name, pool, now)
-            self._ask_for_more()
-            if self.results:
-                self.settled.put(self.results)
-                self.results = []
+                if pool.waits:
+                    self._pump(name, pool, now)
+            self._write()
+            self._settle_due(now)
+            self._watch_inlet()
+
+    def _read_all(self) -> bool:
+        """Read what has come from upstreams, the state process and other threads. Returns whether something is in the
+        queue: it is taken last, when answers have made room.
+        """
+        arrived = False
+        for key, events in self._selector.select(self._patience()):
+            if key.data is self._inlet:
+                arrived = True
+            elif key.data is self._settler:
+                self._on_state(events)
+            elif key.data is self._bell:
+                self._bell.hear()
+            else:
+                self._on_ready(key.data, events)
+        return arrived
 
     def _patience(self) -> float | None:
-        """Seconds until a time limit is reached; None when nothing has one."""
+        """Seconds until there is something to do; None when nothing is going on."""
         now = time.monotonic()
-        moments = [next(iter(self.flights.values()))[1].deadline] if self.flights else []
-        for pool in self.pools.values():
-            moments += pool.moments(now)
-        return max(0.0, min(moments) - now) if moments else None
+        moments = [self._settler.next_moment(), self._settler.client.next_moment()]
+        moments += [pool.next_moment(now) for pool in self.pools.values()]
+        if self.flights:
+            moments += [next(iter(self.flights)).deadline, self._ticked + TICK]
+        soonest = min(moments)
+        return max(0.0, soonest - now) if soonest < float("inf") else None
 
-    def _answer_bell(self) -> None:
-        try:
-            self._bell_in.recv(4096)
-        except BlockingIOError:
-            pass
-        while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, tuple):
-                self._on_dialled(*item)
+    def _weight(self, claimed: Slice) -> int:
+        return self.pools[claimed.upstream].upstream.count(claimed)
+
+    def _load(self) -> int:
+        # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
+        return len(self.flights) + sum(map(len, self.pools.values()))
+
+    def _watch_inlet(self) -> None:
+        """Watch the queue, unless there is enough in hand: what we cannot send yet is left to a sender that can."""
+        wanted = not self._finishing and self._load() < self._full
+        if wanted != self._taking:
+            self._taking = wanted
+            if wanted:
+                self._selector.register(self._inlet, READ, self._inlet)
+            else:
+                self._selector.unregister(self._inlet)
+
+    def _take(self, now: float) -> None:
+        for claimed in self._inlet.take(self._full - self._load(), self._weight):
+            pool = self.pools[claimed.upstream]
+            if refusal := pool.refusal(now):
+                self._settle(claimed, refusal)
                 continue
-            for claimed in item:
-                self._enqueue(self.pools[claimed.upstream], claimed)
+            flights = [Flight(part, request) for part, request in pool.upstream.requests(claimed)]
+            if not claimed.deaths:
+                pool.add(flights)
+                continue
+            for flight in flights:
+                self.quarantine.hold(flight.part, (pool, flight))
 
-    def _enqueue(self, pool: Pool, claimed: Slice) -> None:
-        if refusal := pool.refusal(time.monotonic()):
-            self._settle(claimed, refusal)
-            return
-        flights = [Flight(part, request) for part, request in pool.upstream.requests(claimed)]
-        if not claimed.deaths:
-            pool.add(flights)
-            return
-        for flight in flights:
-            self.quarantine.hold(flight.part, (pool, flight))
+    # ------------------------------------------------------------------------------------------------- connections
 
-    def _on_dialled(self, pool: Pool, dialled: Channel | DialError) -> None:
-        now = time.monotonic()
+    def _on_dialled(self, pool: Pool, dialled: Channel | DialError, now: float) -> None:
         if isinstance(dialled, DialError):
             if (flights := pool.dial_failed(dialled.outcome, now)) is not None:
                 self._give_back(pool, flights, dialled.outcome)
             return
         self._selector.register(dialled, READ, dialled)
-        if flight := pool.dialled(dialled, now, self._finishing):
-            self._send(pool, dialled, flight, now)
+        self.counters.connected(pool.upstream.dialect.NAME, dialled.protocol, 1)
+        for flight in pool.dialled(dialled, now):
+            self._begin(pool, dialled, flight, now)
+
+    def _pump(self, name: str, pool: Pool, now: float) -> None:
+        """Put waiting requests on connections; dial when there are too few."""
+        if self._finishing:
+            return
+        for channel, flight in pool.assign(self.quarantine.blocks_others, now):
+            self._begin(pool, channel, flight, now)
+        http2 = pool.places.offers_http2(now)
+        for _ in range(pool.dials_wanted(now)):
+            self._diallers[name].dial(http2)
+
+    def _begin(self, pool: Pool, channel: Channel, flight: Flight, now: float) -> None:
+        flight.deadline = now + self.timeout
+        flight.noted = self.crash_log.begin(flight.part)
+        self.flights[flight] = pool, channel
+        pool.places.take(channel)
+        channel.begin(flight, flight.request, now)
+        self._dirty[channel] = pool
+
+    def _write(self) -> None:
+        """Write once to each connection that has something to write, whatever was begun on it in this turn."""
+        dirty, self._dirty = self._dirty, {}
+        for channel, pool in dirty.items():
+            self._after(pool, channel, channel.write())
+            if channel.unsent != (channel in self._writing) and pool.places.is_ours(channel):
+                self._want_write(channel, channel.unsent)
+
+    def _want_write(self, channel: Channel, wanted: bool) -> None:
+        (self._writing.add if wanted else self._writing.discard)(channel)
+        self._selector.modify(channel, READ | WRITE if wanted else READ, channel)
+
+    def _pool_of(self, channel: Channel) -> Pool:
+        return next(pool for pool in self.pools.values() if pool.places.is_ours(channel))
+
+    def _on_ready(self, channel: Channel, events: int) -> None:
+        pool = self._pool_of(channel)
+        self._after(pool, channel, channel.read(time.monotonic()) if events & READ else [])
+
+    def _after(self, pool: Pool, channel: Channel, ended: Sequence[Ended]) -> None:
+        """Deal with what has ended on a connection, and with its own end."""
+        now, clock = time.monotonic(), time.time()
+        for flight, how in reversed(ended):  # so that of those that go back to the front the oldest is first again
+            del self.flights[flight]
+            self.crash_log.end(flight.noted)
+            pool.places.give(channel, now)
+            if isinstance(how, Response):
+                self._on_response(pool, channel, flight, how, now, clock)
+            else:
+                self._on_lost(pool, channel, flight, how, now)
+        if isinstance(channel, Http2Channel) and (channel.client.goaways or channel.client.refusals):
+            self._on_goaways(pool, channel, now)
+        if not pool.places.is_ours(channel):
+            return
+        if channel.over:
+            self._close(pool, channel, now)
+        elif channel.unsent:
+            self._dirty[channel] = pool
+
+    def _on_response(
+        self, pool: Pool, channel: Channel, flight: Flight, response: Response, now: float, clock: float
+    ) -> None:
+        pool.places.works(channel, now)
+        took = now - flight.deadline + self.timeout
+        self.counters.answered(flight.part.upstream, response.status, took, clock)
+        self._done(pool, flight, *pool.upstream.outcomes(flight.part, response, clock))
+
+    def _on_lost(self, pool: Pool, channel: Channel, flight: Flight, error: WireError, now: float) -> None:
+        if pool.again(flight, channel, error, now):
+            self.counters.repeated(flight.part.upstream)
+            return
+        self.counters.unanswered(flight.part.upstream)
+        # One that nobody has looked at, however often it was sent, was not taken: that is an answer.
+        answered = error.again is Again.FREELY
+        cause = "unavailable" if answered else error.cause
+        self._done(pool, flight, Outcome(Verdict.DEFERRED, str(error), answered=answered, cause=cause))
+
+    def _on_goaways(self, pool: Pool, channel: Http2Channel, now: float) -> None:
+        name = pool.upstream.dialect.NAME
+        self.counters.refused(name, channel.client.refusals)
+        channel.client.refusals = 0
+        while channel.client.goaways:
+            code, said = channel.client.goaways.pop(0)
+            self.counters.goaway(name, code)
+            pool.places.told(code, now)
+            if code in OUR_FAULT:
+                log.logger.error("%s ends a connection and says that it is our fault: GOAWAY %s", name, said)
+            elif code != frames.Code.NO_ERROR:
+                log.logger.warning("%s ends a connection: GOAWAY %s", name, said)
+            if code == frames.Code.INADEQUATE_SECURITY:
+                outcome = Outcome(Verdict.UPSTREAM_CONFIG, f"HTTP/2: {said}")
+                self._give_back(pool, pool.give_back(outcome, now), outcome)
+
+    def _expire(self, now: float) -> None:
+        while self.flights:
+            flight = next(iter(self.flights))
+            if flight.deadline > now:
+                break
+            pool, channel = self.flights[flight]
+            self._after(pool, channel, channel.give_up(flight, WireError(NO_ANSWER, cause="timeout"), now))
+        ticks = now >= self._ticked + TICK
+        for pool in self.pools.values():
+            for channel in pool.places.idle_too_long(now):
+                self._close(pool, channel, now)
+            for streaming in pool.places.streams() if ticks else ():
+                self._after(pool, streaming, streaming.tick(now))
+            if starved := pool.starved(now):
+                self._give_back(pool, starved, NO_PLACE)
+        if ticks:
+            self._ticked = now
+
+    def _close(self, pool: Pool, channel: Channel, now: float) -> None:
+        self._selector.unregister(channel)
+        self._writing.discard(channel)
+        self._dirty.pop(channel, None)
+        channel.close()
+        pool.places.lost(channel, now)
+        self.counters.connected(pool.upstream.dialect.NAME, channel.protocol, -1)
+
+    # ---------------------------------------------------------------------------------------------------- outcomes
 
     def _give_back(self, pool: Pool, flights: list[Flight], outcome: Outcome) -> None:
         """Settle unsent requests, and the pool's waiting suspects, with an outcome that blames the upstream."""
         suspects = [flight for _, flight in self.quarantine.give_up(pool.upstream.dialect.NAME)]
         for flight in [*flights, *suspects]:
             self._settle(flight.part, outcome)
-
-    def _pump(self, name: str, pool: Pool, now: float) -> None:
-        """Put waiting requests on idle connections; dial when there are too few."""
-        if self._finishing:
-            return
-        blocked = self.quarantine.blocks_others
-        while found := pool.next(suspects_only=blocked):
-            self._send(pool, *found, now)
-        for _ in range(pool.dials_wanted(now)):
-            self._diallers[name].submit(self._dial, pool)
-
-    def _send(self, pool: Pool, channel: Channel, flight: Flight, now: float) -> None:
-        flight.deadline = now + self.timeout
-        flight.noted = self.crash_log.begin(flight.part)
-        self.flights[channel] = pool, flight
-        try:
-            channel.begin(flight.request)
-        except WireError as error:
-            self._on_broken(channel, error)
-        else:
-            if channel.unsent:
-                self._selector.modify(channel, READ | WRITE, channel)
-
-    def _on_ready(self, channel: Channel, events: int) -> None:
-        try:
-            if events & WRITE and channel.unsent:
-                channel.write()
-                if not channel.unsent:
-                    self._selector.modify(channel, READ, channel)
-            response = channel.read() if events & READ else None
-        except WireError as error:
-            self._on_broken(channel, error)
-        else:
-            if response is not None:
-                self._on_response(channel, response)
-
-    def _on_response(self, channel: Channel, response: Response) -> None:
-        pool, flight = self.flights.pop(channel)
-        now, clock = time.monotonic(), time.time()
-        pool.works(channel, now)
-        self.counters.answered(flight.part.upstream, response.status, now - flight.deadline + self.timeout, clock)
-        outcomes = pool.upstream.outcomes(flight.part, response, clock)
-        self.crash_log.end(flight.noted)
-        self._done(pool, flight, *outcomes)
-        if response.reusable:
-            pool.free(channel, now)
-        else:
-            self._close(pool, channel)
-
-    def _on_broken(self, channel: Channel, error: WireError) -> None:
-        if channel not in self.flights:
-            pool = next(pool for pool in self.pools.values() if pool.has_idle(channel))
-            self._close(pool, channel, turned_away=not channel.exchanges)
-            return
-        pool, flight = self.flights.pop(channel)
-        self.crash_log.end(flight.noted)
-        self._close(pool, channel, turned_away=error.silent and channel.exchanges == 1)
-        if error.silent and pool.repeat(flight, channel):
-            return
-        self.counters.unanswered(flight.part.upstream)
-        self._done(pool, flight, Outcome(Verdict.DEFERRED, str(error), answered=False, cause=error.cause))
-
-    def _expire(self, now: float) -> None:
-        while self.flights:
-            channel, (_, flight) = next(iter(self.flights.items()))
-            if flight.deadline > now:
-                break
-            self._on_broken(channel, WireError(NO_ANSWER, cause="timeout"))
-        for pool in self.pools.values():
-            for channel in pool.idle_too_long(now):
-                self._close(pool, channel)
-
-    def _close(self, pool: Pool, channel: Channel, turned_away: bool = False) -> None:
-        self._selector.unregister(channel)
-        channel.close()
-        pool.lost(channel, time.monotonic(), turned_away)
 
     def _done(self, pool: Pool, flight: Flight, *outcomes: Outcome) -> None:
         """Settle a request with an outcome for each of its tokens, or one for all. Do what the pool decides."""
@@ -264,8 +313,18 @@ class Loop:
             self.quarantine.done(part)
         self.results += address(part, outcomes if len(outcomes) > 1 else outcomes * part.size)
 
-    def _ask_for_more(self) -> None:
-        # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
-        load = len(self.flights) + sum(map(len, self.pools.values()))
-        if load < self.connections * 5 // 4 and not self.wants.is_set():
-            self.wants.set()
+    def _settle_due(self, now: float) -> None:
+        if self.results:
+            self._settler.add(self.results, now)
+            self.results = []
+        for name, pool in self.pools.items():
+            self.counters.in_flight(name, pool.places.in_flight)
+        self._settler.turn(now, self._finishing and not self.flights)
+        self._settler.client.attend(now)
+        self._settler.client.watch(self._selector, self._settler)
+
+    def _on_state(self, events: int) -> None:
+        if events & WRITE:
+            self._settler.client.write()
+        if events & READ:
+            self._settler.read(time.monotonic())

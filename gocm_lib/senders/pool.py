@@ -1,39 +1,42 @@
-"""Pool: an upstream's connections in one sender, and the requests that wait for one. No I/O, no clock.
+"""Pool: the requests of one upstream that wait in one sender. No I/O, no clock.
 
-Decides which request goes on which connection, how many connections are to be dialled, which requests are held until
-the first answers for their message are back, and what is given back unsent. Module loop does what it decides.
+Decides which request is sent next, which are held until the first answers for their message are back, which are sent
+again, and what is given back unsent. Module places knows the connections; module loop does what both decide.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gocm_lib.http2.client import Again
 from gocm_lib.message.job import Slice
 from gocm_lib.message.outcome import FIRST_ANSWERS, Outcome, Verdict
-from gocm_lib.senders.connection import Channel
+from gocm_lib.senders.connection import Request, WireError
+from gocm_lib.senders.places import OLD, Places
+from gocm_lib.senders.streams import Channel
 from gocm_lib.senders.upstream import Upstream
-from gocm_lib.senders.width import Width
 
-DIALLERS = 16  # dials under way at once; each has a thread
-IDLE_LIMIT = 30.0  # seconds; we close an idle connection before the upstream does, mostly
-DIAL_REST = 0.25  # seconds without dialling after a failure
 CANARIES = 8  # requests of a job with more that go first: else a bad message is sent a thousand times before an answer
 PROVEN_JOBS = 4096  # that are remembered
 REFUSED = 0.5  # seconds; less than the shortest pause, so that its probe gets through
 REFUSALS = 8  # jobs in a row that the upstream refused us for: what waits here is not sent to hear the same
+TRIES = 5  # how often a request is sent again that nobody has looked at: some servers refuse for ever
+STARVED = 30.0  # seconds without a place on any connection, though nothing is on them
+NO_PLACE = Outcome(Verdict.UNREACHABLE, "HTTP/2: no streams are allowed")
 
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A request on its way: its tokens, its bytes, when it times out (monotonic), whether it is being sent a second
-    time, its numbers in the crash log.
+    """A request on its way: its tokens, when it times out (monotonic), whether it was repeated once because it had most
+    likely not been looked at, how often because it had certainly not, its numbers in the crash log.
     """
 
     part: Slice
-    request: bytes
+    request: Request
     deadline: float = 0.0
     repeated: bool = False
+    tries: int = 0
     noted: Iterable[int] = ()
 
 
@@ -60,22 +63,18 @@ NOTHING = Judgement([], None)
 class Pool:
     """One upstream's waiting requests and connections, for the loop's thread only. All times are monotonic."""
 
-    def __init__(self, upstream: Upstream, connections: int) -> None:
-        """`connections` is how many connections there may be."""
+    def __init__(self, upstream: Upstream, most: int) -> None:
+        """At most `most` requests in flight."""
         self.upstream = upstream
-        self.width = Width(connections)
+        self.places = Places(most, upstream.http2)
         self._waiting: deque[Flight] = deque()
         self._repeats: deque[Flight] = deque()  # to go on a fresh connection only
-        self._idle: dict[Channel, float] = {}  # since when; the longest first, the newest is used first
-        self._answered: set[Channel] = set()  # connections that have brought an answer
-        self._connected = 0
-        self._dialling = 0
-        self._dial_after = 0.0  # after a failure to connect, so as not to dial again in a tight loop
         self._canaries: dict[int, Canary] = {}  # by job
         self._proven: dict[int, None] = {}  # jobs whose message was not rejected, the latest last
         self._refusals: set[int] = set()  # jobs that the upstream refused us for, one after the other
         self._refusal: Outcome | None = None  # the last outcome that blamed the upstream,
         self._refused_until = 0.0  # and until when what still comes from the queue is given back with it, unsent
+        self._starved_since: float | None = None
 
     def __len__(self) -> int:
         """How many requests wait for a connection."""
@@ -102,18 +101,23 @@ class Pool:
         """Queue a request before all others."""
         self._waiting.appendleft(flight)
 
-    def repeat(self, flight: Flight, channel: Channel) -> bool:
-        """Queue a request again whose connection was closed without an answer. False: it must not be sent again."""
-        # Kept alive, then closed just as we wrote: an idle time-out at the other end, and the request was not looked
-        # at. Once more, on a connection that cannot be stale. Or a new one that the path has turned away: once more,
-        # on one that works.
-        if flight.repeated or not (channel.exchanges > 1 or self.width.is_narrow):
+    def again(self, flight: Flight, channel: Channel, error: WireError, now: float) -> bool:
+        """Queue a request again that has got no answer. False: that counts as an attempt."""
+        if error.old:
+            self.places.speak_http1(now + OLD)
+        if error.again is Again.FREELY:
+            flight.tries += 1
+            if flight.tries <= TRIES:
+                self._waiting.appendleft(flight)
+            return flight.tries <= TRIES
+        narrow = self.places.width.is_narrow
+        if flight.repeated or not (error.again is Again.ONCE or (channel.turned_away and narrow)):
             return False
         flight.repeated = True
-        if self.width.is_narrow:
+        if narrow:  # a new one would be turned away
             self._waiting.appendleft(flight)
         else:
-            self._repeats.append(flight)
+            self._repeats.append(flight)  # on a connection that cannot be stale
         return True
 
     def judge(self, flight: Flight, outcome: Outcome, now: float) -> Judgement:
@@ -122,7 +126,7 @@ class Pool:
         returned = self._judge_message(job, outcome) if job in self._canaries else []
         if outcome.verdict is Verdict.UPSTREAM_CONFIG:
             self._refusals.add(job)
-            refused = self._give_back(outcome, now) if len(self._refusals) >= REFUSALS else None
+            refused = self.give_back(outcome, now) if len(self._refusals) >= REFUSALS else None
             return Judgement(returned, refused)
         if outcome.answered:
             self._refusals.clear()
@@ -147,7 +151,7 @@ class Pool:
             del self._proven[next(iter(self._proven))]
         return []
 
-    def _give_back(self, outcome: Outcome, now: float) -> list[Flight]:
+    def give_back(self, outcome: Outcome, now: float) -> list[Flight]:
         """Take out all waiting requests, because of an outcome that blames the upstream."""
         self._refusal, self._refused_until = outcome, now + REFUSED
         self._refusals.clear()
@@ -161,95 +165,53 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------- connections
 
-    def next(self, suspects_only: bool) -> tuple[Channel, Flight] | None:
-        """A waiting request, and the idle connection to send it on; None while there is no such pair."""
-        if not (self._waiting and self._idle) or (suspects_only and not self._waiting[0].part.deaths):
-            return None
-        channel = self._choose()
-        if channel is None:
-            return None
-        del self._idle[channel]
-        return channel, self._waiting.popleft()
-
-    def _choose(self) -> Channel | None:
-        """The idle connection for the next request: the newest one. When the path turns away new connections, one that
-        has worked; and for a request that was turned away before, only such a one, if any is left.
-        """
-        newest = next(reversed(self._idle))
-        if not self.width.is_narrow:
-            return newest
-        works = next((channel for channel in self._idle if channel in self._answered), None)
-        if works is None and not (self._waiting[0].repeated and self._connected > len(self._idle)):
-            return newest
-        return works
+    def assign(self, suspects_only: bool, now: float) -> Iterator[tuple[Channel, Flight]]:
+        """Waiting requests, each with the connection to begin it on before the next is asked for."""
+        self.places.begin_turn()
+        while self._waiting and not (suspects_only and not self._waiting[0].part.deaths):
+            flight = self._waiting[0]
+            channel = self.places.find(len(flight.request.body), flight.repeated, now)
+            if channel is None:
+                break
+            self._waiting.popleft()
+            yield channel, flight
 
     def dials_wanted(self, now: float) -> int:
         """How many connections to dial now. They are counted as being dialled."""
-        if now < self._dial_after:
-            return 0
-        # No more than there are threads: a dial that queued for one would connect after the need has passed.
-        wanted = min(len(self._repeats) + len(self._waiting), DIALLERS) - self._dialling
-        if wanted <= 0:
-            return 0
-        there = self._connected + self._dialling
-        wanted = max(0, min(wanted, self.width.allowed(there, now) - there))
-        self._dialling += wanted
-        return wanted
+        return self.places.dials_wanted(len(self._waiting), len(self._repeats), now) if self.waits else 0
 
-    def dialled(self, channel: Channel, now: float, finishing: bool) -> Flight | None:
-        """A connection was made. Returns the request to send on it at once; None: the connection is idle."""
-        self._dialling -= 1
-        self._connected += 1
-        if self._repeats and not finishing:
-            return self._repeats.popleft()
-        self._idle[channel] = now
-        return None
+    @property
+    def waits(self) -> bool:
+        """Whether a request waits for a connection."""
+        return bool(self._waiting or self._repeats)
+
+    def dialled(self, channel: Channel, now: float) -> list[Flight]:
+        """A connection was made. Returns the requests to begin on it at once."""
+        self.places.dialled(channel, now)
+        room = channel.room()
+        return [self._repeats.popleft() for _ in range(min(room, len(self._repeats)))]
 
     def dial_failed(self, outcome: Outcome, now: float) -> list[Flight] | None:
         """A connection could not be made. Returns the requests to give back for that; None while other connections are
         left.
         """
-        self._dialling -= 1
-        self._dial_after = now + DIAL_REST
-        self.width.note(False, self._connected, now)
+        self.places.dial_failed(now)
         # When nothing is left that could serve them, asking once for each would take a time-out each.
-        return None if self._connected else self._give_back(outcome, now)
+        return None if self.places.connected else self.give_back(outcome, now)
 
-    def works(self, channel: Channel, now: float) -> None:
-        """A connection has brought an answer."""
-        if channel not in self._answered:
-            self._answered.add(channel)
-            self.width.note(True, self._connected, now)
+    def starved(self, now: float) -> list[Flight]:
+        """The requests to give back, with NO_PLACE, because the upstream lets us begin none."""
+        places = self.places
+        if not self._waiting or places.in_flight or places.dialling or not places.connected:
+            self._starved_since = None
+        elif self._starved_since is None:
+            self._starved_since = now
+        elif now - self._starved_since >= STARVED:
+            self._starved_since = None
+            return self.give_back(NO_PLACE, now)
+        return []
 
-    def free(self, channel: Channel, now: float) -> None:
-        """A connection is ready for the next request."""
-        self._idle[channel] = now
-
-    def has_idle(self, channel: Channel) -> bool:
-        """Whether an idle connection is one of this pool's."""
-        return channel in self._idle
-
-    def lost(self, channel: Channel, now: float, turned_away: bool = False) -> None:
-        """A connection was closed. `turned_away`: it was new, and the path may have closed it."""
-        self._idle.pop(channel, None)
-        self._answered.discard(channel)
-        self._connected -= 1
-        if turned_away:
-            self.width.note(False, self._connected, now)
-
-    def idle_too_long(self, now: float) -> list[Channel]:
-        """The connections to close now."""
-        found = []
-        for channel, since in self._idle.items():
-            if since + IDLE_LIMIT > now:
-                break
-            found.append(channel)
-        return found
-
-    def moments(self, now: float) -> list[float]:
-        """Times at which there is something to do, unless something happens before."""
-        found = [next(iter(self._idle.values())) + IDLE_LIMIT] if self._idle else []
-        # A dial_after in the past asks for nothing: those requests wait for a connection, whose event wakes the loop.
-        if (self._waiting or self._repeats) and self._dial_after > now:
-            found.append(self._dial_after)
-        return found
+    def next_moment(self, now: float) -> float:
+        """When there is something to do, unless something happens before."""
+        moment = self.places.next_moment(self.waits, now)
+        return min(moment, self._starved_since + STARVED) if self._starved_since is not None else moment

@@ -1,14 +1,16 @@
 """Upstream: a dialect, a URL and a PoolManager in one object; each sender process has one for each upstream.
 
-Owns the connecting: urllib3 resolves names, connects and verifies TLS; the result becomes a non-blocking Channel.
-Promises that a failure to connect says whether the network or our configuration is at fault.
+Owns the connecting: urllib3 resolves names, connects and verifies TLS; the result becomes a non-blocking Channel, which
+speaks HTTP/2 if the upstream wants that. Promises that a failure to connect says whether the network or our
+configuration is at fault.
 """
 
+import functools
 import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,8 @@ from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Slice
 from gocm_lib.message.outcome import Outcome, Verdict
 from gocm_lib.process import deadline
-from gocm_lib.senders.connection import Channel, Response
+from gocm_lib.senders.connection import Http1Channel, Request, RequestHead, Response
+from gocm_lib.senders.streams import Channel, Http2Channel, NotHttp2
 
 REFUSED_BY_PROXY = ("401", "403", "407")  # it refuses us; what else it says is that it cannot just now
 CONNECT_TIMEOUT = 10.0  # seconds, TLS handshake included
@@ -54,43 +57,94 @@ class DialError(Exception):
         self.outcome = outcome
 
 
+class _Context(ssl.SSLContext):
+    """urllib3 has every context offer HTTP/1.1 alone, as that is all it speaks itself; this one offers what it is told
+    to. (Tried with urllib3 2.2 to 2.8; test_upstream watches it.)
+    """
+
+    def offer(self, protocols: Iterable[str]) -> None:
+        """Offer these protocols to servers, the first one most."""
+        super().set_alpn_protocols(protocols)
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        pass
+
+
 class Upstream:
     """One upstream as a sender sees it. `requests` and `outcomes` come from the dialect; `dial` makes a Channel."""
 
     def __init__(
-        self, dialect: ModuleType, url: str, *, ca_file: str, connections: int, proxy: Proxy | None = None
+        self,
+        dialect: ModuleType,
+        url: str,
+        *,
+        ca_file: str,
+        connections: int,
+        proxy: Proxy | None = None,
+        http2: bool = False,
     ) -> None:
+        """`http2`: offer it, where TLS is spoken."""
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.dialect = dialect
-        # Accept-Encoding: we never decompress, so no answer can be a bomb.
-        self._head = (
-            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {host}{port}\r\nContent-Type: application/json\r\n"
-            "Accept-Encoding: identity\r\nUser-Agent: GoCM\r\nAuthorization: "
-        ).encode("ascii")
-        context = _tls_context(ca_file) if parts.scheme == "https" else None
+        self._path, self._authority = parts.path or "/", f"{host}{port}"
         self._proxy = proxy
+        self._head = functools.lru_cache(maxsize=8)(self._make_head)
+        secure = parts.scheme == "https"
+        self.http2 = http2 and secure
+        self._pool = self._make_pool(url, connections, _tls_context(ca_file, ["http/1.1"]) if secure else None)
+        self._http2_pool = self._pool
+        if self.http2:
+            self._http2_pool = self._make_pool(url, connections, _tls_context(ca_file, ["h2", "http/1.1"]))
+
+    def _make_pool(self, url: str, connections: int, context: ssl.SSLContext | None) -> urllib3.HTTPConnectionPool:
         how: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "retries": False, "ssl_context": context}
         manager = urllib3.PoolManager(**how)
-        if proxy:
-            manager = urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, **how)
-        self._pool = manager.connection_from_url(url)
+        if self._proxy:
+            manager = urllib3.ProxyManager(self._proxy.url, proxy_headers=self._proxy.headers, **how)
+        return manager.connection_from_url(url)
 
-    def requests(self, claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
-        """The slice cut into requests, each with the bytes to write."""
-        head = self._head + claimed.authorization.encode("ascii")
+    def _make_head(self, authorization: str) -> RequestHead:
+        # Accept-Encoding: we never decompress, so no answer can be a bomb.
+        common = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "GoCM"}
+        common["authorization"] = authorization
+        lines = [f"POST {self._path} HTTP/1.1", f"Host: {self._authority}"]
+        lines += [f"{name.title()}: {value}" for name, value in common.items()]
+        special = [(":method", "POST"), (":scheme", "https"), (":path", self._path), (":authority", self._authority)]
+        return RequestHead("\r\n".join(lines).encode("ascii"), (*special, *common.items()))
+
+    def count(self, claimed: Slice) -> int:
+        """How many requests a slice is cut into."""
+        each: int = self.dialect.TOKENS_PER_REQUEST
+        return -(-claimed.size // each)
+
+    def requests(self, claimed: Slice) -> Iterator[tuple[Slice, Request]]:
+        """The slice cut into requests."""
+        head = self._head(claimed.authorization)
         for part, body in self.dialect.requests(claimed):
-            yield part, b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+            yield part, Request(head, body)
 
     def outcomes(self, part: Slice, response: Response, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = self.dialect.outcomes(part, response.status, response.headers, response.body, now)
         return outcomes
 
-    def dial(self) -> Channel:
-        """A connected Channel. Blocks for up to CONNECT_TIMEOUT for each of the host's addresses. Raises DialError."""
+    def dial(self, http2: bool = True) -> Channel:
+        """A connected Channel, with `http2` one that speaks it if both of us want that. Blocks for up to
+        CONNECT_TIMEOUT for each of the host's addresses. Raises DialError.
+        """
         try:
-            return Channel(_connected(self._pool))
+            connection = _connected(self._http2_pool if http2 else self._pool)
+            if not (isinstance(connection.sock, ssl.SSLSocket) and connection.sock.selected_alpn_protocol() == "h2"):
+                return Http1Channel(connection)
+            try:
+                return Http2Channel(connection, CONNECT_TIMEOUT)
+            except BaseException:
+                connection.close()
+                raise
+        except NotHttp2 as error:
+            verdict = Verdict.UPSTREAM_CONFIG if error.config else Verdict.UNREACHABLE
+            raise DialError(Outcome(verdict, f"HTTP/2: {error}")) from None
         except (ssl.SSLCertVerificationError, urllib3.exceptions.SSLError) as error:
             raise DialError(Outcome(Verdict.UPSTREAM_CONFIG, f"TLS: {_reason(error)}")) from None
         except ssl.SSLError as error:
@@ -124,13 +178,16 @@ def _reason(error: Exception) -> str:
     return (cause or error).__class__.__name__
 
 
-def _tls_context(ca_file: str) -> ssl.SSLContext:
-    """Verifies as ssl's default context does, with TLS 1.2 at least. No option turns this off."""
+def _tls_context(ca_file: str, protocols: list[str]) -> ssl.SSLContext:
+    """Verifies as ssl's default context does, with TLS 1.2 at least. No option turns this off. Offers `protocols`."""
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
         raise Fatal(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}", topic="credentials") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.__class__ = _Context  # so that it has what each Python makes of a default context
+    assert isinstance(context, _Context)
+    context.offer(protocols)
     return context
 
 
@@ -142,4 +199,10 @@ def from_settings(settings: Settings) -> dict[str, Upstream]:
     }
     out = ways(settings, os.environ)
     shared: dict[str, Any] = {"ca_file": settings.upstream_ca, "connections": settings.connections}
-    return {name: Upstream(DIALECTS[name], url, proxy=out.to(url), **shared) for name, url in urls.items()}
+    return {
+        # A GCM request is too large for HTTP/2's windows, and carries a thousand tokens as it is.
+        name: Upstream(
+            DIALECTS[name], url, proxy=out.to(url), http2=settings.http2 == "auto" and name == fcm.NAME, **shared
+        )
+        for name, url in urls.items()
+    }

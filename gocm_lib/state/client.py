@@ -1,4 +1,4 @@
-"""Client: calls State's verbs in the state process, each within a time limit.
+"""Client calls State's verbs in the state process, each within a time limit; LoopClient does so for loops.
 
 Promises that no call takes longer than its limit: it raises StateUnavailable instead. If the state process dies before
 answering, the call is repeated until the time limit. `replay` and `discard` are not: the second answer would count
@@ -10,16 +10,18 @@ import multiprocessing.connection
 import multiprocessing.managers
 import os
 import pickle
+import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from gocm_lib.message.outcome import Result
 from gocm_lib.message.suspect import InFlight
+from gocm_lib.process import framing
 from gocm_lib.state.contract import (
     Accepted,
     Claimed,
@@ -140,7 +142,7 @@ class Client(Shared):
         try:
             while True:
                 try:
-                    connection = self._connection or self._dial()
+                    connection = self._connection or self.dial()
                     asked = True
                     # Connection.send does the same with a pickler for what only processes have, made each time.
                     connection.send_bytes(pickle.dumps((self._ident, verb, arguments, {})))
@@ -161,7 +163,8 @@ class Client(Shared):
             raise RuntimeError(f"state process failed in {verb}: {answer}")
         return answer
 
-    def _dial(self) -> Connection:
+    def dial(self) -> Connection:
+        """A new connection, over which calls can be made. Raises OSError, EOFError, AuthenticationError."""
         asking, (self._ident, _verbs) = self._greet("create", "State")
         asking.close()
         self._connection, _ = self._greet("accept_connection", threading.current_thread().name)
@@ -196,3 +199,138 @@ class Client(Shared):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+class LoopClient:
+    """Makes one call at a time without waiting for it, for a loop with a selector, which watches `sock`. If the state
+    process dies before answering, or takes longer than `limit` seconds, the call is made again, to whoever answers
+    then: so only verbs that may be repeated are called so.
+    """
+
+    def __init__(self, address: str, authkey: bytes, ring: Callable[[], None], limit: float = LIMIT) -> None:
+        """`ring` wakes the loop, from another thread: there is something to `attend` to."""
+        self._client = Client(address, authkey, limit)
+        self._ring = ring
+        self._limit = limit
+        self._call: bytes | None = None  # that is under way
+        self._since = 0.0  # when it was made, or made again
+        self._unsent = b""
+        self._arrived = bytearray()
+        self._dialled: socket.socket | None = None  # by the thread that dials, for the loop to take over
+        self._dialling = False
+        self.sock: socket.socket | None = None
+        self._watched: tuple[socket.socket | None, int] = (None, 0)  # by the selector, and for what
+        self.troubled = ""  # why the call that is under way was made again
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._call is not None
+
+    def call(self, verb: str, *arguments: object) -> None:
+        """Make a call. Its answer will be in what `read` returns."""
+        self._call = framing.framed(pickle.dumps(("", verb, arguments, {})))
+        self._make()
+
+    def _make(self) -> None:
+        assert self._call is not None
+        self._since = time.monotonic()
+        if self.sock is None:
+            self._dial()
+        else:
+            self._unsent = self._call
+            self.write()
+
+    def _dial(self) -> None:
+        if not self._dialling:
+            self._dialling = True
+            threading.Thread(target=self._greet, name="state dialler", daemon=True).start()
+
+    def _greet(self) -> None:
+        """Connect, however long that takes: greeting is a conversation, for which a loop cannot wait."""
+        while True:
+            try:
+                self._dialled = socket.socket(fileno=os.dup(self._client.dial().fileno()))
+                self._client.close()
+                break
+            except (OSError, EOFError, multiprocessing.AuthenticationError) as error:
+                self._client.close()
+                self.troubled = type(error).__name__
+                time.sleep(0.05)
+        self._ring()
+
+    def attend(self, now: float) -> None:
+        """Take over a new connection; give up one that does not answer."""
+        if self.sock and self.busy and now - self._since > self._limit:
+            self._lose("no answer")
+        if self._dialled is not None:
+            self.sock, self._dialled, self._dialling = self._dialled, None, False
+            self.sock.setblocking(False)
+            if self.busy:
+                self._make()
+
+    def write(self) -> None:
+        """Write what the socket takes."""
+        if self.sock is None:
+            return
+        try:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(type(error).__name__)
+
+    def read(self) -> list[Any]:
+        """The answer to the call, if it has come: what the verb returns, or StateUnavailable."""
+        try:
+            while self.sock:
+                data = self.sock.recv(1 << 18)
+                if not data:
+                    self._lose("closed")
+                    break
+                self._arrived += data
+                if len(data) < 1 << 18:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(type(error).__name__)
+        message = framing.take(self._arrived)
+        if message is None or self._call is None:
+            return []
+        self._call, self.troubled = None, ""
+        kind, answer = pickle.loads(message)
+        if isinstance(answer, (Full, Passing)):
+            return [StateUnavailable(str(answer))]
+        if kind != "#RETURN":
+            raise RuntimeError(f"state process failed: {answer}")
+        return [answer]
+
+    def _lose(self, why: str) -> None:
+        """The connection is of no use any more. It is closed when it is not watched any more: before that its number
+        must not be another's.
+        """
+        self.troubled = why
+        self.sock, self._unsent = None, b""
+        self._arrived.clear()
+        if self.busy:
+            self._since = time.monotonic()
+            self._dial()
+
+    def watch(self, selector: selectors.BaseSelector, data: object) -> None:
+        """Have the selector watch the connection that there is now, with this data."""
+        wanted = self.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+        known, events = self._watched
+        if known is not self.sock:
+            if known is not None:
+                selector.unregister(known)
+                known.close()
+            if self.sock is not None:
+                selector.register(self.sock, wanted[1], data)
+        elif self.sock is not None and events != wanted[1]:
+            selector.modify(self.sock, wanted[1], data)
+        self._watched = wanted
+
+    def next_moment(self) -> float:
+        """When there is something to `attend` to, unless something happens before."""
+        return self._since + self._limit if self.busy and self.sock else float("inf")

@@ -7,28 +7,25 @@ made alone: when the disk is full the log is written down, which may be enough, 
 that stays full, and a spool that another program has locked, are told to the caller, who may try again. After any
 other failure nobody knows what the next commit would keep: `give_up` is called, which does not return.
 
-Callers speak the protocol of multiprocessing's Manager: a message is its length in four bytes (or -1 and the length in
-eight), and a pickle.
+Callers speak the protocol of multiprocessing's Manager: a message is framed (module framing), and a pickle.
 """
 
 import os
 import pickle
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn, cast
 
-from gocm_lib.process import log
+from gocm_lib.process import framing, log
 from gocm_lib.state.contract import VERBS, Claimed, Full, Passing
 from gocm_lib.state.state import SOON, State
 
 TOGETHER = ("accept", "settle")  # verbs that may share a transaction
 READ = 256 * 1024  # bytes that are read at once
-_SHORT, _LONG = struct.Struct("!i"), struct.Struct("!Q")
 
 GiveUp = Callable[[str, Exception], NoReturn]
 
@@ -43,32 +40,13 @@ class _Caller:
 
     def calls(self) -> Iterable[tuple[str, tuple[Any, ...]]]:
         """The calls that have arrived whole: verb and arguments."""
-        while (message := self._message()) is not None:
+        while (message := framing.take(self.arrived)) is not None:
             _ident, verb, arguments, _ = pickle.loads(message)
             yield verb, arguments
 
-    def _message(self) -> bytes | None:
-        start = _SHORT.size
-        if len(self.arrived) < start:
-            return None
-        [size] = _SHORT.unpack_from(self.arrived)
-        if size == -1:
-            if len(self.arrived) < start + _LONG.size:
-                return None
-            [size] = _LONG.unpack_from(self.arrived, start)
-            start += _LONG.size
-        if len(self.arrived) < start + size:
-            return None
-        message = bytes(self.arrived[start : start + size])
-        del self.arrived[: start + size]
-        return message
-
 
 def _framed(kind: str, answer: object) -> bytes:
-    message = pickle.dumps((kind, answer))
-    size = len(message)
-    head = _SHORT.pack(size) if size <= 0x7FFFFFFF else _SHORT.pack(-1) + _LONG.pack(size)
-    return head + message
+    return framing.framed(pickle.dumps((kind, answer)))
 
 
 class _Call(NamedTuple):

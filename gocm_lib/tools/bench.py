@@ -295,7 +295,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
     requests = []
     for number in range(scenario.posts):
         part = Slice("gcm", "token", message, [Run(1, 0, 1, [f"{number:08d}-floor-{TOKEN}"])], 0, "key=bench")
-        requests += [data for _, data in upstream.requests(part)]
+        requests += [found.http1() for _, found in upstream.requests(part)]
     began, used, done = time.monotonic(), time.process_time(), 0
     while done < scenario.posts:
         while idle and requests:

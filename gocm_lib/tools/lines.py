@@ -47,6 +47,10 @@ class Http1:
             self.over = True  # nobody knows where the next one would begin
         return found
 
+    def awaits(self, number: int) -> bool:
+        """Whether the client awaits an answer to a request."""
+        return not self.over
+
     def settle(self, number: int, fate: Ending, code: int = 0) -> None:
         """What becomes of a request."""
         if isinstance(fate, Answer):
@@ -80,6 +84,10 @@ class Http2:
         """The requests that `data` completes."""
         return [(each.stream, _request(each)) for each in self._server.receive(data, now)]
 
+    def awaits(self, number: int) -> bool:
+        """Whether the client awaits an answer to a request: it was told if it does not get one."""
+        return self._server.awaits(number)
+
     def settle(self, number: int, fate: Ending, code: int = 0) -> None:
         """What becomes of a request. `code` is what its reset, or the GOAWAY, says."""
         if isinstance(fate, Answer):
@@ -89,7 +97,7 @@ class Http2:
         elif fate == "reset":
             self._server.reset(number, code)
         elif fate == "goaway":
-            self._server.leave(number - 2, code, "pretended")
+            self._server.leave(max(0, number - 2), code, "pretended")
         elif fate == "close":
             self._closed = True
 

@@ -202,6 +202,8 @@ class Sandbox:
             if speaks:
                 peer.line = self._streaming[peer] = Http2(now, mode.streams, mode.window)
         for number, request in peer.line.receive(data, now):
+            if not peer.line.awaits(number):  # those before it have ended the connection
+                continue
             delay, fate = self._answer(request)
             peer.waiting += 1
             self.ledger.in_flight += 1

@@ -247,7 +247,8 @@ def test_a_proxy_that_drips_keeps_no_other_upstream_from_sending(begin, sandbox,
     drips = Upstream(_drip)
     place = drips.listener.getsockname()
     server = begin(
-        *("--proxy", "http://{}:{}".format(*place), "--senders", "1"),
+        # One connection of HTTP/2 would do for all, and one thread would dial it.
+        *("--proxy", "http://{}:{}".format(*place), "--senders", "1", "--http2", "off"),
         *("--gcm-url", sandbox.url(), "--apikey-file", str(key_file)),
     )
     server.send([f"t{n}" for n in range(200)])

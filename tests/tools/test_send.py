@@ -70,18 +70,18 @@ def test_over_a_unix_socket_with_a_token_as_json(start, tmp_path):
 
 def test_a_run_that_was_killed_goes_on_and_no_token_gets_it_twice(start, sandbox, tmp_path):
     server = start("--fcm-rate", "0")
-    words = ("send", *there(server), "--file", tokens_file(tmp_path, 3000), "--batch", "10", "--run", "monday", *DATA)
+    words = ("send", *there(server), "--file", tokens_file(tmp_path, 9000), "--batch", "10", "--run", "monday", *DATA)
     first = Program(*words)
     eventually(lambda: server.report()["attempts"] > 200)
     first.kill_group()
     code, printed = output(*words)
     before = int(re.search(r"([\d,]+) of them before", printed)[1].replace(",", ""))
-    assert code == 0 and 200 <= before < 3000, printed
+    assert code == 0 and 200 <= before < 9000, printed
     server.settled()
     delivered = sandbox.received()["delivered"]
-    assert len(delivered) == 3000 and set(delivered.values()) == {1}
-    assert output(*words)[1] == "taken: 3,000 tokens as 300 messages, 3,000 of them before; run monday\n"
-    assert server.settled()["attempts"] == 3000
+    assert len(delivered) == 9000 and set(delivered.values()) == {1}
+    assert output(*words)[1] == "taken: 9,000 tokens as 900 messages, 9,000 of them before; run monday\n"
+    assert server.settled()["attempts"] == 9000
 
 
 def test_an_interrupt_says_how_to_go_on(start, sandbox, tmp_path):

@@ -1,0 +1,45 @@
+"""Dialling in threads: a TLS handshake with Google takes three round trips, and a loop cannot wait for it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from gocm_lib.config.settings import Exit
+from gocm_lib.process import child, log
+from gocm_lib.senders.places import DIALLERS
+from gocm_lib.senders.pool import Pool
+from gocm_lib.senders.streams import Channel
+from gocm_lib.senders.upstream import DialError
+
+
+class Dialler:
+    """Makes the connections of one upstream. It has threads of its own: those of another upstream, which cannot be
+    reached, would all be taken.
+    """
+
+    def __init__(self, pool: Pool, ring: Callable[[], None]) -> None:
+        """`ring` wakes the loop: something was dialled."""
+        self._pool = pool
+        self._ring = ring
+        self._threads = ThreadPoolExecutor(DIALLERS, "dial")
+        self._made: deque[Channel | DialError] = deque()
+
+    def dial(self, http2: bool) -> None:
+        """Make a connection, which will be in `made`. With `http2` that is offered."""
+        self._threads.submit(self._dial, http2)
+
+    def _dial(self, http2: bool) -> None:
+        try:
+            made: Channel | DialError = self._pool.upstream.dial(http2)
+        except DialError as error:
+            made = error
+        except Exception:  # the pool of threads would swallow it, and the dial count as under way for ever
+            log.logger.exception("dialling failed")
+            child.leave(Exit.FAILED)
+        self._made.append(made)
+        self._ring()
+
+    def made(self) -> Iterator[Channel | DialError]:
+        """What was made since the last time."""
+        while self._made:
+            yield self._made.popleft()
