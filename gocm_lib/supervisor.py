@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -33,7 +34,7 @@ from gocm_lib.senders import credentials, in_hand
 from gocm_lib.senders.credentials import Credentials, Source
 from gocm_lib.senders.feeder import WAIT, Feeder
 from gocm_lib.senders.generation import Generations
-from gocm_lib.state.client import Client
+from gocm_lib.state.client import Client, LoopClient
 from gocm_lib.tools import sandbox
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
@@ -157,7 +158,8 @@ class Supervisor:
 
     def _start(self) -> None:
         """Listen first, so that a taken port is told at once. Serve last, when every child is ready."""
-        front = self.front = Front(self.settings, self._client, self.collector, self.systemd)
+        loops = partial(LoopClient, self.address, self.authkey)
+        front = self.front = Front(self.settings, self._client, loops, self.collector, self.systemd)
         if self.settings.sandbox:
             self._point_at_sandbox()
         found = self._start_children()

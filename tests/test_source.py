@@ -22,7 +22,7 @@ PURE = {
     "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool", "places"},
     "process": {"restarts", "framing"},
-    "front": {"request", "chunked", "response", "query", "openapi"},
+    "front": {"deadlines", "request", "chunked", "response", "query", "openapi"},
     "monitoring": {"counters", "health", "dashboard"},
     "tools": {"lines", "strain", "pretend_schema", "pretend_answers", "pretend_groups"},
 }

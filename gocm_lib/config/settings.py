@@ -531,7 +531,7 @@ class Settings:
         metavar="BYTES",
         live=True,
     )
-    max_connections: int = option(512, number(1, 100000), "client connections to serve at once", metavar="N")
+    max_connections: int = option(10_000, number(1, 100000), "client connections to serve at once", metavar="N")
     head_timeout: float = option(
         5.0,
         seconds(0.1, 300),

@@ -16,6 +16,7 @@ from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.intake import LIMIT as intake_limit
 from gocm_lib.front.intake import Intake, Put
 from gocm_lib.front.listener import Listener
+from gocm_lib.front.loop import Loop
 from gocm_lib.front.routes import ROUTES
 from gocm_lib.front.server import Server
 from gocm_lib.front.webhook import Webhook
@@ -23,8 +24,9 @@ from gocm_lib.monitoring.collector import Collector, Expiry
 from gocm_lib.monitoring.export import Exporter
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
+from gocm_lib.process.bell import Bell
 from gocm_lib.process.systemd import Systemd
-from gocm_lib.state.client import Client
+from gocm_lib.state.client import Client, LoopClient
 
 CERTIFICATE_LOOK, CERTIFICATE_SOON = 86400.0, 14 * 86400.0  # seconds: how often its end is looked at; when it is told
 
@@ -34,12 +36,22 @@ Clients = Callable[..., Client]  # makes a client of the state process, with a t
 class Front:
     """The listeners and what serves them. Made first, so that a taken port is told at once; `serve` comes last."""
 
-    def __init__(self, settings: Settings, clients: Clients, collector: Collector, systemd: Systemd) -> None:
-        """Listen. Raises Fatal when the files of tokens, secrets or TLS are unusable, or a socket cannot be made."""
-        self._clients = clients
+    def __init__(
+        self,
+        settings: Settings,
+        clients: Clients,
+        for_loops: Callable[[Callable[[], None], float], LoopClient],
+        collector: Collector,
+        systemd: Systemd,
+    ) -> None:
+        """Listen. `for_loops` makes a client for a loop, with the function that wakes it and a time limit. Raises Fatal
+        when the files of tokens, secrets or TLS are unusable, or a socket cannot be made.
+        """
+        self._clients, self._for_loops = clients, for_loops
         self._collector = collector
         self._systemd = systemd
         self._servers: list[Server] = []
+        self._loop: Loop | None = None
         self._next_look = 0.0  # when our certificate's end is looked at next (monotonic)
         auth.read_policy(settings)
         self._webhook = Webhook(settings, clients(), collector) if settings.feedback_url else None
@@ -70,7 +82,8 @@ class Front:
         `newest_job` is the highest job id on disk; `expiry` tells when each upstream's credential ends; `put` puts
         slices into the queue of a generation.
         """
-        intake = Intake(self._clients(intake_limit), newest_job, self._collector, put)
+        bell = Bell()
+        intake = Intake(self._for_loops(bell.ring, intake_limit), newest_job, self._collector, put)
         trend = Trend(self._collector, self._clients(), expiry)
         asking, probing = self._clients(), self._clients()
         handlers = Handlers(settings, upstreams, intake, asking, probing, expiry, self._collector, trend)
@@ -78,8 +91,10 @@ class Front:
         gate = Gate(settings.max_connections)
         self._servers = [Server(each, handlers, gate, None if each.is_local else self._tls) for each in self.listeners]
         exporter = Exporter(settings, self._collector, self._clients(), expiry, self._systemd)
+        self._loop = Loop(self._servers, handlers, gate, intake, bell)
         for each in self._servers:
-            each.start()
+            each.watcher = self._loop
+        self._loop.start()
         exporter.start()
         trend.start()
         if self._webhook:
@@ -113,7 +128,8 @@ class Front:
 
     def stop(self, patience: float) -> None:
         """Accept nothing more. Returns when no request is in work, after `patience` seconds at most."""
-        server.stop(self._servers, patience)
+        if self._loop:
+            server.stop(self._servers, self._loop.stop_accepting, patience)
 
     def remove(self) -> None:
         """Remove the sockets' files."""

@@ -1,17 +1,17 @@
-"""Who is connected, and who must give way when all places are taken. Module server has the sockets.
+"""Who is connected, and who must give way when all places are taken. Module connection has the sockets.
 
-A place costs a thread, so there are few, and clients that connect and say nothing must not keep others out. The rule is
-`gives_way`, which is pure. Connections that are being served never give way. Of the others, those go first that were
-never admitted (no valid token, or nothing asked yet), then idle ones; among these, one of the address with the most
-places, the one that has waited longest. A connection with an unread request does not give way: its client would send
-the request again, and the message might be sent twice. Exempt from that are clients that keep asking only what
+A place costs memory and an open file, and clients that connect and say nothing must not keep others out. The rule is
+`leaving_order`, which is pure. Connections that are being served never give way. Of the others, those go first that
+were never admitted (no valid token, or nothing asked yet), then idle ones; among these, one of the address with the
+most places, the one that has waited longest. A connection with an unread request does not give way: its client would
+send the request again, and the message might be sent twice. Exempt from that are clients that keep asking only what
 everybody may ask: together they are answered STRANGERS times a second. When all places are being served, a reserve is
 left for probes and local sockets, and half of it for addresses that have few places.
 """
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -19,11 +19,12 @@ from gocm_lib.process import log
 
 RESERVE = 16  # places, but an eighth of all at most
 FEW = 8  # an address has few places if it has less than this part of all
-LEAVING = 16  # connections that gave way and whose threads have not noticed yet
-STRANGERS = 200  # requests a second of those who ask on, together: each is a thread that the interpreter must run
+STRANGERS = 200  # requests a second of those who ask on, together
+REMEMBERED = 1.0  # seconds for which an order of leaving is good: to find one takes long when there are thousands;
+FRESH = 16  # strangers may be too new to be in it, before anybody leaves who was admitted
 SMALL = 64 * 1024  # bytes: what a body or an answer may have without being counted
+STEP = 256 * 1024  # bytes of a larger body for which room is taken at once
 BODIES, ANSWERS = 32 * 1024 * 1024, 64 * 1024 * 1024  # bytes of larger ones that are in work together
-PATIENCE = 1.0  # seconds that a body waits for room. An answer waits no time: it is there already, and takes memory
 TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
@@ -42,19 +43,17 @@ class Asker(NamedTuple):
 
 
 class Line(Protocol):
-    """A connection, as other threads than its own may use it."""
+    """A connection, as the gate needs it."""
 
-    def hang_up(self) -> None:
-        """End it."""
+    def close(self) -> None:
+        """End it: its place is another's."""
 
     def has_unread(self) -> bool:
-        """Whether bytes have come that the connection's thread has not read yet."""
+        """Whether bytes have come that were not read yet."""
 
 
 class Place:
-    """The place of a connection, and what is known of it. Its own thread changes it; others read it to find one that
-    gives way.
-    """
+    """The place of a connection, and what is known of it. The loop's thread changes it; others may read it."""
 
     __slots__ = ("peer", "line", "since", "admitted", "working", "busy", "served", "probes_only")
 
@@ -78,12 +77,15 @@ class Place:
         return self.busy or (waiting and not self.served)
 
 
-def gives_way(places: Iterable[Place], shares: Counter[str]) -> Place | None:
-    """The place that gives way to a new connection; None when all are being served. `shares`: places by address."""
-    # Each is looked at once: its own thread may change it meanwhile.
-    waiting = [(place.admitted, -shares[place.peer], place.since, place) for place in places if not place.working]
-    waiting.sort(key=lambda row: row[:3])
-    return next((place for *_, place in waiting if place.asks_on or not place.line.has_unread()), None)
+def leaving_order(places: Iterable[Place], shares: Counter[str]) -> list[Place]:
+    """Places that may give way to new connections, who goes first first. `shares`: places by address."""
+    waiting = [place for place in places if not place.working]
+    return sorted(waiting, key=lambda place: (place.admitted, -shares[place.peer], place.since))
+
+
+def gives_way(place: Place) -> bool:
+    """Whether a place may be given to another connection now."""
+    return not place.working and (place.asks_on or not place.line.has_unread())
 
 
 class Notice:
@@ -113,52 +115,74 @@ class Notice:
 
 
 class Budget:
-    """Bytes that many requests may have in work together.
+    """Bytes that many requests may have in work together. For the loop's thread only.
 
     An address may hold as much as it leaves free: alone half of everything, two addresses a third each. So no address
     can take everything, and nobody needs to know beforehand how many addresses there are.
     """
 
-    def __init__(self, most: int, patience: float) -> None:
-        """`most` bytes in all. A request that finds no room waits for `patience` seconds."""
+    def __init__(self, most: int) -> None:
+        """`most` bytes in all."""
         self.largest = most // 2  # what is larger counts as this
-        self._patience = patience
         self._left = most
         self._held: Counter[str] = Counter()  # by address
-        self._changed = threading.Condition()
 
     def take(self, size: int, address: str) -> int | None:
-        """Take this many bytes, at most `largest`. Returns how many to give back; None: there was no room."""
+        """Take this many bytes, at most `largest`. Returns how many to give back; None: there is no room."""
         size = min(size, self.largest)
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._held[address] + size <= self._left - size, self._patience):
-                return None
-            self._left -= size
-            self._held[address] += size
+        if self._held[address] + size > self._left - size:
+            return None
+        self._left -= size
+        self._held[address] += size
         return size
 
     def give_back(self, size: int, address: str) -> None:
         """These bytes are no longer in work."""
-        with self._changed:
-            self._left += size
-            self._held[address] -= size
-            if not self._held[address]:
-                del self._held[address]
-            self._changed.notify_all()
+        self._left += size
+        self._held[address] -= size
+        if not self._held[address]:
+            del self._held[address]
+
+
+class BodyRoom:
+    """What a request's body takes of the budget of all bodies."""
+
+    def __init__(self, budget: Budget, address: str) -> None:
+        self._budget = budget
+        self._address = address
+        self._held = 0
+
+    def hold(self, size: int) -> bool:
+        """Take room for what has come of a body, so many bytes. False: others hold all of it."""
+        if size <= max(self._held, SMALL) or self._held >= self._budget.largest:
+            return True
+        wanted = min(max(size - self._held, STEP), self._budget.largest - self._held)
+        more = self._budget.take(wanted, self._address)
+        self._held += more or 0
+        return more is not None
+
+    def give_back(self) -> None:
+        """The body is no longer in work."""
+        if self._held:
+            self._budget.give_back(self._held, self._address)
+            self._held = 0
 
 
 class Gate:
-    """The connections of all listeners, at most `most`."""
+    """The connections of all listeners, at most `most`. For the loop's thread, but for `all`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.open = most - min(RESERVE, most // 8)  # but the reserve
         self.places: set[Place] = set()
         self.closing = False
-        self.bodies = Budget(BODIES, PATIENCE)
-        self.answers = Budget(ANSWERS, 0.0)
+        self.bodies = Budget(BODIES)
+        self.answers = Budget(ANSWERS)
         self._shares: Counter[str] = Counter()
-        self._leaving = 0
+        self._asking: set[Place] = set()  # those who ask on
+        self._strangers = 0  # places that were never admitted
+        self._order: deque[Place] = deque()  # who leaves next,
+        self._ordered_at = float("-inf")  # as it was at this time
         self._lock = threading.Lock()
         self._crowded = Notice(f"all {most} connections are taken: %d gave way or were turned away, %s")
         self._refused = Notice("no good token: refused %d requests, %s")
@@ -168,21 +192,31 @@ class Gate:
         with self._lock:
             place, leaves = self._take(peer, line, now)
         if leaves:
-            leaves.line.hang_up()
+            leaves.line.close()
         if leaves or place is None:
             self._tell(self._crowded.note(leaves.peer if leaves else peer, now))
         return place
 
     def _take(self, peer: str, line: Line, now: float) -> tuple[Place | None, Place | None]:
         leaves = None
-        if len(self.places) >= self.open and self._leaving < LEAVING:
-            leaves = gives_way(self.places, self._shares)
+        if len(self.places) >= self.open:
+            leaves = self._next_to_leave(now)
         if leaves:
             self._unseat(leaves)
-            self._leaving += 1
         if len(self.places) >= self.most:
             return None, leaves
         return self._seat(Place(peer, line, now, self._is_for_probes(peer))), leaves
+
+    def _next_to_leave(self, now: float) -> Place | None:
+        for _ in range(2):
+            while self._order and now < self._ordered_at + REMEMBERED:
+                place = self._order.popleft()
+                if place.admitted and now > self._ordered_at and self._strangers > FRESH:
+                    break  # those who came since go before it
+                if place in self.places and place.since <= self._ordered_at and gives_way(place):
+                    return place
+            self._order, self._ordered_at = deque(leaving_order(self.places, self._shares)), now
+        return None
 
     def _is_for_probes(self, peer: str) -> bool:
         """Whether the only place left for this address is for a probe."""
@@ -194,11 +228,14 @@ class Gate:
 
     def _seat(self, place: Place) -> Place:
         self.places.add(place)
+        self._strangers += 1
         self._shares[place.peer] += 1
         return place
 
     def _unseat(self, place: Place) -> None:
         self.places.discard(place)
+        self._strangers -= not place.admitted
+        self._asking.discard(place)
         self._shares[place.peer] -= 1
         if not self._shares[place.peer]:
             del self._shares[place.peer]
@@ -208,20 +245,31 @@ class Gate:
         with self._lock:
             if place in self.places:
                 self._unseat(place)
-            else:
-                self._leaving -= 1
 
     def begin(self, place: Place) -> bool:
         """A request is in work from now on. False: its place was given away, and nobody would hear the answer."""
         if place.working:
             return True  # and so its place is not given away
-        with self._lock:
-            place.working = place in self.places
-            return place.working
+        place.working = place in self.places
+        return place.working
+
+    def admit(self, place: Place) -> None:
+        """It has asked for something that not everybody may."""
+        if not place.admitted and place in self.places:
+            self._strangers -= 1
+        place.admitted = True
+        self._asking.discard(place)
+
+    def answered(self, place: Place, busy: bool, now: float) -> None:
+        """A request was answered. `busy`: something of the next one is here already."""
+        place.served += 1
+        place.busy, place.since, place.working = busy, now, False
+        if place.asks_on and place in self.places:
+            self._asking.add(place)
 
     def strangers_pause(self) -> float:
         """Seconds until a client that keeps asking is heard again."""
-        return sum(place.asks_on for place in self.all()) / STRANGERS
+        return len(self._asking) / STRANGERS
 
     def refused(self, peer: str) -> None:
         """A client gave no valid token."""

@@ -8,36 +8,32 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.front import auth, query, response
+from gocm_lib.front import auth, posts, query, response
 from gocm_lib.front.gate import Asker
-from gocm_lib.front.intake import Intake
+from gocm_lib.front.intake import Intake, Kept
 from gocm_lib.front.lists import Lists
+from gocm_lib.front.posts import Keep
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, refusal, unavailable
-from gocm_lib.message import idempotency, job
+from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
-from gocm_lib.message.dialects import DIALECTS
-from gocm_lib.message.job import Draft, IdempotencyKey, Job
 from gocm_lib.monitoring import dashboard, health, metrics
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import BEFORE_ALL, STATES, Conflict, Known, Past, Place, Refused, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, STATES, Past, Place, Status, Which
 
-PARSED_AT_ONCE = 8192  # bytes of a body that is parsed beside others
 SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
 
 
-Read = TypeVar("Read")
-
-
 class Handlers:
-    """The handlers, and what they work on. Those named in routes.ROUTES take a Request and return a Response."""
+    """The handlers, and what they work on. Those named in routes.ROUTES take a Request and return a Response, or a
+    Keep.
+    """
 
     def __init__(
         self,
@@ -58,7 +54,7 @@ class Handlers:
         self.client = client
         self.probing = probing
         self.lists = Lists(client)
-        self._parsing, self._looking = threading.Lock(), threading.Lock()
+        self._looking = threading.Lock()
         self._seen: tuple[float, Figures | None] = 0.0, None  # the last look, and when it began
         self.expiry = expiry
         self.collector = collector
@@ -75,93 +71,37 @@ class Handlers:
         """Raise BadRequest when a client may not ask for what is, or is not, `public`."""
         auth.check(headers, self.policy, local=asker.is_local, public=public)
 
-    def answer(self, request: Request, handler: Callable[["Handlers", Request], Response]) -> Response:
+    def answer(self, request: Request, handler: Callable[["Handlers", Request], Response | Keep]) -> Response | Keep:
         """This handler's answer to an admitted request. Raises nothing."""
         try:
             return handler(self, request)
-        except BadRequest as problem:
-            return refusal(problem)
-        except StateUnavailable as problem:
-            return unavailable(f"try again: {problem}")
-        except Exception:
-            log.logger.exception("%s %s failed", request.method, request.path)
-            return refusal(BadRequest("internal error; the log says more", status=500))
+        except Exception as problem:
+            return self._told(problem, request.path)
 
-    def send(self, request: Request) -> Response:
+    def finish(self, keep: Keep, kept: Kept) -> Response:
+        """The answer once it is known what became of the jobs. Raises nothing."""
+        try:
+            if isinstance(kept, StateUnavailable):
+                raise kept
+            return keep.answer(kept)
+        except Exception as problem:
+            return self._told(problem, "what was kept")
+
+    @staticmethod
+    def _told(problem: Exception, what: str) -> Response:
+        """The answer for what went wrong."""
+        if isinstance(problem, BadRequest):
+            return refusal(problem)
+        if isinstance(problem, StateUnavailable):
+            return unavailable(f"try again: {problem}")
+        log.logger.error("%s failed", what, exc_info=problem)
+        return refusal(BadRequest("internal error; the log says more", status=500))
+
+    def send(self, request: Request) -> Response | Keep:
         """POST /gcm/send: keep a message for its tokens, then answer."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
-        if request.query:
-            raise BadRequest("nothing is read from the query string: put it into the body")
-        share = self.settings.max_pending // len(self.upstreams)
-        most = min(self.settings.max_tokens, share)  # what could never be taken is a 413, no 503
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise BadRequest("the body must not be compressed: send it as it is", "content-encoding", 415)
-        content_type = request.headers.get("content-type", "")
-        key = idempotency.read(request.headers.get("idempotency-key"), request.body)
-        if job.media_type(content_type) == job.LINES:
-            if key:
-                raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
-            return self._send_lines(self._read(request, lambda: list(self._lines(request.body, most))))
-        accepted = self._read(request, lambda: self._accept(job.parse(content_type, request.body, most), key))
-        match self.intake.submit([accepted])[0]:
-            case Refused() as refused:
-                return unavailable(refused.reason, refused.status, refused.retry_after)
-            case Conflict():
-                raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
-            case Known() as known:
-                return _taken(accepted, known.job, request, {"Idempotency-Replayed": "true"})
-            case kept:
-                return _taken(kept, kept.id, request, {}, _to_many([kept]))
-
-    def _read(self, request: Request, parse: Callable[[], Read]) -> Read:
-        """Parse a body. Large bodies are parsed one at a time: each grows tenfold, and only one can be parsed at a time
-        anyhow. A hundred threads that tried would keep all others from the interpreter.
-        """
-        if len(request.body) <= PARSED_AT_ONCE:
-            return parse()
-        with self._parsing:
-            return parse()
-
-    def _accept(self, draft: Draft, key: IdempotencyKey | None = None) -> Job:
-        """The job that a draft becomes. Raises BadRequest when it cannot be sent."""
-        name = draft.upstream or self.upstreams[0]
-        if name not in self.upstreams:
-            raise BadRequest("no such upstream here; there is " + ", ".join(self.upstreams), "upstream")
-        now = time.time()
-        return job.accept(
-            draft,
-            upstream=name,
-            message=DIALECTS[name].message(draft, now),
-            now=now,
-            max_age=self.settings.max_age,
-            key=key,
-        )
-
-    def _lines(self, body: bytes, most: int) -> Iterator[Job | BadRequest]:
-        for draft in job.parse_lines(body, most):
-            try:
-                yield draft if isinstance(draft, BadRequest) else self._accept(draft)
-            except BadRequest as problem:
-                yield problem
-
-    def _send_lines(self, given: Sequence[Job | BadRequest]) -> Response:
-        """Keep the good ones of many messages, in one commit. The answer tells for each what became of it. Its status
-        is 200 when at least one was kept, else the status of the first.
-        """
-        jobs = [line for line in given if isinstance(line, Job)]
-        kept = iter(self.intake.submit(jobs) if jobs else ())
-        lines: list[Job | BadRequest | Refused] = []
-        for line in given:
-            what = next(kept) if isinstance(line, Job) else line
-            assert not isinstance(what, (Known, Conflict)), "they are said of keys, which lines have none of"
-            lines.append(what)
-        first = lines[0]
-        status = 200 if any(isinstance(line, Job) for line in lines) or isinstance(first, Job) else first.status
-        waits = [line.retry_after for line in lines if isinstance(line, Refused)]
-        headers: dict[str, str | Sequence[str]] = {"Retry-After": str(max(waits))} if waits else {}
-        audit = _to_many([line for line in lines if isinstance(line, Job)])
-        return Response(status, b"".join(map(response.line, lines)), job.LINES, headers, audit=audit)
+        return posts.send(request, self.settings, self.upstreams)
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""
@@ -346,40 +286,6 @@ def _count_lost(what: str, count: int, of: str) -> Response:
     """The answer when it is not known with how many was dealt."""
     reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
     return unavailable(reason)._replace(audit=f"{what} {count} or more {of}")
-
-
-def _taken(kept: Job, job_id: int, request: Request, headers: Mapping[str, str], audit: str = "") -> Response:
-    """The answer for a message that is on disk as job `job_id`: as the original gives it, or as JSON, for who wants
-    that or must know what was left out.
-    """
-    name = job.format_id(job_id)
-    told: dict[str, str | Sequence[str]] = {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers}
-    if kept.skipped or _wants_json(request.headers.get("accept", "")):
-        return Response(200, json.dumps(response.accepted(kept, job_id)).encode() + b"\n", headers=told, audit=audit)
-    return Response(200, b"ok\n", "text/html", told, audit=audit)
-
-
-def _wants_json(accept: str) -> bool:
-    """Whether a client takes JSON, and neither text nor anything: such cannot read `ok` (RFC 9110, section 12.5.1)."""
-    accept = accept.lower()
-    if "json" not in accept:  # as nearly always
-        return False
-    ranges = (part.partition(";") for part in accept.split(","))
-    taken = {name.strip() for name, _, rest in ranges if not re.search(r"\bq=0(\.0*)?\s*(;|$)", rest)}
-    return "application/json" in taken and not any(name.startswith(("text/", "*/")) for name in taken)
-
-
-def _to_many(jobs: Sequence[Job]) -> str:
-    """The audit text for messages that may reach everybody: those to topics and conditions."""
-    sent = [each for each in jobs if each.target in ("topic", "condition")]
-    if not sent:
-        return ""
-    last = f"{sent[-1].target} {sent[-1].tokens[0]!r} as {job.format_id(sent[-1].id)}"
-    return (
-        f"sent to {last}"
-        if len(sent) == 1
-        else f"sent {len(sent)} messages to topics and conditions, the last to {last}"
-    )
 
 
 def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gocm_lib.front import openapi, pages
 from gocm_lib.front.handlers import Handlers
+from gocm_lib.front.posts import Keep
 from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
@@ -17,16 +18,17 @@ from gocm_lib.message.bad_request import BadRequest
 class Route(NamedTuple):
     """A row of the table. `name`: what clients that are made of /openapi.json call it. `public`: answered without a
     token, for probes that have none. `most`: how many bytes its body may have, where that is less than the general
-    limit.
+    limit. `waits`: its handler may wait for something, so that it is not called in the front's loop.
     """
 
     method: str
     path: str
     name: str
-    handler: Callable[[Handlers, Request], Response]
+    handler: Callable[[Handlers, Request], Response | Keep]
     meaning: str
     public: bool = False
     most: int = 1 << 30
+    waits: bool = True
 
 
 def _openapi(handlers: Handlers, request: Request) -> Response:
@@ -36,7 +38,7 @@ def _openapi(handlers: Handlers, request: Request) -> Response:
 
 # HEAD is answered wherever GET is, and never clears anything.
 ROUTES = (
-    Route("POST", "/gcm/send", "send", Handlers.send, "keep a message and send it to its tokens"),
+    Route("POST", "/gcm/send", "send", Handlers.send, "keep a message and send it to its tokens", waits=False),
     Route("GET", "/gcm/report", "report", Handlers.report, "the counters"),
     Route(
         "GET",

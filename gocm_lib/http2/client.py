@@ -5,6 +5,7 @@ that no request is begun unless all of it can be sent; and that neither a broken
 the limits named here.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gocm_lib.http2 import frames
 from gocm_lib.http2.frames import Code, ConnectionFault, Frame
-from gocm_lib.http2.hpack import Field, integer
+from gocm_lib.http2.hpack import Field, plain
 from gocm_lib.http2.peer import UNSENT, Peer, malformed_names
 
 MOST_STREAMS = 100  # at once. FCM takes no more; over that it ends the connection, and all on it are in doubt
@@ -66,7 +67,7 @@ class _Stream:
     delta: int  # of its window to the initial one
     status: int = 0
     interim: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
 
 
@@ -139,10 +140,8 @@ class Client:
         self._next += 2
         if self._next > LAST_STREAM:
             self._going = True
-        size = b"%d" % len(body)
-        # content-length is number 28 of the static table: a literal that is not put into the table.
-        block = self._peer.encoder.encode(fields) + b"\x0f\x0d" + integer(len(size), 7, 0) + size
-        self._peer.out += frames.headers(stream, block, 0) + frames.frame(frames.DATA, 1, stream, body)
+        block = self._peer.encoder.encode(fields) + _content_length(len(body))
+        self._peer.out += frames.headers(stream, block, 0) + frames.frame(frames.DATA, frames.END_STREAM, stream, body)
         self._peer.window -= len(body)
         self._open[stream] = _Stream(key, -len(body))
         self._ids[key] = stream
@@ -269,14 +268,14 @@ class Client:
             return self._was_reset(stream, known, frames.read_code(payload), now)
         return self._widen(stream, known, frames.read_word(payload), now)
 
-    def _headers(self, stream: int, known: _Stream, fields: list[Field] | None, ends: bool) -> Event | None:
+    def _headers(self, stream: int, known: _Stream, fields: tuple[Field, ...] | None, ends: bool) -> Event | None:
         if fields is None:
             return self._drop(stream, known, "answer's head too long", Code.CANCEL)
         if known.status:  # trailers
             if not ends or malformed_names(fields) or any(name.startswith(":") for name, _ in fields):
                 return self._drop(stream, known, "malformed trailers")
             return self._whole(stream, known)
-        status = _status(fields)
+        status, headers = _read_head(fields)
         if not status:
             return self._drop(stream, known, "malformed answer")
         if status < 200:
@@ -284,7 +283,7 @@ class Client:
             if ends or status == 101 or known.interim > MOST_INTERIM:
                 return self._drop(stream, known, "unexpected interim answer")
             return None
-        known.status, known.headers = status, dict(fields[1:])
+        known.status, known.headers = status, headers
         return self._whole(stream, known) if ends else None
 
     def _data(self, stream: int, known: _Stream, payload: bytes, ends: bool) -> Event | None:
@@ -350,11 +349,20 @@ class Client:
         return [Lost(known.key, f"GOAWAY {self._said}", Again.FREELY) for _, known in above]
 
 
-def _status(fields: Sequence[Field]) -> int:
-    """The status of an answer; 0: it is malformed (RFC 9113 section 8.3.2)."""
+@functools.lru_cache(maxsize=1024)
+def _content_length(size: int) -> bytes:
+    return plain("content-length", str(size))
+
+
+@functools.lru_cache(maxsize=256)  # answers within a second mostly have the same head
+def _read_head(fields: tuple[Field, ...]) -> tuple[int, Mapping[str, str]]:
+    """The status of an answer, and its other fields; 0: it is malformed (RFC 9113 section 8.3.2)."""
+    nothing: Mapping[str, str] = {}
     if not fields or fields[0][0] != ":status":
-        return 0
+        return 0, nothing
     text = fields[0][1]
     if any(name.startswith(":") for name, _ in fields[1:]) or malformed_names(fields[1:]):
-        return 0
-    return int(text) if len(text) == 3 and text.isascii() and text.isdigit() and "1" <= text[0] <= "5" else 0
+        return 0, nothing
+    if not (len(text) == 3 and text.isascii() and text.isdigit() and "1" <= text[0] <= "5"):
+        return 0, nothing
+    return int(text), dict(fields[1:])

@@ -125,9 +125,9 @@ class Decoder:
         """`limit`: how large a table the peer may use."""
         self._limit = limit
         self._table = _Table(limit)
-        self._known: dict[bytes, Sequence[Field]] = {}  # blocks that neither need the table nor change it
+        self._known: dict[bytes, tuple[Field, ...]] = {}  # blocks that neither need the table nor change it
 
-    def decode(self, block: bytes) -> Sequence[Field] | None:
+    def decode(self, block: bytes) -> tuple[Field, ...] | None:
         """The fields of a block; None when they exceed the limits, though the table is what it must be. Raises
         HpackError.
         """
@@ -156,8 +156,8 @@ class Decoder:
         if alone:
             if len(self._known) > 64:
                 self._known.clear()
-            self._known[block] = fields
-        return fields
+            self._known[block] = tuple(fields)
+        return tuple(fields)
 
     def _field(self, block: bytes, at: int) -> tuple[Field, int, bool]:
         """The field that begins here, where it ends, and whether it has nothing to do with the table."""

@@ -38,13 +38,12 @@ class Peer:
         self._taken = 0  # bytes of DATA for which no room was made yet
         self._ack_by: float | None = now + ACK_LIMIT
 
-    def decode(self, block: bytes, stream: int) -> "list[Field] | None":
+    def decode(self, block: bytes, stream: int) -> tuple[Field, ...] | None:
         """The fields of a block; None: too many. Raises ConnectionFault."""
         try:
-            found = self._decoder.decode(block)
+            return self._decoder.decode(block)
         except HpackError as error:
             raise ConnectionFault(Code.COMPRESSION_ERROR, str(error), stream) from None
-        return None if found is None else list(found)
 
     def took(self, size: int) -> None:
         """Make room again for DATA that has come."""

@@ -4,6 +4,7 @@ Reads application/x-www-form-urlencoded, and multipart/form-data with text in it
 given several times, or as PHP, jQuery, axios and qs write it: `tokens[]`, or `tokens[0]`, `tokens[1]`.
 """
 
+import binascii
 import re
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
@@ -85,8 +86,20 @@ def _unquote(raw: bytes, field: str) -> str:
     if b"%" in raw:
         if _BROKEN.search(raw):
             raise BadRequest("broken percent-encoding: % must be followed by two hexadecimal digits", field)
-        raw = unquote_to_bytes(raw)
+        raw = _percent_decoded(raw)
     return _text(raw, field)
+
+
+_AS_QUOTED = bytes.maketrans(b"%", b"=")
+
+
+def _percent_decoded(raw: bytes) -> bytes:
+    """The bytes behind percent-encoding in which each % is followed by two hexadecimal digits."""
+    if b"=" in raw:
+        return unquote_to_bytes(raw)
+    # Quoted-printable is the same with another sign, but for soft line breaks, which such digits exclude; and its
+    # decoder is written in C: a tenth of the time.
+    return binascii.a2b_qp(raw.translate(_AS_QUOTED))
 
 
 def _text(raw: bytes, field: str) -> str:

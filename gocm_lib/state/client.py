@@ -38,6 +38,7 @@ from gocm_lib.state.contract import (
 )
 from gocm_lib.state.packs import Pack
 
+READ = 64 * 1024  # bytes that are read at once; for much more the C library asks the kernel for memory each time
 LIMIT = 1.5  # seconds for a call, and
 TURN = 0.4  # for the calls before it: a client of ours is answered within 2, if only with 503
 
@@ -284,12 +285,12 @@ class LoopClient:
         """The answer to the call, if it has come: what the verb returns, or StateUnavailable."""
         try:
             while self.sock:
-                data = self.sock.recv(1 << 18)
+                data = self.sock.recv(READ)
                 if not data:
                     self._lose("closed")
                     break
                 self._arrived += data
-                if len(data) < 1 << 18:
+                if len(data) < READ:
                     break
         except BlockingIOError:
             pass

@@ -25,7 +25,7 @@ from gocm_lib.state.contract import VERBS, Claimed, Full, Passing
 from gocm_lib.state.state import SOON, State
 
 TOGETHER = ("accept", "settle")  # verbs that may share a transaction
-READ = 256 * 1024  # bytes that are read at once
+READ = 64 * 1024  # bytes that are read at once; for much more the C library asks the kernel for memory each time
 
 GiveUp = Callable[[str, Exception], NoReturn]
 

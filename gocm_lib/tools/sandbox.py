@@ -174,7 +174,7 @@ class Sandbox:
             if events & WRITE:
                 self._dirty[peer] = None
             while events & READ:
-                data = peer.sock.recv(256 * 1024)
+                data = peer.sock.recv(64 * 1024)
                 if not data:
                     return self._close(peer)
                 self._receive(peer, data)

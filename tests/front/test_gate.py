@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kit import CONTINUED, FORM, TOKEN, Http, Raw, eventually, holds, https, issue, memory, secret
 
-from gocm_lib.front.gate import RESERVE, Budget, Gate, Notice, Place, gives_way
+from gocm_lib.front.gate import RESERVE, Budget, Gate, Notice, Place, gives_way, leaving_order
 
 short = pytest.mark.short
 
@@ -21,8 +21,8 @@ short = pytest.mark.short
 class Line:
     """One that is hung up by a function."""
 
-    def __init__(self, hang_up=lambda: None, unread=False):
-        self.hang_up = hang_up
+    def __init__(self, close=lambda: None, unread=False):
+        self.close = close
         self.unread = unread
 
     def has_unread(self):
@@ -42,12 +42,14 @@ def test_who_gives_way():
     stranger, stranger_of_many = place("c", 3), place("a", 4)
     shares = Counter(a=3, b=1, c=1)
     among = [working, idle, idle_of_many, stranger, stranger_of_many]
-    for expected in (stranger_of_many, stranger, idle_of_many, idle, None):
-        assert gives_way(among, shares) is expected
-        among = [each for each in among if each is not expected]
+    assert leaving_order(among, shares) == [stranger_of_many, stranger, idle_of_many, idle]
     older, newer = place("a", 5), place("a", 6)
-    assert gives_way([newer, older], shares) is older
-    assert gives_way([newer, place("a", 4, unread=True), older], shares) is older, "its request has come"
+    assert leaving_order([newer, older], shares) == [older, newer]
+    assert gives_way(older) and not gives_way(working)
+    unread = place("a", 4, unread=True)
+    assert not gives_way(unread), "its request has come"
+    unread.served = 1
+    assert gives_way(unread), "but not of one that only asks what everybody may"
 
 
 @short
@@ -170,18 +172,15 @@ def test_every_answer_tells_browsers_to_make_nothing_of_it(server):
 
 @short
 def test_a_budget_is_for_all_together_and_nobody_takes_all():
-    budget = Budget(120, 1.0)
+    budget = Budget(120)
     assert budget.take(1000, "a") == 60, "what is larger counts as half"
-    assert budget.take(1, "a") is None, "who holds it for long keeps nobody waiting for long"
+    assert budget.take(1, "a") is None
     assert budget.take(30, "b") == 30, "an address may hold as much as it leaves free"
     assert budget.take(1, "b") is None and budget.take(15, "c") == 15
-    done = []
-    waiting = threading.Thread(target=lambda: done.append(budget.take(40, "d")))
-    waiting.start()
+    assert budget.take(40, "d") is None
     budget.give_back(60, "a")
     budget.give_back(30, "b")
-    waiting.join()
-    assert done == [40]
+    assert budget.take(40, "d") == 40
 
 
 def test_large_bodies_that_never_end_keep_nobody_elses_out(server):

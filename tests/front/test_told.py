@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FORM, accept, claim, eventually, form, new_job, new_state
 
-from gocm_lib.front.handlers import _wants_json
+from gocm_lib.front.posts import _wants_json
 from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Run, Slice

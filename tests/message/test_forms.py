@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 import requests
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import eventually
 
-from gocm_lib.message import job
+from gocm_lib.message import forms, job
 from gocm_lib.message.bad_request import BadRequest
 
 short = pytest.mark.short
@@ -159,3 +159,21 @@ def test_a_compressed_body_is_named(server):
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     status, _, answer = server.http().ask("POST", "/gcm/send", b"\x1f\x8b", headers)
     assert status == 415 and json.loads(answer)["field"] == "content-encoding"
+
+
+@short
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=12).map(lambda data: data.replace(b"%", b"")),
+            st.tuples(st.sampled_from("0123456789abcdefABCDEF"), st.sampled_from("0123456789abcdefABCDEF")).map(
+                lambda digits: ("%" + "".join(digits)).encode()
+            ),
+            st.sampled_from([b"=", b"==", b"=\n", b"=\r\n", b" \n", b"\t\r\n", b"_", b".", b"\n.\n"]),
+        ),
+        max_size=30,
+    )
+)
+def test_percent_encoding_is_decoded_as_urllib_does(parts):
+    raw = b"".join(parts)
+    assert forms._percent_decoded(raw) == unquote_to_bytes(raw)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kit import FORM, Http, Program, eventually, form
 
-from gocm_lib.front.server import request_id
+from gocm_lib.front.render import request_id
 from gocm_lib.process import log
 
 short = pytest.mark.short

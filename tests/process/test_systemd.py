@@ -213,11 +213,11 @@ def test_what_came_before_the_end_is_answered_and_nothing_after(start, sandbox):
     eventually(lambda: sandbox.received()["in_flight"] == 1)
     request = f"POST /gcm/send HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM['Content-Type']}\r\n"
     request = (request + "Content-Length: 19\r\n\r\ntokens=b&payload={}").encode()
-    threads = f"/proc/{server.process.pid}/task"
-    before = len(os.listdir(threads))
+    files = f"/proc/{server.process.pid}/fd"
+    before = len(os.listdir(files))
     half, silent = dial(server.port), dial(server.port)
     half.sendall(request[:-5])
-    eventually(lambda: len(os.listdir(threads)) >= before + 2)  # both are accepted
+    eventually(lambda: len(os.listdir(files)) >= before + 2)  # both are accepted
     server.process.send_signal(signal.SIGTERM)
     server.logged("stopping on SIGTERM")
     silent.sendall(request)

@@ -4,6 +4,7 @@ Counts what there is in memory, so that nothing is counted by SQL; a transaction
 """
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from gocm_lib.state.contract import (
     Unregistered,
     Which,
 )
-from gocm_lib.state.packs import Key, Pack
+from gocm_lib.state.packs import Key, Pack, disk_size
 from gocm_lib.state.sqlite.database import DiskSpace, checkpoint, cut_log, open_spool, shrink, told, usage
 from gocm_lib.state.sqlite.history import FORGOTTEN, History
 from gocm_lib.state.sqlite.keys import Keys, most
@@ -32,6 +33,8 @@ from gocm_lib.state.sqlite.report import RunReport
 from gocm_lib.state.sqlite.spool import Spool
 from gocm_lib.state.store import FAILED, Finish, Single, Spot, Store, Stored, Totals
 from gocm_lib.state.waves import Bucket
+
+ROOM_IS_GOOD = 0.02  # seconds for which what was measured of the disk is believed: to measure costs as much as to write
 
 
 class SqliteStore(Store):
@@ -41,6 +44,8 @@ class SqliteStore(Store):
         self.db = db
         self.disk = disk
         self._turning = False
+        self._room = 0, 0  # as it was measured, less what was kept since
+        self._room_good_until = 0.0
         self.spool = Spool(db)
         self.history = History(self.spool)
         self.report = RunReport(db, keeping.max_report)
@@ -75,6 +80,7 @@ class SqliteStore(Store):
             yield
             if not self._turning:
                 self.db.execute("COMMIT")
+        self._room_good_until = 0.0
 
     @contextmanager
     def _restoring(self) -> Iterator[None]:
@@ -88,6 +94,7 @@ class SqliteStore(Store):
                 self.db.execute("ROLLBACK")
             self.jobs, self.finished, self.failed_tokens, self.over, self.keys.count = before
             self.open_tokens, self.report.lengths = opened, lengths
+            self._room_good_until = 0.0
             raise
 
     @property
@@ -105,6 +112,7 @@ class SqliteStore(Store):
         return self.spool.has(job)
 
     def keep(self, packs: Sequence[Pack], counts: Mapping[Count, int]) -> None:
+        good_until = self._room_good_until
         with self.transaction():
             self.spool.keep(packs)
             if keys := [key for each in packs for key in each.keys]:
@@ -115,6 +123,9 @@ class SqliteStore(Store):
             self.jobs += sum([len(each.jobs) for each in packs])
             for each in packs:
                 self.open_tokens[each.upstream] += each.size
+        used, free = self._room
+        size = disk_size(packs)
+        self._room, self._room_good_until = (used + size, free - size), good_until
 
     # ----------------------------------------------------------------------------------------------- what is to be sent
 
@@ -276,11 +287,14 @@ class SqliteStore(Store):
             self.spool.set_back(by, now, latest)
 
     def room(self) -> tuple[int, int]:
-        used, unused = usage(self.db)
-        excess = (
-            self.disk.wal_excess()
-        )  # what is in the log needs as much room in the file, before the log is begun anew
-        return used + excess, self.disk.free() + unused - excess
+        now = time.monotonic()
+        if now >= self._room_good_until:
+            used, unused = usage(self.db)
+            # What is in the log needs as much room in the file, before the log is begun anew.
+            excess = self.disk.wal_excess()
+            self._room = used + excess, self.disk.free() + unused - excess
+            self._room_good_until = now + ROOM_IS_GOOD
+        return self._room
 
     def used(self) -> int:
         return usage(self.db)[0]

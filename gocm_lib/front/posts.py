@@ -1,0 +1,143 @@
+"""POST /gcm/send: from what is posted to jobs, and from what became of these to the answer. Pure, but for the clock.
+
+Nothing here keeps anything: a Keep says what is to be kept before the answer may be made.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from gocm_lib.config.settings import Settings
+from gocm_lib.front import response
+from gocm_lib.front.request import Request
+from gocm_lib.front.response import Response, unavailable
+from gocm_lib.message import idempotency, job
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.job import Draft, IdempotencyKey, Job
+from gocm_lib.state.contract import Conflict, Known, NotKept, Refused
+
+
+class Keep(NamedTuple):
+    """What a handler wants before it answers: these jobs on disk. `answer` makes the Response of what became of them,
+    each in its place; it may raise BadRequest.
+    """
+
+    jobs: Sequence[Job]
+    answer: Callable[[Sequence[Job | NotKept]], Response]
+
+
+def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
+    """What a post brings, to be kept. Raises BadRequest when that is nothing."""
+    if request.query:
+        raise BadRequest("nothing is read from the query string: put it into the body")
+    share = settings.max_pending // len(upstreams)
+    most = min(settings.max_tokens, share)  # what could never be taken is a 413, no 503
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise BadRequest("the body must not be compressed: send it as it is", "content-encoding", 415)
+    content_type = request.headers.get("content-type", "")
+    key = idempotency.read(request.headers.get("idempotency-key"), request.body)
+    if job.media_type(content_type) == job.LINES:
+        if key:
+            raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
+        return _send_lines(list(_lines(request.body, most, settings, upstreams)))
+    accepted = _accept(job.parse(content_type, request.body, most), settings, upstreams, key)
+    return Keep([accepted], lambda kept: _sent(request, accepted, kept[0]))
+
+
+def _sent(request: Request, accepted: Job, became: Job | NotKept) -> Response:
+    """The answer to a post of one message. Raises BadRequest."""
+    match became:
+        case Refused() as refused:
+            return unavailable(refused.reason, refused.status, refused.retry_after)
+        case Conflict():
+            raise BadRequest("this key was used for another message: take a new one", "idempotency-key", 422)
+        case Known() as known:
+            return _taken(accepted, known.job, request, {"Idempotency-Replayed": "true"})
+        case kept:
+            return _taken(kept, kept.id, request, {}, _to_many([kept]))
+
+
+def _accept(draft: Draft, settings: Settings, upstreams: Sequence[str], key: IdempotencyKey | None = None) -> Job:
+    """The job that a draft becomes. Raises BadRequest when it cannot be sent."""
+    name = draft.upstream or upstreams[0]
+    if name not in upstreams:
+        raise BadRequest("no such upstream here; there is " + ", ".join(upstreams), "upstream")
+    now = time.time()
+    return job.accept(
+        draft,
+        upstream=name,
+        message=DIALECTS[name].message(draft, now),
+        now=now,
+        max_age=settings.max_age,
+        key=key,
+    )
+
+
+def _lines(body: bytes, most: int, settings: Settings, upstreams: Sequence[str]) -> Iterator[Job | BadRequest]:
+    """The job of each line, or what is wrong with it."""
+    for draft in job.parse_lines(body, most):
+        try:
+            yield draft if isinstance(draft, BadRequest) else _accept(draft, settings, upstreams)
+        except BadRequest as problem:
+            yield problem
+
+
+def _send_lines(given: Sequence[Job | BadRequest]) -> Response | Keep:
+    """Keep the good ones of many messages, in one commit."""
+    jobs = [line for line in given if isinstance(line, Job)]
+    return Keep(jobs, lambda kept: _sent_lines(given, kept)) if jobs else _sent_lines(given, ())
+
+
+def _sent_lines(given: Sequence[Job | BadRequest], became: Sequence[Job | NotKept]) -> Response:
+    """The answer that tells for each line what became of it. Its status is 200 when at least one was kept, else the
+    status of the first.
+    """
+    kept = iter(became)
+    lines: list[Job | BadRequest | Refused] = []
+    for line in given:
+        what = next(kept) if isinstance(line, Job) else line
+        assert not isinstance(what, (Known, Conflict)), "they are said of keys, which lines have none of"
+        lines.append(what)
+    first = lines[0]
+    status = 200 if any(isinstance(line, Job) for line in lines) or isinstance(first, Job) else first.status
+    waits = [line.retry_after for line in lines if isinstance(line, Refused)]
+    headers: dict[str, str | Sequence[str]] = {"Retry-After": str(max(waits))} if waits else {}
+    audit = _to_many([line for line in lines if isinstance(line, Job)])
+    return Response(status, b"".join(map(response.line, lines)), job.LINES, headers, audit=audit)
+
+
+def _taken(kept: Job, job_id: int, request: Request, headers: Mapping[str, str], audit: str = "") -> Response:
+    """The answer for a message that is on disk as job `job_id`: as the original gives it, or as JSON, for who wants
+    that or must know what was left out.
+    """
+    name = job.format_id(job_id)
+    told: dict[str, str | Sequence[str]] = {"X-GoCM-Job": name, "Location": f"/gcm/jobs/{name}", **headers}
+    if kept.skipped or _wants_json(request.headers.get("accept", "")):
+        return Response(200, json.dumps(response.accepted(kept, job_id)).encode() + b"\n", headers=told, audit=audit)
+    return Response(200, b"ok\n", "text/html", told, audit=audit)
+
+
+def _wants_json(accept: str) -> bool:
+    """Whether a client takes JSON, and neither text nor anything: such cannot read `ok` (RFC 9110, section 12.5.1)."""
+    accept = accept.lower()
+    if "json" not in accept:  # as nearly always
+        return False
+    ranges = (part.partition(";") for part in accept.split(","))
+    taken = {name.strip() for name, _, rest in ranges if not re.search(r"\bq=0(\.0*)?\s*(;|$)", rest)}
+    return "application/json" in taken and not any(name.startswith(("text/", "*/")) for name in taken)
+
+
+def _to_many(jobs: Sequence[Job]) -> str:
+    """The audit text for messages that may reach everybody: those to topics and conditions."""
+    sent = [each for each in jobs if each.target in ("topic", "condition")]
+    if not sent:
+        return ""
+    last = f"{sent[-1].target} {sent[-1].tokens[0]!r} as {job.format_id(sent[-1].id)}"
+    return (
+        f"sent to {last}"
+        if len(sent) == 1
+        else f"sent {len(sent)} messages to topics and conditions, the last to {last}"
+    )
