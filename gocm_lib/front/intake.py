@@ -18,8 +18,7 @@ from gocm_lib.state.client import LoopClient, StateUnavailable
 from gocm_lib.state.contract import Accepted, NotKept
 from gocm_lib.state.packs import pack, slices
 
-LINGER = 0.002  # seconds that a commit waits for as many clients as there seem to be: it costs what 20 messages do
-MANY = 8  # clients that post at once
+LINGER = 0.001  # seconds that a commit waits for as many clients as there seem to be: it costs what 20 messages do
 LARGEST_BATCH = 512  # messages, and
 BATCH_TOKENS = 20_000  # tokens in a commit, unless one request has more
 PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
@@ -119,11 +118,6 @@ class Intake:
         that they could not be committed in time.
         """
         self._waiting.append(_Waiting(jobs, done, now))
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether many clients post at the moment."""
-        return self._expected >= MANY
 
     def why_not(self) -> str:
         """Why messages cannot be kept just now, judged by the last ones; "" while they can. For any thread."""

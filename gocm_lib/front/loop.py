@@ -26,7 +26,6 @@ from gocm_lib.front.workers import Workers
 from gocm_lib.process import cpu, log
 from gocm_lib.process.bell import Bell
 
-GATHER = 0.0005  # seconds for which requests gather, when many clients post at once: a turn costs what a request does
 PULSE = 0.5  # seconds between two signs of life
 ACCEPTS = 64  # connections accepted in a turn: those that are there want to be served, too
 REST = 0.05  # seconds without accepting when no file can be opened; and between two looks for room
@@ -109,8 +108,6 @@ class Loop:
     def _run(self) -> None:
         cpu.stay()
         while True:
-            if self._intake.is_busy:
-                time.sleep(GATHER)
             for key, _ in self._selector.select(self._patience()):
                 self._on_ready(key.data)
             now = time.monotonic()
