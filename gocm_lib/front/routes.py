@@ -1,5 +1,6 @@
 """The table of routes: which handler answers which request, who may ask, and how large its body may be."""
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def _template(path: str) -> str:
     return "/help/{topic}" if path.startswith("/help/") else path
 
 
+@functools.lru_cache(maxsize=64)  # clients ask for few
 def counted_as(path: str) -> str:
     """The path of ROUTES under which a request for `path` is counted, or `other`."""
     methods = _BY_PATH.get(_template(path))

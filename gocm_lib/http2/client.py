@@ -248,7 +248,7 @@ class Client:
             return self._go(frames.read_word(payload), frames.read_code(payload, 4), payload[8:])
         if kind == frames.SETTINGS and (frames.ENABLE_PUSH, 1) in frames.read_settings(payload):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a server cannot ask for pushes")
-        self._peer.control(frame, [known.delta for known in self._open.values()], now)
+        self._peer.control(frame, lambda: [known.delta for known in self._open.values()], now)
         return None
 
     def _of_stream(self, frame: Frame, known: _Stream | None, now: float) -> Event | None:

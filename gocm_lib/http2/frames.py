@@ -77,6 +77,7 @@ _WORD = struct.Struct(">I")
 _FIXED = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}  # bytes of payload
 _OF_A_STREAM = {DATA, HEADERS, PRIORITY, RST_STREAM, PUSH_PROMISE, CONTINUATION}
 _OF_THE_CONNECTION = {SETTINGS, PING, GOAWAY}
+_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -169,6 +170,8 @@ class FrameReader:
         size = len(payload)
         if self._block is not None or kind == CONTINUATION:
             return self._continue(kind, flags, stream, payload)
+        if stream and ((kind == DATA and not flags & PADDED) or (kind == HEADERS and flags & _PLAIN == END_HEADERS)):
+            return Frame(kind, flags, stream, payload, size)  # as nearly always
         if kind in _OF_A_STREAM if not stream else kind in _OF_THE_CONNECTION:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a frame is on a stream where it may not be")
         if kind in (DATA, HEADERS):

@@ -4,7 +4,7 @@ Owns the bytes that are to be sent. Deals with the frames that concern no stream
 the others. Pure; all times are monotonic.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gocm_lib.http2 import frames
 from gocm_lib.http2.budget import Budget
@@ -52,7 +52,7 @@ class Peer:
             self.out += frames.word(frames.WINDOW_UPDATE, 0, self._taken)
             self._taken = 0
 
-    def control(self, frame: Frame, deltas: Iterable[int], now: float) -> None:
+    def control(self, frame: Frame, deltas: Callable[[], Iterable[int]], now: float) -> None:
         """A frame that concerns no stream, or is of a kind that nobody knows. `deltas`: by how much the windows of the
         open streams differ from the initial one. Raises ConnectionFault.
         """
@@ -67,7 +67,7 @@ class Peer:
         elif kind == frames.SETTINGS and frame.flags & frames.ACK:
             self._ack_by = None
         elif kind == frames.SETTINGS:
-            self._learn(frames.read_settings(frame.payload), deltas)
+            self._learn(frames.read_settings(frame.payload), deltas())
         elif kind == frames.PING and frame.flags & frames.ACK:
             self.pings += 1
         elif kind == frames.PING:

@@ -182,7 +182,7 @@ class Server:
                 self._widen(stream, frames.read_word(payload), now)
             return None
         before = self._peer.initial
-        self._peer.control(frame, [each.delta for each in self._open.values()], now)
+        self._peer.control(frame, lambda: [each.delta for each in self._open.values()], now)
         if self._peer.initial > before or kind == frames.WINDOW_UPDATE:
             self._send_more()
         return None

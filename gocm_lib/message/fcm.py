@@ -118,8 +118,16 @@ def _judge_bad_request(fields: list[str], text: str) -> Outcome:
     return Outcome(Verdict.REJECTED, reason, rejects_message=True, cause="bad_message")
 
 
+_SENT = re.compile(
+    rb'[ \t\r\n]*\{[ \t\r\n]*"name"[ \t\r\n]*:[ \t\r\n]*"([ !#-\[\]-~]*)"[ \t\r\n]*\}[ \t\r\n]*'
+)  # no escapes, ASCII
+
+
 def _judge_sent(body: bytes) -> Outcome:
     """A 200 says that the message was taken only with the name that it was given."""
+    plain = _SENT.fullmatch(body)  # as nearly always; JSON's parser takes three times as long for the same
+    if plain:
+        return Outcome(Verdict.DELIVERED, receipt=readable(plain[1].decode("ascii")))
     try:
         name = json.loads(body.decode())["name"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -153,7 +153,7 @@ class Loop:
         for claimed in self._inlet.take(self._full - self._load(), self._weight):
             pool = self.pools[claimed.upstream]
             if refusal := pool.refusal(now):
-                self._settle(claimed, refusal)
+                self._settle(claimed, [refusal])
                 continue
             flights = [Flight(part, request) for part, request in pool.upstream.requests(claimed)]
             if not claimed.deaths:
@@ -237,7 +237,7 @@ class Loop:
         pool.places.works(channel, now)
         took = now - flight.deadline + self.timeout
         self.counters.answered(flight.part.upstream, response.status, took, clock)
-        self._done(pool, flight, *pool.upstream.outcomes(flight.part, response, clock))
+        self._done(pool, flight, pool.upstream.outcomes(flight.part, response, clock), now)
 
     def _on_lost(self, pool: Pool, channel: Channel, flight: Flight, error: WireError, now: float) -> None:
         if pool.again(flight, channel, error, now):
@@ -247,7 +247,7 @@ class Loop:
         # One that nobody has looked at, however often it was sent, was not taken: that is an answer.
         answered = error.again is Again.FREELY
         cause = "unavailable" if answered else error.cause
-        self._done(pool, flight, Outcome(Verdict.DEFERRED, str(error), answered=answered, cause=cause))
+        self._done(pool, flight, [Outcome(Verdict.DEFERRED, str(error), answered=answered, cause=cause)], now)
 
     def _on_goaways(self, pool: Pool, channel: Http2Channel, now: float) -> None:
         name = pool.upstream.dialect.NAME
@@ -297,18 +297,18 @@ class Loop:
         """Settle unsent requests, and the pool's waiting suspects, with an outcome that blames the upstream."""
         suspects = [flight for _, flight in self.quarantine.give_up(pool.upstream.dialect.NAME)]
         for flight in [*flights, *suspects]:
-            self._settle(flight.part, outcome)
+            self._settle(flight.part, [outcome])
 
-    def _done(self, pool: Pool, flight: Flight, *outcomes: Outcome) -> None:
+    def _done(self, pool: Pool, flight: Flight, outcomes: list[Outcome], now: float) -> None:
         """Settle a request with an outcome for each of its tokens, or one for all. Do what the pool decides."""
-        self._settle(flight.part, *outcomes)
-        judged = pool.judge(flight, outcomes[0], time.monotonic())
+        self._settle(flight.part, outcomes)
+        judged = pool.judge(flight, outcomes[0], now)
         for each in judged.returned:
-            self._settle(each.part, RETURNED)
+            self._settle(each.part, [RETURNED])
         if judged.refused is not None:
             self._give_back(pool, judged.refused, outcomes[0])
 
-    def _settle(self, part: Slice, *outcomes: Outcome) -> None:
+    def _settle(self, part: Slice, outcomes: list[Outcome]) -> None:
         if part.deaths:
             self.quarantine.done(part)
         self.results += address(part, outcomes if len(outcomes) > 1 else outcomes * part.size)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gocm_lib.message import fcm, job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Run, Slice
-from gocm_lib.message.outcome import Outcome, Verdict
+from gocm_lib.message.outcome import Outcome, Verdict, readable
 from gocm_lib.tools import pretend_answers
 
 pytestmark = pytest.mark.short
@@ -196,3 +196,33 @@ def test_what_was_taken_has_google_s_name_and_a_refused_key_a_reason():
     [answer] = pretend_answers.ANSWERS["third_party"]
     [outcome] = fcm.outcomes(part, answer.status, {}, answer.body, NOW)
     assert (outcome.verdict, outcome.cause) == (Verdict.REJECTED, "third_party_auth")
+
+
+PIECES = [
+    '"name"',
+    '"x"',
+    '"projects/p/messages/1"',
+    '"a\\u0041"',
+    '"\u00e9"',
+    '"',
+    "{",
+    "}",
+    ":",
+    ",",
+    " ",
+    "\n",
+    "\t",
+]
+PIECES += ["\x0b", "\\", "1", "null", "[", "]", '""', "\x00", '{"name":"', '"}']
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+def test_the_quick_look_at_an_answer_sees_what_the_parser_sees(body):
+    try:
+        name = json.loads(body)["name"]
+    except (ValueError, KeyError, TypeError):
+        name = None
+    part = Slice("fcm", "token", "{}", [Run(1, 0, 1, ("x",))])
+    [outcome] = fcm.outcomes(part, 200, {}, body.encode(), 0.0)
+    assert (outcome.verdict is Verdict.DELIVERED) == isinstance(name, str)
+    assert outcome.receipt == (readable(name) if isinstance(name, str) else "")
