@@ -5,6 +5,7 @@ fate: FATES. The bodies are in pretend_answers, what is wrong with a message in 
 and device groups have modules of their own.
 """
 
+import functools
 import itertools
 import json
 import random
@@ -344,51 +345,38 @@ class Pretender:
             return self._one("expired"), [], []
         if project != PROJECT:
             return self._one("permission_denied"), [], []
-        body = _read(request.body)
-        if isinstance(body, Answer):
-            return body, [], []
-        message = dict(body.get("message") or {})
-        kinds = [name for name in _TARGETS if name in message]
-        targets = [message.pop(name) for name in kinds]
-        if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:
+        asked = _asked(request.body)
+        if isinstance(asked, Answer):
+            return asked, [], []
+        if asked is None:
             return self._one("no_target"), [], []
-        [target] = targets
+        kind, target, body, meaning, fault = asked
+        targets = [target]
         self.ledger.last = body
         self.ledger.arrived[target] += 1
-        if not self.mode.answer and (found := pretend_schema.what_it_means(message)):
-            return refused(found, fcm("INVALID_ARGUMENT")), targets, []
-        name = self.mode.answer or self._v1_fault(message, kinds[0], target) or self._v1_fate(target)
-        if not name and self._exhausts(kinds[0], target):
-            name = "quota_topic" if kinds[0] == "topic" else "quota_device"
-        if name:
+        if not self.mode.answer and meaning:
+            return refused(meaning, fcm("INVALID_ARGUMENT")), targets, []
+        if name := self.mode.answer or fault or self._v1_fate(kind, target):
             return self._one(name), targets, []
         identity = "fake_message_id" if body.get("validate_only") else f"0:{self.ledger.requests}"
-        sent = Answer(200, json.dumps({"name": f"projects/{PROJECT}/messages/{identity}"}).encode())
+        sent = Answer(200, b'{"name": "projects/%b/messages/%b"}' % (PROJECT.encode(), identity.encode()))
         if body.get("validate_only"):
             return sent, targets, []
-        return sent, targets, targets + (self._topics.receivers(kinds[0], target) if kinds[0] in _TO_MANY else [])
+        return sent, targets, targets + (self._topics.receivers(kind, target) if kind in _TO_MANY else [])
 
-    def _v1_fault(self, message: Mapping[str, Any], kind: str, target: str) -> str:
+    def _v1_fate(self, kind: str, target: str) -> str:
         if kind == "condition" and not self._topics.understands(target):
             return "bad_condition"
-        data = message.get("data") or {}
-        if any(key == "from" or key.startswith("google.") for key in data):
-            return "reserved_key"
-        sizes = [_bytes(data) + _bytes(message.get("notification") or {})]
-        for platform in ("android", "apns", "webpush"):
-            own = message.get(platform) or {}
-            sizes += [_bytes(own.get(part) or {}) for part in ("data", "notification", "payload")]
-        return "too_big" if max(sizes) > (2048 if kind in _TO_MANY else 4096) else ""
-
-    def _v1_fate(self, target: str) -> str:
-        asked = find_fate(target)
-        if asked is None:
-            return ""
-        fate, found = asked
-        if fate.v1 == "*":
-            return found[1] if found[1] in ANSWERS else "internal"
-        flaky = fate.v1 == "unavailable" and self.ledger.arrived[target] > int(found[1])
-        return "" if flaky else fate.v1
+        if (asked := find_fate(target)) is not None:
+            fate, found = asked
+            if fate.v1 == "*":
+                return found[1] if found[1] in ANSWERS else "internal"
+            flaky = fate.v1 == "unavailable" and self.ledger.arrived[target] > int(found[1])
+            if fate.v1 and not flaky:
+                return fate.v1
+        if self._exhausts(kind, target):
+            return "quota_topic" if kind == "topic" else "quota_device"
+        return ""
 
     def _one(self, name: str) -> Answer:
         forms = ANSWERS[name]
@@ -418,6 +406,65 @@ def _bytes(fields: Mapping[str, Any]) -> int:
         v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in fields.values()
     ]
     return len("".join([*fields, *texts]).encode(errors="replace"))
+
+
+class _Asked(NamedTuple):
+    """What a request to FCM v1 asks for: its target, its JSON, and what is wrong with the message in meaning or size
+    (the name of one of ANSWERS; "": nothing).
+    """
+
+    kind: str
+    target: str
+    body: dict[str, Any]
+    meaning: list[pretend_schema.Violation]
+    fault: str
+
+
+_NOBODY = random.randbytes(8).hex()  # a token that nobody has
+_TOKEN = re.compile(rb'"token":\s?"([A-Za-z0-9_:-]{1,4096})"')
+
+
+def _asked(body: bytes) -> _Asked | Answer | None:
+    """What a request's body asks for; None: it names no target. Of a campaign's messages, which differ in their tokens
+    only, the first is looked at.
+    """
+    before, *rest = _TOKEN.split(body)
+    if len(rest) != 2:
+        return _look_at(body)
+    like = _look_at_like(before, rest[1])
+    if not (isinstance(like, _Asked) and like.kind == "token" and like.target == _NOBODY):
+        return _look_at(body)  # what looked like it was no target
+    token = rest[0].decode("ascii")
+    return like._replace(target=token, body={**like.body, "message": {**like.body["message"], "token": token}})
+
+
+@functools.lru_cache(maxsize=64)
+def _look_at_like(before: bytes, after: bytes) -> _Asked | Answer | None:
+    return _look_at(b'%b"token":"%b"%b' % (before, _NOBODY.encode(), after))
+
+
+def _look_at(raw: bytes) -> _Asked | Answer | None:
+    body = _read(raw)
+    if isinstance(body, Answer):
+        return body
+    message = dict(body.get("message") or {})
+    kinds = [name for name in _TARGETS if name in message]
+    targets = [message.pop(name) for name in kinds]
+    if len(targets) != 1 or not isinstance(targets[0], str) or not targets[0]:
+        return None
+    return _Asked(kinds[0], targets[0], body, pretend_schema.what_it_means(message), v1_fault(message, kinds[0]))
+
+
+def v1_fault(message: Mapping[str, Any], kind: str) -> str:
+    """What is wrong with the data and the sizes of a message without its target: the name of one of ANSWERS, or ""."""
+    data = message.get("data") or {}
+    if any(key == "from" or key.startswith("google.") for key in data):
+        return "reserved_key"
+    sizes = [_bytes(data) + _bytes(message.get("notification") or {})]
+    for platform in ("android", "apns", "webpush"):
+        own = message.get(platform) or {}
+        sizes += [_bytes(own.get(part) or {}) for part in ("data", "notification", "payload")]
+    return "too_big" if max(sizes) > (2048 if kind in _TO_MANY else 4096) else ""
 
 
 def _read(body: bytes) -> dict[str, Any] | Answer:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kit import Program, stand_still
 
 from gocm_lib.front.request import Request
+from gocm_lib.tools import pretend
 from gocm_lib.tools.pretend_tokens import AUDIENCES, Tokens, read_account
 from gocm_lib.tools.pretend_topics import Topics
 
@@ -340,3 +341,26 @@ def test_by_https_the_file_names_an_https_endpoint(tmp_path):
         assert requests.get(url, verify=str(tmp_path / "ca.pem"), timeout=10).status_code == 200
     finally:
         program.kill_group()
+
+
+TEMPLATES = [
+    '{"message":{"token":%s,"data":{"a":"b"}}}',
+    '{"message":{"data":{"token":"x"},"token":%s}}',
+    '{"message":{"data":{"token":"x"},"topic":%s}}',
+    '{"message":{"data":{"a":1},"token":%s}}',
+    '{"message":{"token":%s,"token":"b"}}',
+    '{"validate_only":true,"message":{"token": %s}}',
+    '{"message":{"token":%s,"android":{"data":{"google.x":"1"}}}}',
+    '{"message":{"android":{"token":%s}}}',
+    '{"token":%s}',
+    '{"message":{"data":{"x":"\\"token\\":\\"y\\""},"token":%s}}',
+    '["message",{"token":%s}]',
+    "%s",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_message_like_the_one_before_is_judged_as_the_first(template):
+    for token in ('"a"', '"b:c-d_e"', '"\\u0041"', '""', "7", '"x y"', '"a"'):
+        body = (template % token).encode()
+        assert pretend._asked(body) == pretend._look_at(body), body
