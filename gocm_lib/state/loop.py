@@ -1,11 +1,12 @@
 """The loop that serves all callers of the state: one thread, no lock, no thread for each of them.
 
 A turn takes what has arrived. Accepts and settles that came together are applied in one transaction, with one fsync,
-before any of them is answered; whoever comes alone waits for nobody. A claim that finds nothing waits here, and is
-looked at again after each turn. When what came together cannot be kept, nothing of it has happened, and each call is
-made alone: when the disk is full the log is written down, which may be enough, then the reserve is given up. A disk
-that stays full, and a spool that another program has locked, are told to the caller, who may try again. After any
-other failure nobody knows what the next commit would keep: `give_up` is called, which does not return.
+before any of them is answered; an accept that comes alone waits for nobody, a settle a moment for an accept, while such
+come. A claim that finds nothing waits here, and is looked at again after each turn. When what came together cannot be
+kept, nothing of it has happened, and each call is made alone: when the disk is full the log is written down, which may
+be enough, then the reserve is given up. A disk that stays full, and a spool that another program has locked, are told
+to the caller, who may try again. After any other failure nobody knows what the next commit would keep: `give_up` is
+called, which does not return.
 
 Callers speak the protocol of multiprocessing's Manager: a message is framed (module framing), and a pickle.
 """
@@ -25,6 +26,7 @@ from gocm_lib.state.contract import VERBS, Claimed, Full, Passing
 from gocm_lib.state.state import SOON, State
 
 TOGETHER = ("accept", "settle")  # verbs that may share a transaction
+RIDE = 0.02  # seconds that a settle waits for an accept
 READ = 64 * 1024  # bytes that are read at once; for much more the C library asks the kernel for memory each time
 
 GiveUp = Callable[[str, Exception], NoReturn]
@@ -76,6 +78,9 @@ class Loop:
         self._wakeup.setblocking(False)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._waiting: list[_Waiting] = []
+        self._riders: list[_Call] = []  # settles that wait for an accept,
+        self._riders_by = 0.0  # until then
+        self._accepted_at = -RIDE
 
     def adopt(self, descriptor: int) -> None:
         """Serve the other end of this socket from now on. May be called from any thread."""
@@ -89,6 +94,9 @@ class Loop:
         patience: float | None = None
         while True:
             calls: list[_Call] = []
+            if self._riders:
+                wait = max(0.0, self._riders_by - time.monotonic())
+                patience = wait if patience is None else min(patience, wait)
             for key, events in self._selector.select(patience):
                 if key.fileobj is self._wakeup:
                     self._take_over()
@@ -97,7 +105,7 @@ class Loop:
                 else:
                     calls += self._read(key.data)
             with self.turning:
-                if calls:
+                if calls := self._with_riders(calls, time.monotonic()):
                     self._turn(calls)
                 patience = self._look_again() if self._waiting else None
 
@@ -154,6 +162,21 @@ class Loop:
             self._selector.modify(caller.sock, wanted, caller)
 
     # ----------------------------------------------------------------------------------------------------------- turns
+
+    def _with_riders(self, calls: list[_Call], now: float) -> list[_Call]:
+        """The calls to make now. While messages come, settles that came alone wait a moment for the next accept: it has
+        its commit anyway, and who settles waits for nothing.
+        """
+        if any(call.verb == "accept" for call in calls):
+            self._accepted_at = now
+        elif calls and now < self._accepted_at + RIDE and all(call.verb == "settle" for call in calls):
+            if not self._riders:
+                self._riders_by = now + RIDE
+            self._riders += calls
+            calls = []
+        if self._riders and (calls or now >= self._riders_by):
+            calls, self._riders = self._riders + calls, []
+        return calls
 
     def _turn(self, calls: list[_Call]) -> None:
         together = [call for call in calls if call.verb in TOGETHER]

@@ -2,8 +2,8 @@
 
 Starts a server on a new spool, with the sandbox as its upstream; posts messages from another process; and reads from
 the operating system what each process of the server has used. CPU per message hardly varies from run to run; rates do,
-when other programs share the machine. `floor` is the cost of exchanging the same bytes with the upstream in a bare loop
-over non-blocking sockets: no Python program that writes them can be cheaper.
+when other programs share the machine. `floor` and `floor2` are the cost of exchanging the same bytes with the upstream
+in a bare loop over non-blocking sockets, by HTTP/1.1 and by HTTP/2: no Python program that writes them can be cheaper.
 """
 
 import contextlib
@@ -34,7 +34,6 @@ from gocm_lib.tools.pretend_answers import PROJECT
 
 START_LIMIT, RUN_LIMIT = 60.0, 900.0  # seconds
 SAMPLE = 0.25  # seconds between two looks at the server
-CLIENTS = 16
 PATIENT = ("--upstream-timeout", "3", "--retry-base", "0.5", "--max-attempts", "100")  # with a silent upstream
 WARM_UPS = 6  # rounds at most
 NUMBER = b"t%08d-"  # of a post: how its tokens begin, and in its message, or like messages would share requests
@@ -44,7 +43,7 @@ TOKEN = "b" * 140  # with its number as long as FCM's tokens are
 
 class Scenario(NamedTuple):
     """What is posted: `posts` posts, each with `lines` messages of their own (0: one message, not as lines) to `tokens`
-    tokens, to one upstream; over kept connections or new ones.
+    tokens, to one upstream; by so many clients, over kept connections or new ones.
     """
 
     meaning: str
@@ -53,19 +52,30 @@ class Scenario(NamedTuple):
     tokens: int
     keep_alive: bool = True
     lines: int = 0
+    clients: int = 16
+    rate: float = 0.0  # posts a second; 0: as many as the clients can
 
     def in_a_post(self) -> int:
         return self.tokens * max(1, self.lines)
 
 
 SCENARIOS = {
-    "single": Scenario("one-token form posts over 16 kept connections", "gcm", 20_000, 1),
-    "connect": Scenario("the same, a new connection for each post", "gcm", 6_000, 1, keep_alive=False),
+    "single": Scenario("one-token form posts over 16 kept connections", "fcm", 20_000, 1),
+    "single-1": Scenario("the same by a single client", "fcm", 3_000, 1, clients=1),
+    "single-4": Scenario("by four clients", "fcm", 6_000, 1, clients=4),
+    "single-64": Scenario("by 64 clients", "fcm", 20_000, 1, clients=64),
+    "single-gcm": Scenario("by 16 clients, to legacy GCM, which speaks HTTP/1.1", "gcm", 20_000, 1),
+    "connect": Scenario("a new connection for each post", "fcm", 6_000, 1, keep_alive=False),
+    "rate-100": Scenario("one-token posts, 100 a second", "fcm", 500, 1, rate=100),
+    "rate-300": Scenario("300 a second", "fcm", 1_500, 1, rate=300),
+    "rate-1000": Scenario("1,000 a second", "fcm", 5_000, 1, rate=1000),
+    "rate-3000": Scenario("3,000 a second", "fcm", 12_000, 1, rate=3000),
     "fanout": Scenario("FCM messages to 100 tokens each", "fcm", 200, 100),
     "multicast": Scenario("GCM messages to 1,000 tokens each", "gcm", 200, 1000),
-    "bulk": Scenario("500 different one-token messages in a post", "gcm", 40, 1, lines=500),
+    "bulk": Scenario("500 different one-token messages in a post", "fcm", 40, 1, lines=500),
     "backlog": Scenario("a million tokens, taken while the upstream is silent, then drained", "gcm", 100, 10_000),
-    "floor": Scenario("the upstream's requests of `single` from a bare loop", "gcm", 20_000, 1),
+    "floor": Scenario("the upstream's requests of `single-gcm` from a bare loop, by HTTP/1.1", "gcm", 20_000, 1),
+    "floor2": Scenario("those of `single`, by HTTP/2", "fcm", 20_000, 1),
 }
 
 
@@ -177,7 +187,7 @@ def request(scenario: Scenario) -> bytes:
 
 
 class Load:
-    """Posts a scenario's messages, in one loop over CLIENTS connections: `rate` per second, or as fast as possible."""
+    """Posts a scenario's messages, in one loop over all connections: `rate` per second, or as fast as possible."""
 
     def __init__(self, port: int, scenario: Scenario, rate: float | None) -> None:
         self.port = port
@@ -195,7 +205,7 @@ class Load:
         self.posted = 0
 
     def run(self) -> dict[str, Any]:
-        idle = self.idle = [self._connect() for _ in range(CLIENTS)]
+        idle = self.idle = [self._connect() for _ in range(self.scenario.clients)]
         started = time.monotonic()
         while len(self.latencies) + self.refused.total() < self.scenario.posts:
             now = time.monotonic()
@@ -271,7 +281,7 @@ def _load(port: int, scenario: Scenario, rate: float | None, pipe: Connection) -
 # ----------------------------------------------------------------------------------------------------------- the floor
 
 
-def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Connection) -> None:
+def _floor(port: int, ca: str, scenario: Scenario, connections: int, token: str, pipe: Connection) -> None:
     """Exchange a sender's requests over `connections` connections, with as little else as possible."""
     import urllib3  # noqa: F401  (what Upstream needs is loaded before the clock runs)
 
@@ -282,16 +292,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
     scheme = "https" if ca else "http"
     upstream = Upstream(DIALECTS["gcm"], f"{scheme}://127.0.0.1:{port}/gcm/send", ca_file=ca, connections=1)
     message = json.dumps({"data": PAYLOAD})
-    context = ssl.create_default_context(cafile=ca) if ca else None
-    selector = selectors.DefaultSelector()
-    idle = []
-    for _ in range(connections):
-        sock = socket.create_connection(("127.0.0.1", port))
-        if context:
-            sock = context.wrap_socket(sock, server_hostname="127.0.0.1")
-        sock.setblocking(False)
-        selector.register(sock, selectors.EVENT_READ)
-        idle.append(sock)
+    selector, idle = _connected(port, ca, connections, ["http/1.1"])
     requests = []
     for number in range(scenario.posts):
         part = Slice("gcm", "token", message, [Run(1, 0, 1, [f"{number:08d}-floor-{TOKEN}"])], 0, "key=bench")
@@ -307,6 +308,78 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, pipe: Conne
                     done += 1
                     idle.append(key.fileobj)
     pipe.send({"seconds": time.monotonic() - began, "cpu": (time.process_time() - used) * 1e6})
+
+
+def _connected(
+    port: int, ca: str, count: int, protocols: list[str]
+) -> tuple[selectors.BaseSelector, list[socket.socket]]:
+    """Connections to the upstream, and a selector that watches them."""
+    context = ssl.create_default_context(cafile=ca) if ca else None
+    if context:
+        context.set_alpn_protocols(protocols)
+    selector, made = selectors.DefaultSelector(), []
+    for _ in range(count):
+        sock = socket.create_connection(("127.0.0.1", port))
+        if context:
+            sock = context.wrap_socket(sock, server_hostname="127.0.0.1")
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ)
+        made.append(sock)
+    return selector, made
+
+
+def _floor2(port: int, ca: str, scenario: Scenario, connections: int, token: str, pipe: Connection) -> None:
+    """The same by HTTP/2, a hundred streams on each connection; of the answers only the ends are looked at."""
+    from gocm_lib.http2 import frames
+    from gocm_lib.http2.hpack import plain
+
+    path = f"/v1/projects/{PROJECT}/messages:send"
+    head = b"\x83\x87" + plain(":path", path) + plain(":authority", "localhost")  # POST by https
+    head += plain("authorization", f"Bearer {token}") + plain("content-type", "application/json")
+    data = {name: str(value) for name, value in PAYLOAD.items()}
+    bodies = [
+        json.dumps({"message": {"data": data, "token": f"{n:08d}-floor-{TOKEN}"}}).encode()
+        for n in range(scenario.posts)
+    ]
+    selector, lines = _connected(port, ca, connections, ["h2"])
+    for sock in lines:
+        room = frames.word(frames.WINDOW_UPDATE, 0, 1 << 30)  # for all answers
+        sock.send(frames.PREFACE + frames.settings({}) + room + frames.frame(frames.SETTINGS, frames.ACK, 0))
+    streams, open_, buffers = dict.fromkeys(lines, 1), dict.fromkeys(lines, 0), {sock: b"" for sock in lines}
+    began, used, done = time.monotonic(), time.process_time(), 0
+    while done < scenario.posts:
+        for sock in lines:
+            out = []
+            while bodies and open_[sock] < 100:
+                stream, body = streams[sock], bodies.pop()
+                out.append(frames.headers(stream, head, 0) + frames.frame(frames.DATA, frames.END_STREAM, stream, body))
+                streams[sock], open_[sock] = stream + 2, open_[sock] + 1
+            if out:
+                sock.send(b"".join(out))
+        time.sleep(0.004)
+        for key, _ in selector.select():
+            assert isinstance(key.fileobj, socket.socket)
+            ended, buffers[key.fileobj] = _ends(buffers[key.fileobj] + _all_of(key.fileobj))
+            open_[key.fileobj] -= ended
+            done += ended
+    pipe.send({"seconds": time.monotonic() - began, "cpu": (time.process_time() - used) * 1e6})
+
+
+def _all_of(sock: socket.socket) -> bytes:
+    parts = []
+    with contextlib.suppress(ssl.SSLWantReadError, BlockingIOError):
+        while data := sock.recv(65536):
+            parts.append(data)
+    return b"".join(parts)
+
+
+def _ends(data: bytes) -> tuple[int, bytes]:
+    """How many streams end in these frames, and what is left of them."""
+    at = ended = 0
+    while at + 9 <= len(data) and at + 9 + (size := int.from_bytes(data[at : at + 3])) <= len(data):
+        ended += data[at + 3] < 2 and data[at + 4] & 1
+        at += 9 + size
+    return ended, data[at:]
 
 
 # ---------------------------------------------------------------------------------------------------------- the bench
@@ -339,6 +412,11 @@ class Bench:
             content = answer.read()
         return json.loads(content) if content.startswith(b"{") else None
 
+    def token(self) -> str:
+        """A new access token."""
+        found = self.ask("GET", "/computeMetadata/v1/instance/service-accounts/default/token")
+        return str(found["access_token"])
+
     def serve(self, scenario: Scenario, *more: str) -> Server:
         """A server with an empty spool that sends to the sandbox."""
         words = ["--port", "0", "--spool", str(self.directory / "spool" / "gocm.db"), "--log-level", "debug"]
@@ -350,8 +428,7 @@ class Bench:
             words += ["--gcm-url", self.url + "/gcm/send", "--apikey-file", str(key)]
         else:
             token = self.directory / "token"
-            path = "/computeMetadata/v1/instance/service-accounts/default/token"
-            token.write_text(self.ask("GET", path)["access_token"])
+            token.write_text(self.token())
             words += ["--fcm-url", self.url, "--fcm-project", PROJECT, "--token-command", f"cat {token}"]
             words += ["--fcm-rate", "0"]
         return Server(self.directory, "server", *words, *more)
@@ -373,9 +450,9 @@ class Bench:
             process.kill()
 
     def floor(self, scenario: Scenario) -> dict[str, Any]:
-        connections = min(512, scenario.posts)
-        arguments = (self.sandbox.port, self.ca, scenario, connections)
-        found = next(found for found in self.elsewhere(_floor, *arguments) if found)
+        bare, connections = (_floor, 512) if scenario.upstream == "gcm" else (_floor2, 10)
+        arguments = (self.sandbox.port, self.ca, scenario, min(connections, scenario.posts), self.token())
+        found = next(found for found in self.elsewhere(bare, *arguments) if found)
         total = found["cpu"] / scenario.posts
         return {"delivered_per_s": scenario.posts / found["seconds"], "cpu_us": {"total": total}}
 
@@ -388,7 +465,7 @@ class Bench:
             if name == "backlog":
                 self.ask("POST", "/sandbox/mode", {"silent": True})
             before = self.look(server)
-            load = self.post(server, scenario, None, show)
+            load = self.post(server, scenario, scenario.rate or None, show)
             accepted = len(load["latencies"])
             if name == "backlog":
                 self.ask("POST", "/sandbox/mode", {"silent": False})
@@ -546,7 +623,7 @@ def command(settings: BenchSettings) -> int:
             scenario = SCENARIOS[name]
             scenario = scaled(scenario, settings.messages)
             show = _progress(name)
-            if name == "floor":
+            if name in ("floor", "floor2"):
                 results[name] = bench.floor(scenario)
             else:
                 results[name] = bench.measure(name, scenario, show)

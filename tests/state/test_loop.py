@@ -76,6 +76,26 @@ def together(loop):
         yield
 
 
+def test_a_settle_rides_with_the_next_accept_and_waits_for_nothing_else(loop):
+    settling, accepting, looking = (Caller(loop) for _ in range(3))
+    accepting.ask("accept", pack([new_job(1, ["a"])]), None)
+    accepting.answer()
+    found = commits(loop)
+    settling.ask("settle", 1, [Result("gcm", 1, 0, 1, DELIVERED)], 1.0)
+    accepting.ask("accept", pack([new_job(2, ["a"])]), None)
+    settling.answer()
+    accepting.answer()
+    assert len(found) == 1, "one commit for both"
+    settling.ask("settle", 1, [Result("gcm", 1, 0, 1, DELIVERED)], 1.0)
+    assert settling.answer()[0] == "#RETURN", "nobody comes, and it is settled"
+    accepting.ask("accept", pack([new_job(3, ["a"])]), None)
+    accepting.answer()
+    settling.ask("settle", 1, [Result("gcm", 2, 0, 1, DELIVERED)], 1.0)
+    eventually(lambda: loop._riders or len(found) >= 3)
+    looking.ask("release", 1)
+    assert looking.answer()[0] == settling.answer()[0] == "#RETURN", "what was settled before is not released"
+
+
 def test_what_comes_together_is_one_commit_and_each_is_answered(loop):
     callers = [Caller(loop) for _ in range(4)]
     callers[0].ask("accept", pack([new_job(1, ["a", "b"]), new_job(2, ["c"])]))
