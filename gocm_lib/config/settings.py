@@ -400,7 +400,7 @@ class Settings:
     )
     senders: int = option(0, number(0, 64), "number of sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
-        1024,
+        2048,
         number(1, 10000),
         "requests in flight to an upstream, of each sender",
         metavar="N",
