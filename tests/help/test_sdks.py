@@ -141,13 +141,15 @@ https.request = (options, ...rest) => /googleapis.com$/.test(options.host || opt
   ? http.request({...options, protocol: "http:", host: "127.0.0.1", hostname: "127.0.0.1", port: 5602,
                   agent: undefined}, ...rest)
   : request(options, ...rest);
+const http2 = require("http2"), connect = http2.connect;
+http2.connect = (url, ...rest) => connect(/googleapis.com/.test(url) ? "http://127.0.0.1:5602" : url, ...rest);
 const admin = require("firebase-admin");
 admin.initializeApp({
   projectId: "sandbox-project",
   credential: {getAccessToken: async () => ({access_token: "any", expires_in: 3600})},
 });
 const messaging = admin.messaging();
-messaging.enableLegacyHttpTransport();
+LEGACY
 const tokens = ["phone-1", "gone-2", "mismatch-3", "invalid-4", "error-third_party"];
 (async () => {
   const told = answer => console.log(answer.responses.map(each => each.success ? "sent" : each.error.code).join(" "));
@@ -156,18 +158,22 @@ const tokens = ["phone-1", "gone-2", "mismatch-3", "invalid-4", "error-third_par
   told(await messaging.sendEachForMulticast({tokens, data: {a: "b"}}));
   const answer = await messaging.subscribeToTopic(["phone-1", "gone-2"], "news");
   console.log(answer.successCount, answer.failureCount);
+  const many = await messaging.sendEach([...Array(250).keys()].map(n => ({token: `many-${n}`, data: {a: "b"}})));
+  console.log(many.successCount);
 })();
 """
 
 
 @there
-def test_firebase_admin_for_node(easy):
-    lines = run("javascript", "whole", NODE, *easy).splitlines()
+@pytest.mark.parametrize("legacy", ["", "messaging.enableLegacyHttpTransport();"], ids=["HTTP/2", "HTTP/1.1"])
+def test_firebase_admin_for_node(easy, legacy):
+    lines = run("javascript", "whole", NODE.replace("LEGACY", legacy), *easy).splitlines()
     assert lines[0].startswith(SENT)
     codes = ["sent", "registration-token-not-registered", "mismatched-credential", "invalid-argument"]
     codes = [codes[0], *(f"messaging/{code}" for code in (*codes[1:], "third-party-auth-error"))]
     assert lines[1].split() == lines[2].split() == codes
     assert lines[3] == "1 1"
+    assert lines[4] == "250", "a hundred at once, and one more before it knows"
 
 
 GCM = """
