@@ -9,7 +9,7 @@ import math
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-GRAIN = 0.05  # seconds
+GRAIN = 0.005  # seconds
 Item = TypeVar("Item", bound=Hashable)
 
 
