@@ -92,6 +92,9 @@ class _Exchange(NamedTuple):
     lingers: bool = False
 
 
+NOTHING = _Exchange(None, 0.0)
+
+
 class ClientConnection:
     """One client's connection."""
 
@@ -105,7 +108,7 @@ class ClientConnection:
         self._room = BodyRoom(watcher.gate.bodies, place.peer)
         self._route: Route | None = None  # of a request that was admitted before its body came
         self._head_began: float | None = None
-        self._exchange = _Exchange(None, 0.0)
+        self._exchange = NOTHING
         self._write_by = 0.0  # when an answer must be written
         self._watched = True, False
         self._wire = Wire(sock, tls, self._asker.is_local)
@@ -157,7 +160,10 @@ class ClientConnection:
         if self.closed:
             return
         if self._step is Step.READ:
-            self._advance(time.monotonic())
+            try:
+                self._advance(time.monotonic())
+            except OSError:
+                self.close()  # the client is gone
             if self._wire.is_tls and self.is_at(Step.READ):
                 self.on_ready()  # TLS may hold decrypted bytes that no selector reports
         elif self._step is Step.ROOM and self._room.hold(self._reader.size):
@@ -245,8 +251,9 @@ class ClientConnection:
             if not self._watcher.gate.begin(self.place):
                 self.close()
                 return
-            if self._reader.awaits_continue():
-                self._wire.send(CONTINUE)
+            if self._reader.awaits_continue() and not self._wire.send(CONTINUE):
+                self.close()  # it does not even take that
+                return
         # A body has the time that what has come of it deserves.
         patience = self._watcher.handlers.settings.head_timeout + self._reader.size / BODY_RATE
         self._set_deadline(self._head_began + patience)
@@ -371,7 +378,8 @@ class ClientConnection:
         if self.closed:
             return
         now = time.monotonic()
-        if self._exchange.lingers:
+        done, self._exchange = self._exchange, NOTHING  # an idle client keeps no body of ours
+        if done.lingers:
             # Closing a socket with unread data resets the connection, and the reset can overtake the answer.
             self._wire.finish()
             self._step = Step.LINGER
@@ -379,7 +387,7 @@ class ClientConnection:
             self._set_deadline(now + LINGER)
             return
         self._watcher.gate.answered(self.place, not self._reader.idle, now)
-        if not self._exchange.goes_on:
+        if not done.goes_on:
             self.close()
         elif self.place.asks_on:
             self._step = Step.PAUSE

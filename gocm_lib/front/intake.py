@@ -110,6 +110,7 @@ class Intake:
         self._trouble = ""  # why the last commit failed
         self._due: float | None = None  # when the commit that is being made is late
         self._look_at = NEVER  # when to look whether a failure is over
+        self._late_at = NEVER  # when somebody may have waited for too long
         self._expected = 1  # clients that post at the moment: those just answered will be back, mostly
         self._free_at = 0.0  # when the last commit ended
 
@@ -118,6 +119,7 @@ class Intake:
         that they could not be committed in time.
         """
         self._waiting.append(_Waiting(jobs, done, now))
+        self._late_at = min(self._late_at, self._waiting[-1].late_at)
 
     def why_not(self) -> str:
         """Why messages cannot be kept just now, judged by the last ones; "" while they can. For any thread."""
@@ -130,8 +132,8 @@ class Intake:
         """Commit what waits, unless a commit is on its way. Tell those who have waited for too long."""
         if not self._due:  # one that waits for a commit stands still
             self._collector.move("intake")
-        for waiting in self._late(now):
-            waiting.tell(StateUnavailable("the state process does not answer"))
+        if now >= self._late_at:
+            self._tell_late(now)
         if not self._due and (now >= self._ready_at() or now >= self._look_at):
             self._commit(now)
         if now >= self._straight.due:
@@ -145,16 +147,18 @@ class Intake:
             return 0.0
         return max(self._waiting[0].came, self._free_at) + LINGER
 
-    def _late(self, now: float) -> list[_Waiting]:
-        if not self._due or now < self._due:  # nobody waits longer than the commit before it does, but by the next
-            return []
-        return [waiting for waiting in (*self._batch, *self._waiting) if waiting.done and now >= waiting.late_at]
+    def _tell_late(self, now: float) -> None:
+        self._late_at = NEVER
+        for waiting in (*self._batch, *self._waiting):
+            if waiting.done and now >= waiting.late_at:
+                waiting.tell(StateUnavailable("the state process does not answer"))
+            elif waiting.done:
+                self._late_at = min(self._late_at, waiting.late_at)
 
     def next_moment(self) -> float:
         """When `turn` has something to do, unless something is offered before."""
-        late = [waiting.late_at for waiting in (*self._batch, *self._waiting) if waiting.done] if self._due else []
         start = NEVER if self._due else min(self._ready_at(), self._look_at)
-        return min([self._straight.due, self.client.next_moment(), start, *late])
+        return min(self._straight.due, self.client.next_moment(), start, self._late_at)
 
     def _commit(self, now: float) -> None:
         self._batch, jobs, tokens = [], 0, 0

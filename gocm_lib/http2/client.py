@@ -23,7 +23,7 @@ LAST_STREAM = 2**31 - 1
 SILENCE, PING_LIMIT = 5.0, 5.0  # seconds of silence, with streams open, until a PING; and until it must be answered
 RETIRE = 55 * 60.0  # seconds; Google ends a connection after an hour, and that would be in the middle of something
 MOST_RESETS = 20  # of ours while nothing comes: servers ration resets
-STUCK = 10.0  # seconds without room for a request, though no stream is open that could make some
+SMALL = 8192  # bytes of a body that a request may have, mostly: with a smaller window there is no room
 # Ours: no table that the server would have to keep, no pushes, no huge heads.
 SETTINGS = {frames.HEADER_TABLE_SIZE: 0, frames.ENABLE_PUSH: 0, frames.MAX_HEADER_LIST_SIZE: 16_384}
 OUR_FAULT = {Code.PROTOCOL_ERROR, Code.FLOW_CONTROL_ERROR, Code.FRAME_SIZE_ERROR, Code.COMPRESSION_ERROR}
@@ -121,7 +121,7 @@ class Client:
 
     def room(self) -> int:
         """How many requests could be begun now, if they were small."""
-        if self._going or self.over or len(self._peer.out) >= UNSENT:
+        if self._going or self.over or len(self._peer.out) >= UNSENT or self._peer.window < SMALL:
             return 0
         return max(0, self.streams - len(self._open))
 
@@ -213,9 +213,6 @@ class Client:
             return self.fail(fault)
         if not self._open:
             self.over = self.over or self._going
-            stuck = self._peer.greeted and self.room() > 0 and self._peer.window < frames.MOST
-            if stuck and now - max(self._read_at, self._opened_at) > STUCK:
-                self._going = self.over = True
             return []
         if self._pinged_at is not None:
             return self.end("no answer to a PING", "timeout") if now - self._pinged_at > PING_LIMIT else []

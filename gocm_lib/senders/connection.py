@@ -266,9 +266,9 @@ class Http1Channel:
         """Whether the socket has not taken everything yet."""
         return self._unsent is not None
 
-    def room(self) -> int:
-        """How many exchanges can be begun."""
-        return 0 if self._reader or self.over else 1
+    def takes(self, size: int) -> bool:
+        """Whether an exchange with a body of `size` bytes can be begun."""
+        return not (self._reader or self.over)
 
     def begin(self, key: Any, request: Request, now: float) -> None:
         """Begin an exchange; `write` sends it."""

@@ -171,7 +171,7 @@ class Loop:
             return
         self._selector.register(dialled, READ, dialled)
         self.counters.connected(pool.upstream.dialect.NAME, dialled.protocol, 1)
-        for flight in pool.dialled(dialled, now):
+        for flight in pool.dialled(dialled, now, self._finishing):
             self._begin(pool, dialled, flight, now)
 
     def _pump(self, name: str, pool: Pool, now: float) -> None:

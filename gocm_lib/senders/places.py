@@ -76,12 +76,16 @@ class Places:
         if self._streaming and self.offers_http2(now):
             while self._at < len(self._streaming):
                 channel = self._streaming[self._at]
-                if channel.open < self._streams and channel.client.takes(size):
+                if self.fits(channel, size):
                     return channel
                 if size > channel.client.narrow:  # nor will it ever: its settings leave too little room
                     self._old_until = now + OLD
                 self._at += 1
         return self._find_http1(repeated)
+
+    def fits(self, channel: Channel, size: int) -> bool:
+        """Whether a request whose body has `size` bytes can go on this connection."""
+        return self.in_flight < self.most and channel.open < self._streams and channel.takes(size)
 
     def _find_http1(self, repeated: bool) -> Channel | None:
         """The newest idle connection. When the path turns away new connections, one that has worked; and for a request
@@ -137,8 +141,10 @@ class Places:
         room = sum([min(self._streams - channel.open, channel.client.room()) for channel in self._streaming])
         short = need - max(0, room) - self._dialling * each
         wanted = max(-(-short // each), 1 if fresh and not self._dialling else 0)
-        # One more than are needed at most: it takes the place of one that retires.
-        return min(wanted, HTTP2_DIALLERS - self._dialling, -(-self.most // each) + 1 - there)
+        # One more than are needed at most, which takes the place of one that retires; and where fewer streams are
+        # allowed than Google allows, twice as many.
+        most = min(-(-self.most // each), 2 * -(-self.most // MOST_STREAMS)) + 1
+        return min(wanted, HTTP2_DIALLERS - self._dialling, most - there)
 
     def dialled(self, channel: Channel, now: float) -> None:
         """A connection was made."""

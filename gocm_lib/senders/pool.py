@@ -185,11 +185,13 @@ class Pool:
         """Whether a request waits for a connection."""
         return bool(self._waiting or self._repeats)
 
-    def dialled(self, channel: Channel, now: float) -> list[Flight]:
-        """A connection was made. Returns the requests to begin on it at once."""
+    def dialled(self, channel: Channel, now: float, finishing: bool) -> Iterator[Flight]:
+        """A connection was made. Returns the requests that need a fresh one, each to be begun on it before the next is
+        asked for.
+        """
         self.places.dialled(channel, now)
-        room = channel.room()
-        return [self._repeats.popleft() for _ in range(min(room, len(self._repeats)))]
+        while self._repeats and not finishing and self.places.fits(channel, len(self._repeats[0].request.body)):
+            yield self._repeats.popleft()
 
     def dial_failed(self, outcome: Outcome, now: float) -> list[Flight] | None:
         """A connection could not be made. Returns the requests to give back for that; None while other connections are

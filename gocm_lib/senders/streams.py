@@ -93,9 +93,9 @@ class Http2Channel:
         """Whether it is to be closed."""
         return self._broken or self.client.over
 
-    def room(self) -> int:
-        """How many exchanges can be begun."""
-        return self.client.room()
+    def takes(self, size: int) -> bool:
+        """Whether an exchange with a body of `size` bytes can be begun."""
+        return self.client.takes(size)
 
     def begin(self, key: Any, request: Request, now: float) -> None:
         """Begin an exchange that the client takes; `write` sends it."""

@@ -60,6 +60,16 @@ def test_who_has_said_all_is_answered_and_who_goes_away_leaves_nothing(server):
     assert server.settled()["pending"] == 0
 
 
+def test_who_goes_away_before_he_is_told_to_go_on_ends_nobody_else(server):
+    """It ended the server: what is put off has no client any more when its turn comes."""
+    expects = POST + b"Content-Length: 50\r\nExpect: 100-continue\r\n\r\n"
+    for _ in range(50):
+        sock = dial(server.port)
+        sock.sendall(post(b"a") + expects)
+        sock.close()
+    assert server.send(["b"]) and server.process.poll() is None
+
+
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_requests_in_pieces_beside_others(server, size):
     data = post(b"a") * 3

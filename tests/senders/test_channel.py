@@ -79,7 +79,7 @@ def finish(channel, ended=()):
         assert readable or writable, "nothing happens any more"
         ended = (channel.write() if writable else []) or (channel.read(0.0) if readable else [])
     [(key, how)] = ended
-    assert key == "key" and channel.room() == (not channel.over)
+    assert key == "key" and channel.takes(1) == (not channel.over)
     return how
 
 

@@ -41,8 +41,8 @@ class Single(Http1Channel):
 
     open = property(lambda self: self.begun)
 
-    def room(self):
-        return 1 - self.begun
+    def takes(self, size):
+        return not self.begun
 
 
 def connect(places, channel, now=0.0):
@@ -110,6 +110,11 @@ def test_as_many_connections_are_dialled_as_hold_the_requests():
     for _ in range(11):
         connect(full, Streaming(streams=0))
     assert full.dials_wanted(500, 0, 0.0) == HTTP2_DIALLERS, "of one place each, then"
+    full.dialled(Streaming(streams=0), 0.0)
+    full.dialled(Streaming(streams=0), 0.0)
+    for _ in range(8):
+        connect(full, Streaming(streams=0))
+    assert full.dials_wanted(500, 0, 0.0) == 0, "not without an end"
     few = Places(300, True)
     for _ in range(4):
         connect(few, Streaming()).begun = 100
@@ -203,7 +208,12 @@ def test_what_was_most_likely_not_looked_at_goes_once_more_on_a_fresh_connection
     channel = Streaming()
     assert all(pool.again(each, channel, lost(Again.ONCE), 0.0) for each in flights)
     assert len(pool) == 0 and pool.dials_wanted(0.0) == 1
-    assert pool.dialled(Streaming(streams=2), 0.0) == flights[:2]
+    assert list(pool.dialled(Streaming(), 0.0, True)) == [], "it is finishing"
+    fresh, begun = Streaming(streams=2), []
+    for each in pool.dialled(fresh, 0.0, False):
+        fresh.begun += 1
+        begun.append(each)
+    assert begun == flights[:2], "no more than it takes"
     assert not pool.again(flights[0], channel, lost(Again.ONCE), 0.0), "only once"
     assert not pool.again(flight(), channel, lost(Again.NO), 0.0)
 
