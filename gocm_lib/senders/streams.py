@@ -4,6 +4,7 @@ Module http2.client knows the protocol; this is the socket below it. Promises th
 request which never reached the socket is said that it may be sent again freely.
 """
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -74,6 +75,9 @@ class Http2Channel:
             self.client.receive(data, time.monotonic())
             if self.client.over:
                 raise NotHttp2("it speaks no HTTP/2, though it said so", config=True)
+        with contextlib.suppress(OSError):  # which the first request will find
+            sock.sendall(self.client.out)  # its settings are acknowledged at once, whatever comes of the connection
+            self.client.out.clear()
 
     def fileno(self) -> int:
         return self.sock.fileno()
