@@ -28,6 +28,7 @@ from gocm_lib.process.bell import Bell
 
 PULSE = 0.5  # seconds between two signs of life
 ACCEPTS = 64  # connections accepted in a turn: those that are there want to be served, too
+STOP_LIMIT = 10.0  # seconds until whoever stops us goes on all the same
 REST = 0.05  # seconds without accepting when no file can be opened; and between two looks for room
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 NEVER = float("inf")
@@ -69,7 +70,7 @@ class Loop:
         """Accept no more connections, and close the listening sockets; those that there are go on."""
         self._closing.set()
         self._bell.ring()
-        self._closed.wait()
+        self._closed.wait(STOP_LIMIT)
 
     # ------------------------------------------------------------------------------------------- what connections call
 
@@ -177,7 +178,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------- accepting
 
     def _accept(self, server: Server) -> None:
-        for _ in range(ACCEPTS):
+        for _ in range(0 if self._accepts_from else ACCEPTS):
             try:
                 sock, address = server.get_request()
             except BlockingIOError:

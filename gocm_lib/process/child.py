@@ -136,9 +136,11 @@ def watch_threads() -> None:
     """From now on an exception that ends a thread ends the process, with its traceback in the log."""
 
     def failed(problem: threading.ExceptHookArgs) -> None:
-        name = problem.thread.name if problem.thread else "?"
-        log.logger.critical("thread %s failed", name, exc_info=problem.exc_value)
-        leave(Exit.FAILED)
+        try:
+            name = problem.thread.name if problem.thread else "?"
+            log.logger.critical("thread %s failed", name, exc_info=problem.exc_value)
+        finally:  # even if that fails, too: with no file left to open, say
+            leave(Exit.FAILED)
 
     threading.excepthook = failed
 
@@ -151,8 +153,10 @@ def refuse(control: Connection, code: Exit, reason: str) -> NoReturn:
 
 def leave(code: Exit) -> NoReturn:
     """End this process, whatever its threads do. Its log is written first, if the reader takes it."""
-    log.flush()
-    os._exit(code)
+    try:
+        log.flush()
+    finally:
+        os._exit(code)
 
 
 def wait_for_word(

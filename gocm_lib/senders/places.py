@@ -137,8 +137,11 @@ class Places:
     def _http2_dials_wanted(self, need: int, fresh: int, there: int) -> int:
         if not self._spoken:
             return 1 - self._dialling  # whether it has one place or a hundred is seen then
-        each = max(1, min([self._streams, *[channel.client.streams for channel in self._streaming]]))
-        room = sum([min(self._streams - channel.open, channel.client.room()) for channel in self._streaming])
+        # Connections that finish what they have, and take nothing more, count for nothing.
+        stay = [channel for channel in self._streaming if not channel.client.leaves]
+        there -= len(self._streaming) - len(stay)
+        each = max(1, min([self._streams, *[channel.client.streams for channel in stay]]))
+        room = sum([min(self._streams - channel.open, channel.client.room()) for channel in stay])
         short = need - max(0, room) - self._dialling * each
         wanted = max(-(-short // each), 1 if fresh and not self._dialling else 0)
         # One more than are needed at most, which takes the place of one that retires; and where fewer streams are
@@ -185,7 +188,9 @@ class Places:
 
     def told(self, code: int, now: float) -> None:
         """The upstream has ended a connection with this code of HTTP/2."""
-        if code == Code.ENHANCE_YOUR_CALM:
+        if code == Code.ENHANCE_YOUR_CALM and now < self._dial_after:
+            pass  # we are calm already: several connections have ended together
+        elif code == Code.ENHANCE_YOUR_CALM:
             self._streams = max(1, self._streams // 2)
             self._calm = min(CALMEST, max(1.0, 2 * self._calm))
             self._dial_after = now + self._calm

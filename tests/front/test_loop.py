@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import socket
 import threading
 import time
@@ -126,6 +127,25 @@ def test_at_the_limit_the_longest_idle_one_gives_way(start):
         kept[-1].until(b"ok\n")
     gone = [number for number, raw in enumerate(kept) if is_closed(raw.sock)]
     assert gone == list(range(len(gone))) and 20 <= len(gone) <= 26, "of 40 a few are kept for probes"
+
+
+def test_without_a_file_to_open_it_waits_and_serves_again(start, temporary):
+    """With two listeners it ended: the second one was told to rest twice."""
+    server = start(unix=str(temporary / "gocm.sock"))
+    assert server.send(["a"])
+    pid = server.process.pid
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = next(number for number in range(10_000) if number not in used)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    os.kill(pid, signal.SIGSTOP)
+    waiting = [dial(server.port) for _ in range(5)] + [dial(server.place) for _ in range(5)]
+    os.kill(pid, signal.SIGCONT)
+    time.sleep(1.0)  # it tries again and again
+    assert server.process.poll() is None
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    for sock in waiting:
+        sock.sendall(post(b"b").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert sock.makefile("rb").read().endswith(b"ok\n")
 
 
 def is_closed(sock):

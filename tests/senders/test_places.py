@@ -21,7 +21,7 @@ class Streaming(Http2Channel):
     def __init__(self, streams=MOST_STREAMS, narrow=65_535):
         self.streams, self.narrow, self.begun, self.is_over = streams, narrow, 0, False
         self.client = self
-        self.exchanges = 0
+        self.exchanges, self.leaves = 0, False
 
     open = property(lambda self: self.begun)
     over = property(lambda self: self.is_over)
@@ -121,19 +121,31 @@ def test_as_many_connections_are_dialled_as_hold_the_requests():
     assert few.dials_wanted(300, 0, 0.0) == 0, "one more than needed, at most"
 
 
+def test_connections_that_leave_take_no_other_s_place():
+    places = Places(20, True)
+    for _ in range(2):
+        connect(places, Streaming(streams=0)).leaves = True
+    assert places.dials_wanted(3, 0, 0.0) == 1
+
+
 def test_calm_is_kept_when_asked_for_and_ends_slowly():
     places = Places(1000, True)
     connect(places, Streaming())
+    now = 0.0
     for wait, streams in ((1.0, 50), (2.0, 25), (4.0, 12)):
-        places.told(Code.ENHANCE_YOUR_CALM, 0.0)
-        assert places._dial_after == wait and places._streams == streams
+        for _ in range(5):  # connections that end together
+            places.told(Code.ENHANCE_YOUR_CALM, now)
+        assert places._dial_after == now + wait and places._streams == streams
+        now = places._dial_after
     for _ in range(10):
-        places.told(Code.ENHANCE_YOUR_CALM, 0.0)
-    assert places._dial_after == module.CALMEST and places._streams == 1
+        places.told(Code.ENHANCE_YOUR_CALM, now)
+        now = places._dial_after
+    assert now - module.CALMEST < now and places._streams == 1
     assert fill(places, 10) == 1
-    assert places.dials_wanted(10, 0, 59.0) == 0 and places.dials_wanted(10, 0, 61.0) > 0
+    places.told(Code.ENHANCE_YOUR_CALM, now)
+    assert places.dials_wanted(10, 0, now + 59.0) == 0 and places.dials_wanted(10, 0, now + 61.0) > 0
     for _ in range(7):
-        places.works(Streaming(), 100.0)
+        places.works(Streaming(), now + 100.0)
     assert places._streams == MOST_STREAMS
 
 
