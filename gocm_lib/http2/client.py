@@ -117,7 +117,7 @@ class Client:
     @property
     def streams(self) -> int:
         """How many requests it takes at once."""
-        return min(self._limit, self._peer.streams, MOST_STREAMS)
+        return min(self._limit, self._peer.streams)
 
     def room(self) -> int:
         """How many requests could be begun now, if they were small."""

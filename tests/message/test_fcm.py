@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gocm_lib.message import fcm, job
@@ -216,6 +216,10 @@ PIECES = [
 PIECES += ["\x0b", "\\", "1", "null", "[", "]", '""', "\x00", '{"name":"', '"}']
 
 
+@example('{"name":"a"b"}')
+@example('{"name":"a\\"b"}')
+@example('{"name":"\\u0041"}')
+@example('{"name":"a\\"}')
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
 def test_the_quick_look_at_an_answer_sees_what_the_parser_sees(body):
     try:

@@ -76,12 +76,15 @@ def together(loop):
         yield
 
 
-def test_a_settle_rides_with_the_next_accept_and_waits_for_nothing_else(loop):
+def test_a_settle_rides_with_the_next_accept_and_waits_for_nothing_else(loop, monkeypatch):
     settling, accepting, looking = (Caller(loop) for _ in range(3))
     accepting.ask("accept", pack([new_job(1, ["a"])]), None)
     accepting.answer()
     found = commits(loop)
-    settling.ask("settle", 1, [Result("gcm", 1, 0, 1, DELIVERED)], 1.0)
+    with monkeypatch.context() as patient:
+        patient.setattr("gocm_lib.state.loop.RIDE", 10.0)
+        settling.ask("settle", 1, [Result("gcm", 1, 0, 1, DELIVERED)], 1.0)
+        eventually(lambda: loop._riders)
     accepting.ask("accept", pack([new_job(2, ["a"])]), None)
     settling.answer()
     accepting.answer()
