@@ -290,7 +290,8 @@ def owner(sock):
     """The process at the other end of a connection on this machine."""
     _host, port = sock.getpeername()
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    [inode] = [row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[9] != "0"]
+    ends = [f"0100007F:{port:04X}", f"0100007F:{sock.getsockname()[1]:04X}"]  # a port may have other connections
+    [inode] = [row[9] for row in rows if row[1:3] == ends and row[9] != "0"]
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if os.readlink(descriptor) == f"socket:[{inode}]":
