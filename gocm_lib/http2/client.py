@@ -6,6 +6,7 @@ the limits named here.
 """
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -59,6 +60,7 @@ class Lost(NamedTuple):
 
 
 Event = Answer | Lost
+_WORD = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(slots=True)
@@ -336,8 +338,9 @@ class Client:
 
     def _go(self, last: int, code: int, words: bytes) -> list[Event]:
         """The server goes away. What is above `last` it has not looked at; the rest it may still answer."""
-        said = "".join(map(chr, words[:100]))
-        self._said = f"{frames.name(code)} {said if said.isprintable() else ''}".strip()
+        # A word of the server's may stand in a log (Google's are such); a text of its own might quote what was sent.
+        said = words.decode("ascii") if _WORD.fullmatch(words) else ""
+        self._said = f"{frames.name(code)} {said}".strip()
         self._going = True
         self.goaways.append((code, self._said))
         above = [(stream, known) for stream, known in self._open.items() if stream > last]

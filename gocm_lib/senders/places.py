@@ -50,11 +50,6 @@ class Places:
         return len(self._all)
 
     @property
-    def streaming(self) -> int:
-        """How many of them speak HTTP/2."""
-        return len(self._streaming)
-
-    @property
     def dialling(self) -> bool:
         """Whether a connection is being made."""
         return self._dialling > 0

@@ -50,7 +50,6 @@ class Http2Channel:
         assert connection.sock is not None
         self.connection = connection
         self.client = Client(time.monotonic())
-        self.exchanges = 0
         self._sent = 0  # bytes so far
         self._begun: deque[tuple[int, Any]] = deque()  # keys, and after how many bytes each begins; the oldest first
         self._broken = False
@@ -103,7 +102,6 @@ class Http2Channel:
 
     def begin(self, key: Any, request: Request, now: float) -> None:
         """Begin an exchange that the client takes; `write` sends it."""
-        self.exchanges += 1
         self._begun.append((self._sent + len(self.client.out), key))
         self.client.request(key, request.head.fields, request.body, now)
 

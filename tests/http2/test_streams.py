@@ -191,6 +191,16 @@ def test_what_a_goaway_does_not_cover_goes_again_and_the_rest_is_awaited(code):
     assert last == Lost("b", f"connection closed after GOAWAY {frames.name(code)} bye", Again.NO)
 
 
+def test_what_a_server_says_in_words_of_its_own_is_not_repeated():
+    for text, shown in ((b"server_shutting_down", "NO_ERROR server_shutting_down"), (b"Bearer ya29.x", "NO_ERROR")):
+        them = met()
+        them.raw(frames.frame(frames.GOAWAY, 0, 0, bytes(8) + text))
+        assert them.client.goaways == [(0, shown)]
+    them = met()
+    them.raw(frames.frame(frames.GOAWAY, 0, 0, bytes(8) + b"t" * 140))
+    assert them.client.goaways == [(0, "NO_ERROR")], "it is as long as a token"
+
+
 def test_two_goaways_as_google_says_them():
     them = met()
     begin(them, "a", "b")
