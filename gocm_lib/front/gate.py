@@ -197,6 +197,10 @@ class Gate:
             self._tell(self._crowded.note(leaves.peer if leaves else peer, now))
         return place
 
+    def is_crowded(self, more: int) -> bool:
+        """Whether so many more connections would make others give way, or find no place."""
+        return len(self.places) + more > self.open
+
     def _take(self, peer: str, line: Line, now: float) -> tuple[Place | None, Place | None]:
         leaves = None
         if len(self.places) >= self.open:

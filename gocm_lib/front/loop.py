@@ -11,7 +11,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gocm_lib.front.answered import Answered
@@ -109,8 +109,8 @@ class Loop:
     def _run(self) -> None:
         cpu.stay()
         while True:
-            for key, _ in self._selector.select(self._patience()):
-                self._on_ready(key.data)
+            for server in self._serve(self._patience()):
+                self._accept(server)
             now = time.monotonic()
             self._catch_up(now)
             self._expire(now)
@@ -120,6 +120,13 @@ class Loop:
             if now >= self._pulse_at:
                 self._pulse(now)
 
+    def _serve(self, patience: float) -> list[Server]:
+        """Serve who is connected, within so many seconds. Returns the listeners at which somebody waits."""
+        ready = [key.data for key, _ in self._selector.select(patience)]
+        for each in ready:
+            self._on_ready(each)
+        return [each for each in ready if isinstance(each, Server)]
+
     def _on_ready(self, what: Any) -> None:
         if isinstance(what, ClientConnection):
             if not what.closed:  # another one's end, in this turn, may have been its own
@@ -127,9 +134,7 @@ class Loop:
         elif what is self._intake:
             self._intake.client.write()
             self._intake.read(time.monotonic())
-        elif isinstance(what, Server):
-            self._accept(what)
-        else:
+        elif what is self._bell:
             self._bell.hear()
 
     def _catch_up(self, now: float) -> None:
@@ -178,20 +183,29 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------- accepting
 
     def _accept(self, server: Server) -> None:
+        newcomers = list(self._newcomers(server))
+        if self.gate.is_crowded(len(newcomers)):
+            # A proxy that keeps to a number closes one before it opens the next: who has left before these came
+            # needs no place any more.
+            self._serve(0.0)
+        for sock, address in newcomers:
+            try:
+                server.process_request(sock, address)
+            except Exception:
+                log.logger.exception("a connection cannot be served")
+                server.shutdown_request(sock)
+
+    def _newcomers(self, server: Server) -> Iterator[tuple[Any, object]]:
+        """Sockets of new connections and their addresses."""
         for _ in range(0 if self._accepts_from else ACCEPTS):
             try:
-                sock, address = server.get_request()
+                yield server.get_request()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     self._rest()
                 return
-            try:
-                server.process_request(sock, address)
-            except Exception:
-                log.logger.exception("a connection cannot be served")
-                server.shutdown_request(sock)
 
     def _rest(self) -> None:
         """No file can be opened: connections stay in the backlog, and asking at once would spin."""

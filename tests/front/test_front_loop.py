@@ -129,6 +129,22 @@ def test_at_the_limit_the_longest_idle_one_gives_way(start):
     assert gone == list(range(len(gone))) and 20 <= len(gone) <= 26, "of 40 a few are kept for probes"
 
 
+def test_who_has_left_keeps_no_place_from_who_comes_after(start):
+    """A proxy that keeps to so many connections closes one before it opens the next."""
+    server = start("--max-connections", "40")
+    kept = [Raw(server.port).send(post(b"t%d" % number)) for number in range(35)]
+    for each in kept:
+        each.until(b"ok\n")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    for number in range(20, 30):
+        kept[number].sock.close()
+        kept[number] = Raw(server.port).send(post(b"n%d" % number))
+    os.kill(server.process.pid, signal.SIGCONT)
+    for number in range(20, 30):
+        kept[number].until(b"ok\n")
+    assert not [number for number, each in enumerate(kept) if is_closed(each.sock)]
+
+
 def test_without_a_file_to_open_it_waits_and_serves_again(start, temporary):
     """With two listeners it ended: the second one was told to rest twice."""
     server = start(unix=str(temporary / "gocm.sock"))
