@@ -159,10 +159,6 @@ class ClientConnection:
         """Go on with what was put off."""
         if self.closed:
             return
-        if self._step is Step.ROOM and self._room.hold(self._reader.size):
-            # What has come is looked at now: the time for room may be up, and it is not the body's.
-            self._step = Step.READ
-            self._watch(reads=True, writes=False)
         if self._step is Step.READ:
             try:
                 self._advance(time.monotonic())
@@ -170,6 +166,8 @@ class ClientConnection:
                 self.close()  # the client is gone
             if self._wire.is_tls and self.is_at(Step.READ):
                 self.on_ready()  # TLS may hold decrypted bytes that no selector reports
+        elif self._step is Step.ROOM and self._room.hold(self._reader.size):
+            self._listen()
 
     def has_unread(self) -> bool:
         """Whether bytes have come that were not read yet."""
@@ -214,8 +212,8 @@ class ClientConnection:
         """Read the next request, of which something may have come already."""
         self._step = Step.READ
         self._watch(reads=True, writes=False)
-        since = self.place.since if self._reader.idle else time.monotonic()
-        self._set_deadline(since + self._may_be_idle())
+        # The time of what it did before may be up; it is not the time of what has come of the next request.
+        self._set_deadline((self.place.since if self._reader.idle else time.monotonic()) + self._may_be_idle())
         if self._wire.is_tls or not self._reader.idle:
             self._watcher.call_again(self)
 
