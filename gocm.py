@@ -3,8 +3,8 @@
 
     curl, applications
           | HTTP
-    server --> intake ==accept==> +-------+
-    (front process)               | state |  spool + report: one SQLite file, one process that owns it
+    server --> intake ==accept==> +-------+  spool + report: one SQLite file, one process that owns it;
+    (front process)               | state |  or a PostgreSQL that the state processes of several nodes share
           feeder <====claim====== +-------+
              |                        ^
              | a multiprocessing.Queue|  settle
@@ -29,8 +29,9 @@ gocm_lib/
         feeder generation pipe in_hand sender loop settler pool places width dialler connection streams upstream
         credentials access_token quarantine crash_log
     state/       what is shared: one process. Other rooms know its contract, client and packs alone
-        contract client server loop state backlog store packs admission pacing pace blame turns waves
-        sqlite/  database spool history report keys upgrade
+        contract client server loop state backlog store history transfer packs admission pacing pace blame turns waves
+        sqlite/    database spool history report keys upgrade transfer
+        postgres/  opening schema database node store spool history report keys transfer administration
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job idempotency outcome retry suspect dialects
         v1_schema platforms fcm gcm
@@ -39,7 +40,7 @@ gocm_lib/
     process/     what every process of ours has: its start, its log, its place, its time limits
         early log logwriter framing bell child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
-        settings usage values proxy hide_key
+        settings usage values proxy hide_key spool_address
     http2/       HTTP/2 without a socket, for the senders and the sandbox; pure
         huffman hpack frames budget peer client server
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it

@@ -14,6 +14,7 @@ TEST = [
 ]
 # Below the floors there are known holes, such as CVE-2025-66418 and CVE-2026-21441 of urllib3.
 FCM = ["google-auth[urllib3]>=2.47"]
+POSTGRES = ["psycopg[binary]>=3.2"]
 
 setup(
     name="gocm",
@@ -30,7 +31,8 @@ setup(
     install_requires=["urllib3>=2.7,<3"],
     extras_require={
         "fcm": FCM,
-        "test": [*FCM, *TEST],
+        "postgres": POSTGRES,
+        "test": [*FCM, *POSTGRES, *TEST],
     },
     entry_points={"console_scripts": ["gocm=gocm_lib.__main__:main"]},
 )

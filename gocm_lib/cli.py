@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 from gocm_lib.config import hide_key, usage, values
 from gocm_lib.config.settings import (
     NO_HOST,
+    NO_PSYCOPG,
     BenchSettings,
     BundleSettings,
     ClientSettings,
@@ -22,6 +23,7 @@ from gocm_lib.config.settings import (
     SandboxSettings,
     SendSettings,
     Settings,
+    SpoolSettings,
     WatchSettings,
 )
 from gocm_lib.process import log
@@ -232,6 +234,16 @@ def _failed(words: Sequence[str]) -> int:
     return _print_all(lambda: failed.command(words))
 
 
+def _spool(words: Sequence[str]) -> int:
+    try:
+        from gocm_lib.state.postgres import administration
+    except ImportError as error:
+        if error.name != "psycopg":
+            raise
+        raise Fatal(NO_PSYCOPG) from None
+    return _print_all(lambda: administration.command(words, os.environ))
+
+
 def _send(words: Sequence[str]) -> int:
     from gocm_lib.tools import send
 
@@ -274,10 +286,9 @@ COMMANDS = {
     "ping": Command(_ping, PingSettings, "ask a server whether it is ready: exit code 0 or 1"),
     "send": Command(_send, SendSettings, "send a message to tokens, from a file too, by a running server"),
     "watch": Command(_watch, WatchSettings, "show live what goes on in a running server"),
-    "feedback": Command(
-        _feedback, ClientSettings, "release or discard unregistered tokens that a running server holds back"
-    ),
+    "feedback": Command(_feedback, ClientSettings, "release or discard unregistered tokens that are held back"),
     "failed": Command(_failed, FailedSettings, "list, replay or discard the failed tokens of a running server"),
+    "spool": Command(_spool, SpoolSettings, "make, check or look at a spool in PostgreSQL"),
     "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),
     "bench": Command(_bench, BenchSettings, "measure this machine"),
     "bundle": Command(_bundle, BundleSettings, "make the single file gocm.pyz"),

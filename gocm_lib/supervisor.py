@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from gocm_lib import __version__
+from gocm_lib.config import spool_address
 from gocm_lib.config.proxy import DIRECTLY, ways
 from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.front.front import Front
@@ -86,7 +87,9 @@ class Supervisor:
         self.address = forkserver.place("state")
         self.authkey = os.urandom(32)
         self.children: list[Child] = []
-        self.generations = Generations(forkserver.context, self._spawn, self.address, self.authkey, self.collector)
+        self.lease = _lease(forkserver, settings)
+        shared = self.address, self.authkey, self.collector, self.lease
+        self.generations = Generations(forkserver.context, self._spawn, *shared)
         self.front: Front | None = None
         self.feeder: Feeder | None = None
         self.credentials: Credentials | None = None
@@ -171,7 +174,7 @@ class Supervisor:
         self.feeder = Feeder(waiting, held, in_hand.limits(self.settings), self.collector)
         self.generations.feed(self.feeder)
         upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
-        [newest_job] = [each.fact for each in self.children if each.kind == "state"]
+        [newest_job] = [each.fact[0] for each in self.children if each.kind == "state"]
         front.serve(self.settings, upstreams, newest_job, held.expiry, self.feeder.put)
         self._tell_started(upstreams, front.listeners)
 
@@ -234,7 +237,7 @@ class Supervisor:
         if starting and each.ready:
             self.restarts.succeeded()
             if each.kind == "state" and self.feeder and not self.stopping:
-                self._replace_generations()
+                self._replace_generations(each.fact[1])
             self.collector.child_ready(each.kind, each.name)
         if each.name in self.collector.senders:
             self.collector.sender_moves(each.name, each.moved_at, each.settled_at)
@@ -275,17 +278,17 @@ class Supervisor:
         self._spawn("sandbox", "sandbox", self.sandbox_listener)
 
     def _start_state(self) -> None:
-        # Who has what in hand is only in the state process's memory. One that takes over is told which generations
-        # may have something, and they end. Until there is a feeder none has.
+        # Who has what in hand only the state process knows. One that takes over is told which generations may have
+        # something, and they end. Until there is a feeder none has.
         living = self.generations.numbers if self.feeder else ()
-        self._spawn("state", "state", self.address, self.authkey, living)
+        self._spawn("state", "state", self.address, self.authkey, living, bool(self.feeder), self.lease)
 
     def _start_generation(self) -> None:
         self.generations.start(self.settings)
 
-    def _replace_generations(self) -> None:
+    def _replace_generations(self, rescued: bool) -> None:
         """A state process has taken over: end the senders that may have something in hand, and start others."""
-        if self.generations.end_all(self.settings.upstream_timeout):
+        if self.generations.end_all(self.settings.upstream_timeout, rescued):
             self.restarts.put_off("sender", self._start_generation, time.monotonic())
 
     def _start_due(self, now: float) -> None:
@@ -310,9 +313,7 @@ class Supervisor:
             if self.generations.lost(dead, ended, self.settings.upstream_timeout) and not self.stopping:
                 self.restarts.put_off("sender", self._start_generation, now)
             return
-        log.logger.error("the %s process died (%s) and is started again", dead.name, ended)
-        if dead.kind == "state" and self.settings.spool == ":memory:":
-            log.logger.error("the spool was in memory only: messages that were not sent yet are lost")
+        _tell_death(dead, ended, self.settings.spool)
         self.restarts.put_off(dead.kind, self._start_state if dead.kind == "state" else self._start_sandbox, now)
 
     def _stop_if_hopeless(self, dead: Child, ended: str) -> None:
@@ -361,3 +362,17 @@ class Supervisor:
             each.process.join(2.0)
         if self.front:
             self.front.remove()
+
+
+def _lease(forkserver: Forkserver, settings: Settings) -> Sequence[float]:
+    """The time until which senders may send: the state process of a shared spool puts it off while it is heard of."""
+    if not spool_address.is_address(settings.spool):
+        return [float("inf")]
+    lease: Sequence[float] = forkserver.context.RawArray("d", [float("inf")])
+    return lease
+
+
+def _tell_death(dead: Child, ended: str, spool: str) -> None:
+    log.logger.error("the %s process died (%s) and is started again", dead.name, ended)
+    if dead.kind == "state" and spool == ":memory:":
+        log.logger.error("the spool was in memory only: messages that were not sent yet are lost")

@@ -135,3 +135,22 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """What takes long begins first, so that no worker is alone with it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL of the tests' own, quick and careless."""
+    pytest.importorskip("psycopg")
+    from postgres import Postgres
+
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_store(postgres):
+    """A function that opens a Store on a new spool in PostgreSQL, as its only node."""
+    from postgres import open_store
+
+    return lambda keeping, upstreams=("gcm", "fcm"): open_store(postgres.spool(), keeping, upstreams)

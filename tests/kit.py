@@ -19,6 +19,8 @@ import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from gocm_lib.message.job import Job
 from gocm_lib.message.retry import Policy
 from gocm_lib.state.admission import Keeping, Limits
@@ -482,7 +484,21 @@ def paces(*upstreams):
 
 
 def new_state(path=":memory:", upstreams=("gcm",), keeping=KEEPING):
-    return keep(SqliteStore.open(str(path), keeping), upstreams, keeping)
+    return keep(open_spool(path, upstreams, keeping), upstreams, keeping)
+
+
+# The suite asks the same of a State on any Store: with TESTED_STORE=postgres of one in PostgreSQL.
+IN_POSTGRES = os.environ.get("TESTED_STORE") == "postgres"
+of_sqlite = pytest.mark.skipif(IN_POSTGRES, reason="looks at SQLite's own ways")
+
+
+def open_spool(path, upstreams, keeping):
+    """A Store in the file at a path, or on a new spool that is nowhere else."""
+    if IN_POSTGRES and path == ":memory:":
+        from postgres import empty_store
+
+        return empty_store(keeping, upstreams)
+    return SqliteStore.open(str(path), keeping)
 
 
 def keep(store, upstreams=("gcm",), keeping=KEEPING, living=()):
@@ -492,7 +508,9 @@ def keep(store, upstreams=("gcm",), keeping=KEEPING, living=()):
 
 def succeed(state, keeping=KEEPING, upstreams=("gcm",), living=()):
     """What a state process makes of the spool of one that has ended, while these generations live."""
-    return keep(SqliteStore(state.store.db, state.store.disk, keeping), upstreams, keeping, living)
+    store = state.store
+    again = (store.db, store.disk) if isinstance(store, SqliteStore) else (store.db, store.member)
+    return keep(type(store)(*again, keeping), upstreams, keeping, living)
 
 
 def accept(state, jobs):

@@ -19,10 +19,11 @@ PURE = {
     "message": {path.stem for path in MODULES if path.parts[0] == "message"},
     "help": {path.stem for path in MODULES if path.parts[0] == "help"},
     "http2": {path.stem for path in MODULES if path.parts[0] == "http2"},
-    "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog"},
+    "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog", "schema"},
     "senders": {"quarantine", "crash_log", "width", "in_hand", "pool", "places"},
     "process": {"restarts", "framing"},
     "front": {"deadlines", "request", "chunked", "response", "query", "openapi"},
+    "config": {"spool_address", "proxy"},
     "monitoring": {"counters", "health", "dashboard"},
     "tools": {"lines", "strain", "pretend_schema", "pretend_answers", "pretend_groups"},
 }
@@ -77,9 +78,10 @@ def test_imports_go_down_only(path):
         assert there == room or FLOOR[there] > FLOOR[room], name
         if there == "state" != room and room != "supervisor":
             assert name in ("state.contract", "state.client", "state.packs"), f"{name}: other rooms know these only"
-        if name.startswith("state.sqlite"):
+        if name.startswith(("state.sqlite", "state.postgres")):
             assert room == "state"
     assert "sqlite3" not in others or path.parts[:2] == ("state", "sqlite"), "errors of SQLite stay there"
+    assert "psycopg" not in others or path.parts[:2] == ("state", "postgres"), "and those of PostgreSQL"
     if path.stem in PURE.get(room, ()):
         assert not others & EDGE
     if path.stem.startswith(("pretend", "sandbox")):
@@ -134,7 +136,7 @@ def test_the_drawing_names_the_rooms_and_what_is_in_them():
         if found := re.match(r"    ([a-z0-9]+)/ ", line):
             room = found[1]
             drawn[room] = set()
-        elif found := re.match(r"        (?:sqlite/ +)?([a-z0-9_]+(?: [a-z0-9_]+)*)$", line):
+        elif found := re.match(r"        (?:(?:sqlite|postgres)/ +)?([a-z0-9_]+(?: [a-z0-9_]+)*)$", line):
             drawn[room] |= set(found[1].split())
     there = {path.parts[0]: set() for path in ROOMS}
     for path in MODULES:

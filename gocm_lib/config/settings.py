@@ -14,6 +14,8 @@ from dataclasses import Field, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from gocm_lib.config import spool_address
+
 
 class Exit(enum.IntEnum):
     """Exit codes: the number, what it means, and the topic of the help that says more. The numbers from 64 up are those
@@ -60,6 +62,8 @@ class Fatal(Exception):
         self.code = code
         self.topic = topic or code.topic
 
+
+NO_PSYCOPG = "a spool in PostgreSQL needs psycopg: pip install 'gocm[postgres]'"
 
 # How the text of an option becomes its value. Each raises ValueError with the end of a sentence.
 
@@ -150,6 +154,17 @@ def project(value: str) -> str:
 
 def path(value: str) -> str:
     """The path of a file that exists or will be made. Module values has made it absolute."""
+    return value
+
+
+def spool_place(value: str) -> str:
+    """The path of a spool, which may be there or not, or the address of one in PostgreSQL."""
+    return spool_address.check(value, with_password=False) if spool_address.is_address(value) else path(value)
+
+
+def node_name(value: str) -> str:
+    if value and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        raise ValueError("must be up to 63 letters, digits and . _ -")
     return value
 
 
@@ -250,7 +265,7 @@ def host_names(value: str) -> tuple[str, ...]:
 
 LARGEST_SECRET = 1024 * 1024  # bytes of a file that holds one
 NO_HOST = ("none",)  # of --host: a UNIX socket is enough
-PATHS = (path, readable_file, secret_file, secret_file_to_be, socket_path)
+PATHS = (path, spool_place, readable_file, secret_file, secret_file_to_be, socket_path)
 
 
 def option(
@@ -393,16 +408,29 @@ class Settings:
     )
     spool: str = option(
         "",
-        path,
+        spool_place,
         "file that keeps accepted messages, or `:memory:`; default gocm.db (with --sandbox: "
-        "sandbox.db) in $STATE_DIRECTORY, else in ~/.local/state/gocm",
+        "sandbox.db) in $STATE_DIRECTORY, else in ~/.local/state/gocm. Or postgresql://USER@HOST/DATABASE, which "
+        "several nodes share",
         metavar="PATH",
+    )
+    spool_file: str = option(
+        "", secret_file, "file that holds the URL of the spool; in PostgreSQL, with its password", metavar="FILE"
+    )
+    spool_durable: str = option(
+        "disk",
+        one_of("disk", "standby"),
+        "where a message is before it is answered; disk: on the spool server's, standby: on another machine's as well",
+        metavar="disk|standby",
+    )
+    node: str = option(
+        "", node_name, "name of this node; among those that share a spool; default the host's name", metavar="NAME"
     )
     senders: int = option(0, number(0, 64), "number of sender processes; 0 means one per core, at most 4", metavar="N")
     connections: int = option(
         2048,
         number(1, 10000),
-        "requests in flight to an upstream, of each sender",
+        "requests that a sender has in flight; to each upstream",
         metavar="N",
     )
     http2: str = option(
@@ -427,7 +455,7 @@ class Settings:
     fcm_metadata: bool = option(
         False, flag, "take access tokens from Google's metadata server; for FCM v1, on a machine of Google's cloud"
     )
-    metadata_host: str = option("metadata.google.internal", text, "host of Google's metadata server", metavar="HOST")
+    metadata_host: str = option("metadata.google.internal", text, "Google's metadata host", metavar="HOST")
     fcm_project: str = option("", project, "Firebase project id; if the credentials do not name it", metavar="ID")
     fcm_url: str = option(
         "https://fcm.googleapis.com", upstream_url, "base URL to post FCM v1 messages to", metavar="URL"
@@ -521,7 +549,7 @@ class Settings:
         metavar="N",
     )
     hold_waves: bool = option(
-        False, flag, "hold unregistered tokens back when they come in a wave; until gocm feedback release or discard"
+        False, flag, "hold unregistered tokens of a wave back; until gocm feedback release or discard"
     )
     max_tokens: int = option(100000, number(1, 10**6), "tokens that a call may have", metavar="N", live=True)
     max_body: int = option(
@@ -586,7 +614,32 @@ class BenchSettings:
     latency: float = option(0.2, seconds(0, 60), "seconds that the pretend upstream takes to answer", metavar="S")
     plain: bool = option(False, flag, "use http, not https, between server and upstream")
     directory: str = option("", text, "directory for the spool, on the disk that is to be measured", metavar="DIR")
+    spool: str = option(
+        "", spool_place, "a spool in PostgreSQL to measure with; one for nothing else", metavar="postgresql://..."
+    )
     json: bool = option(False, flag, "print JSON instead of a table")
+
+
+@dataclass(frozen=True)
+class SpoolSettings:
+    """The options of `gocm spool`."""
+
+    spool: str = option(
+        "", spool_place, "URL of a spool in PostgreSQL; without a password", metavar="postgresql://USER@HOST/DATABASE"
+    )
+    spool_file: str = option("", secret_file, "file that holds the URL; with a password", metavar="FILE")
+    spool_durable: str = option(
+        "disk",
+        one_of("disk", "standby"),
+        "where a message is before it is answered; disk: on the spool server's, standby: on another machine's as well",
+        metavar="disk|standby",
+    )
+    grant: str = option("", text, "role that is to use the spool, but not own it; for init", metavar="ROLE")
+
+
+@dataclass(frozen=True)
+class MoveSettings:
+    """The options of `gocm spool move`: none, but --help."""
 
 
 @dataclass(frozen=True)
@@ -686,7 +739,10 @@ GROUPS = {
         *("max_pending", "max_spool", "min_free_disk", "max_tokens", "max_body", "max_connections"),
         *("head_timeout", "idle_timeout"),
     ),
-    "keeping": ("spool", "failed_age", "max_failed", "keep_jobs", "max_kept", "max_keys", "max_report"),
+    "keeping": (
+        *("spool", "spool_file", "spool_durable", "node"),
+        *("failed_age", "max_failed", "keep_jobs", "max_kept", "max_keys", "max_report"),
+    ),
     "figures and reports": (
         *("graphite", "statsd", "metrics_prefix", "metrics_interval"),
         *("feedback_url", "feedback_url_file", "feedback_secret_file", "feedback_plain", "hold_waves"),

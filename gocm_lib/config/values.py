@@ -7,6 +7,7 @@ that names the option, says where its value came from, and tells what to do.
 import argparse
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from gocm_lib import __version__
-from gocm_lib.config import usage
+from gocm_lib.config import spool_address, usage
 from gocm_lib.config.proxy import ways
 from gocm_lib.config.settings import (
     NO_HOST,
@@ -220,7 +221,7 @@ def _read(row: Field[Any], text: str, source: Source, home: str) -> Any:
     if "\0" in text:
         raise Fatal(f"{source.name} has a NUL character in it")
     read = row.metadata["read"]
-    if read in PATHS and text not in ("", ":memory:"):
+    if read in PATHS and text not in ("", ":memory:") and not spool_address.is_address(text):
         # Without `..`: the folder before it may be gone tomorrow.
         text = os.path.normpath(os.path.join(home, text))
     try:
@@ -256,11 +257,14 @@ def default_spool(environ: Mapping[str, str], sandbox: bool) -> str:
     """systemd's StateDirectory= if there is one, else the place that XDG gives to state that must outlive a restart.
     The sandbox has its own spool: a message for Google must never reach the pretend upstream, nor the other way round.
     """
+    return os.path.join(state_directory(environ), "sandbox.db" if sandbox else "gocm.db")
+
+
+def state_directory(environ: Mapping[str, str]) -> str:
+    """Where what must outlive a restart is kept."""
     if environ.get("STATE_DIRECTORY"):
-        directory = Path(environ["STATE_DIRECTORY"].split(":")[0])
-    else:
-        directory = Path(environ.get("HOME") or os.path.expanduser("~")) / ".local/state/gocm"
-    return str(directory / ("sandbox.db" if sandbox else "gocm.db"))
+        return environ["STATE_DIRECTORY"].split(":")[0]
+    return os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local/state/gocm")
 
 
 def _credential(environ: Mapping[str, str], name: str) -> str:
@@ -331,11 +335,32 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
     wanted = {"proxy_auth_file": "proxy-auth", **webhook}
     for name in [name for name in wanted if not getattr(settings, name)]:
         fill(name, _credential(environ, wanted[name]), "systemd's credential")
-    if not settings.spool:
-        fill("spool", default_spool(environ, settings.sandbox), "default")
+    _fill_spool(given, environ, fill)
     if not settings.senders:
         fill("senders", min(4, os.cpu_count() or 1), "default")
     return Given(replace(settings, **values), sources)
+
+
+def _fill_spool(given: Given[Settings], environ: Mapping[str, str], fill: Callable[[str, Any, str], None]) -> None:
+    """Where the spool is, and for one in PostgreSQL who we are. Whoever connects reads the URL's file himself."""
+    settings = given.settings
+    kept = _credential(environ, "spool")
+    path = settings.spool_file or (kept if not settings.spool and os.path.isfile(kept) else "")
+    source = given.name("spool_file") if settings.spool_file else "systemd's credential"
+    if settings.spool and settings.spool_file:
+        raise Fatal(f"{given.name('spool')} and {given.name('spool_file')} both say where the spool is: choose one")
+    if path:
+        fill("spool_file", path, source)
+        fill("spool", spool_address.shown(read_spool_address(path, source)), source)
+    elif not settings.spool:
+        fill("spool", default_spool(environ, settings.sandbox), "default")
+    if not settings.node:
+        fill("node", re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname())[:63].lstrip("._-") or "node", "default")
+
+
+def read_spool_address(path: str, source: str) -> str:
+    """The URL in a file that `source` names. Raises Fatal."""
+    return _read_secret(path, source, lambda url: spool_address.check(url, with_password=True), "the spool's URL")
 
 
 # --------------------------------------------------------------------------------------- right alone, wrong together

@@ -24,6 +24,7 @@ BATCH_TOKENS = 20_000  # tokens in a commit, unless one request has more
 PATIENCE = 1.5  # seconds a client waits for the disk before it is told 503,
 TOKENS_A_SECOND = 20_000  # and a second more for each so many tokens of its message
 LIMIT = 30.0  # seconds until a commit is asked for again; who waits for it has been answered long before
+TOLD_EVERY = 10.0  # seconds between two lines of the log about messages that were refused
 LOOK = 1.0  # seconds between two tries after a failure, to know when it is over, though nobody may dare to ask
 
 GATHER, ENOUGH = 0.01, 64  # seconds, and tokens, for which what went straight through is gathered under load
@@ -107,6 +108,7 @@ class Intake:
         self._waiting: deque[_Waiting] = deque()
         self._batch: list[_Waiting] = []  # that is being committed,
         self._jobs: Sequence[Job] = ()  # and its jobs with their ids
+        self._refused, self._told_at = 0, -TOLD_EVERY  # messages since the log was last told of some
         self._trouble = ""  # why the last commit failed
         self._due: float | None = None  # when the commit that is being made is late
         self._look_at = NEVER  # when to look whether a failure is over
@@ -185,8 +187,10 @@ class Intake:
 
     def _failed(self, problem: StateUnavailable, now: float) -> None:
         self._trouble, self._look_at = str(problem), now + LOOK
-        if self._jobs:
-            log.logger.warning("%d messages refused: %s", len(self._jobs), problem)
+        self._refused += len(self._jobs)
+        if self._refused and now >= self._told_at + TOLD_EVERY:
+            log.logger.warning("%d messages refused: %s", self._refused, problem)
+            self._refused, self._told_at = 0, now
         for waiting in self._batch:
             waiting.tell(problem)
 

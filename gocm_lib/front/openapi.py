@@ -281,6 +281,7 @@ SCHEMAS: Json = {
             "trend": ANYTHING,
             "pending": _or_null(ANYTHING),
             "totals": _or_null(ANYTHING),
+            "nodes": _or_null(_list(ANYTHING)),
             "failed": _or_null(COUNT),
             "failures": _or_null(_list(ANYTHING)),
             "lists": _or_null(ANYTHING),

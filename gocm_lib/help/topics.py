@@ -12,6 +12,7 @@ TOPICS = {
     "promise": "what `ok` means, and what is not promised",
     "limits": "how much of what is taken, and what is answered beyond",
     "install": "one file, systemd, containers, upgrades",
+    "fleet": "several nodes on one PostgreSQL; gocm spool",
     "proxies": "nginx, HAProxy before it; a full house; a proxy behind it",
     "security": "who may send, what is guarded, where secrets are",
     "credentials": "Google's credentials, API keys, and how to rotate them",

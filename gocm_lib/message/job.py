@@ -127,18 +127,26 @@ def cut(claimed: Slice, most: int) -> Iterator[Slice]:
         yield claimed._replace(runs=runs)
 
 
-NODE_BITS = 8  # of an id, for the number of the machine that made it: 0 while there is one
-_FORMER = 1 << 56  # below it an id is of the time before that: microseconds alone
+NODE_BITS = 8  # of an id, for the number of the node that made it: 0 where the spool is a file
+NODES = (1 << NODE_BITS) - 1  # how many a spool can have
+FORMER = 1 << 56  # below it an id is of the time before that: microseconds alone
 
 
 def next_id(last: int, now: float) -> int:
-    """A new job id: microseconds since 1970 and room for a node's number, and above `last` whatever the clock says."""
-    return max((last >> NODE_BITS) + 1, int(now * 1e6)) << NODE_BITS
+    """A new job id: microseconds since 1970 and the number of the node, which `last` has too. It is above `last`,
+    whatever the clock says.
+    """
+    return max((last >> NODE_BITS) + 1, int(now * 1e6)) << NODE_BITS | last & NODES
+
+
+def first_id(newest: int, node: int) -> int:
+    """What `next_id` takes for the last id of a node, where the highest id of all is `newest`."""
+    return (newest | NODES) ^ NODES ^ node
 
 
 def job_time(job: int) -> float:
     """When a job was accepted, as its id has it (seconds since 1970)."""
-    return (job if job < _FORMER else job >> NODE_BITS) / 1e6
+    return (job if job < FORMER else job >> NODE_BITS) / 1e6
 
 
 def parse_id(text: str) -> int:

@@ -122,7 +122,7 @@ def _upstreams(figures: Figures) -> list[dict[str, Any]]:
 def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
     """What the state process knows; null while it does not answer."""
     if snapshot is None:
-        return dict.fromkeys(("pending", "totals", "failed", "failures", "lists"))
+        return dict.fromkeys(("pending", "totals", "failed", "failures", "lists", "nodes"))
     counters = snapshot.counters
     oldest = None if snapshot.oldest is None else round(max(0.0, now - snapshot.oldest), 1)
     return {
@@ -135,6 +135,7 @@ def _kept(snapshot: Snapshot | None, now: float) -> dict[str, Any]:
             "oldest_seconds": oldest,
         },
         "totals": {name: counters[name] for name in TOTALS},
+        "nodes": [node._asdict() for node in snapshot.nodes],
         "failed": snapshot.failed,
         "failures": [
             {

@@ -42,7 +42,7 @@ def _counted(name: str, reasons: Iterable[str] = ("",)) -> Callable[[Figures], S
     def read(figures: Figures) -> Samples:
         if figures.snapshot is None:
             return
-        counts = figures.snapshot.counts
+        counts = figures.snapshot.own
         for upstream in UPSTREAMS:
             for reason in reasons:
                 labels = (upstream, reason) if reason else (upstream,)
@@ -156,14 +156,14 @@ METRICS = (
     ),
     Metric(
         "gocm_report_dropped_total", "counter", ("list",), "entries that a full list (--max-report) had no room for",
-        _snapshot(lambda s, now: {which: s.counts.get(Count("dropped", reason=which), 0) for which in LISTS}),
+        _snapshot(lambda s, now: {which: s.own.get(Count("dropped", reason=which), 0) for which in LISTS}),
     ),
     Metric(
         "gocm_idempotency_keys", "gauge", (), "Idempotency-Keys that are remembered", _snapshot(lambda s, now: s.keys)
     ),
     Metric(
         "gocm_idempotency_forgotten_total", "counter", (), "keys that were forgotten before their day was over: "
-        "--max-keys", _snapshot(lambda s, now: s.counts.get(Count("keys_forgotten"), 0)),
+        "--max-keys", _snapshot(lambda s, now: s.own.get(Count("keys_forgotten"), 0)),
     ),
     Metric(
         "gocm_upstream_responses_total", "counter", ("upstream", "code"), "answers of this run; none: no answer came",
@@ -230,6 +230,12 @@ METRICS = (
         _snapshot(lambda s, now: max(0.0, now - s.oldest) if s.oldest is not None else 0.0),
     ),
     Metric("gocm_spool_bytes", "gauge", (), "what the spool holds", _snapshot(lambda s, now: s.bytes)),
+    Metric(
+        "gocm_nodes", "gauge", ("state",), "nodes that share a spool in PostgreSQL: alive, or not heard of",
+        _snapshot(lambda s, now: {
+            state: sum(node.alive == (state == "alive") for node in s.nodes) for state in ("alive", "gone")
+        }),
+    ),
     Metric("gocm_senders", "gauge", (), "senders that are ready", _one(lambda f: f.senders)),
     Metric(
         "gocm_restarts_total", "counter", ("kind",), "children that died and were replaced", _by(lambda f: f.restarts)

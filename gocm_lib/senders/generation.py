@@ -58,14 +58,23 @@ class Generations:
     """The generations that have senders, and those that have ended but are not released yet."""
 
     def __init__(
-        self, context: ForkServerContext, spawn: Spawn, address: str, authkey: bytes, collector: Collector
+        self,
+        context: ForkServerContext,
+        spawn: Spawn,
+        address: str,
+        authkey: bytes,
+        collector: Collector,
+        lease: Sequence[float],
     ) -> None:
-        """`spawn` starts a child that the supervisor watches; the state process is reached at `address`."""
+        """`spawn` starts a child that the supervisor watches; the state process is reached at `address`, and says in
+        `lease` until when senders may send.
+        """
         self._context = context
         self._spawn = spawn
         self._address = address
         self._authkey = authkey
         self._collector = collector
+        self._lease = lease
         self._client = Client(address, authkey)
         self._feeder: Feeder | None = None
         self._running: list[Generation] = []
@@ -105,7 +114,7 @@ class Generations:
             name = f"sender-{self._newest}.{place + 1}"
             crash_log = generation.crash_logs[name] = self._context.RawArray("q", crash_log_size(settings))
             cells = self._context.RawArray("d", counters.cells(len(DIALECTS)))
-            arguments = (name, self._newest, queue, crash_log, cells, self._address, self._authkey)
+            arguments = (name, self._newest, queue, crash_log, cells, self._lease, self._address, self._authkey)
             generation.senders.append(self._spawn("sender", name, *arguments))
             self._collector.counts_in(name, cells)
         # Our copy of the reading end would keep the outlet waiting for room when all its senders are dead; without it
@@ -140,14 +149,17 @@ class Generations:
         """The generations that may have something in hand."""
         return *(each.number for each in self._running), *self._ended
 
-    def end_all(self, upstream_timeout: float) -> bool:
-        """End the generation that is fed, as if one of its senders had died. Returns whether there was one, so that a
-        new one is needed.
+    def end_all(self, upstream_timeout: float, at_once: bool = False) -> bool:
+        """End the generation that is fed, as if one of its senders had died; or all, at once. Returns whether there was
+        one that is fed, so that a new one is needed.
         """
         fed = [each for each in self._running if each.deadline is None]
         for generation in fed:
             log.logger.info("generation %d ends: nobody knows any more what it has in hand", generation.number)
             self._finish(generation, time.monotonic() + upstream_timeout + DYING)
+        for generation in self._running if at_once else ():
+            log.logger.warning("generation %d is killed: what it has in hand is another node's", generation.number)
+            generation.deadline = time.monotonic()
         return bool(fed)
 
     def finish(self, deadline: float) -> None:

@@ -28,6 +28,7 @@ from gocm_lib.senders.upstream import DialError, Upstream
 
 BUSY = 16  # flights; with more the loop lets answers gather for
 GATHER = 0.004  # seconds, and then reads them in one turn
+LOOK = 0.2  # seconds between two looks whether something may be sent again
 TICK = 1.0  # seconds between two looks at what time does to connections
 RETURNED = Outcome(Verdict.RETURNED, "others of its message were refused")
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -46,8 +47,11 @@ class Loop:
         settler: Settler,
         crash_log: CrashLog,
         counters: Counters,
+        lease: Sequence[float],
     ) -> None:
-        """At most `most` requests to each upstream in flight; `timeout` seconds for an answer."""
+        """At most `most` requests to each upstream in flight; `timeout` seconds for an answer. `lease` has the time
+        until which something may be sent.
+        """
         self.pools = {name: Pool(upstream, most) for name, upstream in upstreams.items()}
         self._diallers = {name: Dialler(pool, bell.ring) for name, pool in self.pools.items()}
         self._full = most * 5 // 4  # requests in hand, with which nothing more is taken from the queue
@@ -55,6 +59,7 @@ class Loop:
         self.results: list[Result] = []  # in this turn
         self.crash_log = crash_log
         self.counters = counters
+        self._lease = lease
         self.quarantine = Quarantine()
         self.flights: dict[Flight, tuple[Pool, Channel]] = {}  # in the order in which they were sent, so of deadlines
         self._inlet, self._settler, self._bell = inlet, settler, bell
@@ -100,7 +105,7 @@ class Loop:
                 for pool, flight in self.quarantine.admit(len(self.flights)):
                     pool.add_first(flight)
             for name, pool in self.pools.items():
-                if pool.waits:
+                if pool.waits and now < self._lease[0]:
                     self._pump(name, pool, now)
             self._write()
             self._settle_due(now)
@@ -127,13 +132,12 @@ class Loop:
         now = time.monotonic()
         moments = [self._settler.next_moment(), self._settler.client.next_moment()]
         moments += [pool.next_moment(now) for pool in self.pools.values()]
+        if now >= self._lease[0]:
+            moments.append(now + LOOK)
         if self.flights:
             moments += [next(iter(self.flights)).deadline, self._ticked + TICK]
         soonest = min(moments)
         return max(0.0, soonest - now) if soonest < float("inf") else None
-
-    def _weight(self, claimed: Slice) -> int:
-        return self.pools[claimed.upstream].upstream.count(claimed)
 
     def _load(self) -> int:
         # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
@@ -150,7 +154,9 @@ class Loop:
                 self._selector.unregister(self._inlet)
 
     def _take(self, now: float) -> None:
-        for claimed in self._inlet.take(self._full - self._load(), self._weight):
+        for claimed in self._inlet.take(
+            self._full - self._load(), lambda found: self.pools[found.upstream].upstream.count(found)
+        ):
             pool = self.pools[claimed.upstream]
             if refusal := pool.refusal(now):
                 self._settle(claimed, [refusal])
@@ -171,7 +177,7 @@ class Loop:
             return
         self._selector.register(dialled, READ, dialled)
         self.counters.connected(pool.upstream.dialect.NAME, dialled.protocol, 1)
-        for flight in pool.dialled(dialled, now, self._finishing):
+        for flight in pool.dialled(dialled, now, self._finishing or now >= self._lease[0]):
             self._begin(pool, dialled, flight, now)
 
     def _pump(self, name: str, pool: Pool, now: float) -> None:

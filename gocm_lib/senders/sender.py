@@ -9,7 +9,7 @@ process dies or finishes first: then the token is still claimed by this generati
 """
 
 import threading
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 
@@ -34,12 +34,13 @@ def main(
     queue: "Queue[list[Slice]]",
     crash_log: MutableSequence[int],
     cells: MutableSequence[float],
+    lease: Sequence[float],
     address: str,
     authkey: bytes,
     control: Connection,
 ) -> None:
     """The sender process `name` of a generation. Tells `control` that it is ready, or why it cannot start; finishes
-    what is in flight when told to there.
+    what is in flight when told to there. Nothing is sent after the time that `lease` has.
     """
     child.enter(name, settings)
     try:
@@ -58,6 +59,7 @@ def main(
         settler,
         CrashLog(crash_log),
         counting,
+        lease,
     )
     running = threading.Thread(target=loop.run, name="loop")
     running.start()

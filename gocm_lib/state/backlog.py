@@ -168,6 +168,7 @@ class Backlog:
         self.lanes: defaultdict[tuple[str, int], _Lane] = defaultdict(lambda: _Lane(self.barrier))
         self.in_hand: Counter[tuple[int, str]] = Counter()  # tokens, by generation and upstream
         self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
+        self.closed: Collection[str] = ()  # upstreams that are paused: of these no more is taken than a probe needs
         self.probes: Counter[str] = Counter()  # how often a probe of a paused upstream was chosen,
         self.looked_at: dict[tuple[str, int], tuple[int, Spot]] = {}  # and the last jobs looked at of its lanes
         self._before = _Before(self.in_hand)  # what has changed since `begin`,
@@ -407,6 +408,11 @@ class Backlog:
                 lane.mark = stored.id
                 self._file(self.packs.get(stored.id) or self._load(stored))
             lane.more = sum([each.fresh for each in found]) >= missing
+        wanted = 1 if upstream in self.closed else max(limit, WINDOW)
+        if lane.waiting < limit and (taken := self.store.take(upstream, which, wanted)):
+            self._adopt(lane, taken)
+            self._fill(upstream, which, limit, now)
+            return
         rank = int(turns.rank(which, now * 1e6))
         while lane.next_rank <= rank and len(lane.singles) < limit:
             rows = self.store.due(upstream, _at_least(lane.spot, which), rank, READ_AT_ONCE, self.barrier)
@@ -419,6 +425,48 @@ class Backlog:
                 below = int(turns.bounds(which)[1])
                 following = self.store.next_rank(upstream, _at_least(lane.spot, which), below, self.barrier)
                 lane.next_rank = float("inf") if following is None else following
+
+    def _adopt(self, lane: _Lane, taken: Sequence[Stored]) -> None:
+        """Packs are ours from now on. Those after the mark are read when their turn comes."""
+        for stored in taken:
+            if stored.id > lane.mark:
+                lane.more = True
+            elif stored.id not in self.packs:
+                self._file(self._load(stored))
+        if any(stored.singles for stored in taken):
+            for each in self.lanes.values():  # a replayed one has the lane of those that it was replayed with
+                each.spot, each.next_rank = Spot(0), 0
+
+    def share(self, upstream: str) -> None:
+        """Let others have what of an upstream is not even in memory: it would wait here while they idle."""
+        for which in range(LANES):
+            lane = self.lanes[upstream, which]
+            if lane.more and lane.waiting >= WINDOW // 2:
+                self.store.give(upstream, which, lane.mark, self._at_work(upstream, which))
+                lane.more = False
+                self.rewind_singles()
+
+    def hand_over(self, upstream: str) -> None:
+        """Let others have all of an upstream but what is in hand, and a pack to probe it with: here nothing goes."""
+        for which in range(LANES):
+            lane = self.lanes[upstream, which]
+            kept = self._at_work(upstream, which) or {pack.id for pack in lane.packs[:1]}
+            self.store.give(upstream, which, 0, kept)
+            for pack in [each for each in lane.packs if each.id not in kept]:
+                lane.packs.remove(pack)
+                lane.waiting -= pack.filed
+                pack.filed = 0
+                self._let_go(pack)
+            lane.more = False
+        self.rewind_singles()
+
+    def _at_work(self, upstream: str, which: int) -> set[int]:
+        """The packs of a lane of which somebody has something in hand."""
+        return {
+            each.id
+            for each in self.packs.values()
+            if (each.upstream, each.lane) == (upstream, which) and (each.alone or any(each.held.values()))
+        }
 
     def _in_order(self, lane: _Lane, limit: int) -> Iterator[tuple[float, int, Loaded | Place]]:
         """What waits of a lane in memory: when it came, how many tokens, and what it is; at least `limit` tokens."""

@@ -38,8 +38,20 @@ class Passing(Exception):
     """Another program has the spool locked just now. The call may be repeated."""
 
 
+class Overtaken(Passing):
+    """Somebody else, who shares the spool, kept the same at this moment. The call may be repeated at once."""
+
+
 class Broken(Exception):
     """The spool failed, and nobody knows what it would keep from now on."""
+
+
+class Unsure(Exception):
+    """Nobody here knows whether a change was kept: the process must end, and the next one reads what there is."""
+
+
+class Lost(Exception):
+    """What was ours is somebody else's, who shares the spool: the process must end, and so must all senders."""
 
 
 class Refused(NamedTuple):
@@ -183,8 +195,19 @@ class Deferred(NamedTuple):
     next_due: float | None
 
 
+class Node(NamedTuple):
+    """One of those who share the spool: whether it is this one, whether it is heard of, and its version."""
+
+    name: str
+    own: bool
+    alive: bool
+    version: str
+
+
 class Snapshot(NamedTuple):
-    """Everything to report, all of one moment."""
+    """Everything to report, all of one moment. Where several nodes share the spool it is about all of them, but for
+    `own`, what this one counted of `counts`, and for pauses, waves and what is claimed.
+    """
 
     counts: dict[Count, int]
     pending: int  # messages
@@ -205,6 +228,8 @@ class Snapshot(NamedTuple):
     refusing: str  # why no message is taken now
     waves: dict[str, float] = {}  # upstreams with a wave of unregistered tokens, and since when
     held: int = 0  # entries of waves that are held back from the list
+    own: Mapping[Count, int] = {}
+    nodes: Sequence[Node] = ()
 
     @property
     def counters(self) -> dict[str, int]:

@@ -42,6 +42,7 @@ class Standing:
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
+        self.whole = pace.limit  # of which we may have a part only
         self.answers = Answers()
         self.row = Row()
         self.blamed: OrderedDict[int, float] = OrderedDict()  # jobs that met trouble, when they last did
@@ -102,6 +103,12 @@ class Pacing:
             self.pauses[upstream] = paused._replace(until=now, delay=paused.delay / 2)
         elif paused.until > now + PROBE_WAIT + SET_BACK:
             self.pauses[upstream] = paused._replace(began=now, until=now)
+
+    def divide(self, among: int) -> None:
+        """Send with this part of what each upstream takes: so many share it."""
+        for standing in self.standings.values():
+            if standing.pace.limit != (limit := standing.whole / among):
+                standing.pace = standing.pace._replace(limit=limit)
 
     def allow(self, upstream: str, now: float) -> tuple[int, float]:
         """How many tokens may go to an upstream now; when none may, after how many seconds to ask again."""

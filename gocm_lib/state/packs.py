@@ -147,6 +147,16 @@ def heads(body: str) -> list[tuple[int, int, Sequence[int]]]:
     return [(head[0], head[1], head[6] if len(head) > 5 else ()) for head in json.loads(body[: body.index("\n")])]
 
 
+def span_of(body: str, job: int) -> int:
+    """The bitmap of a job's positions in a pack with this body."""
+    at = 0
+    for number, size, _ in heads(body):
+        if number == job:
+            return span(at, size)
+        at += size
+    return 0
+
+
 def slices(jobs: Iterable[Job]) -> list[Slice]:
     """Whole jobs, as they go to senders at once."""
     return [

@@ -5,26 +5,31 @@ next one goes on from what is on disk.
 """
 
 import contextlib
+import hashlib
 import multiprocessing.managers
 import os
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, MutableSequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from gocm_lib.config.settings import Exit, Fatal, Settings
+from gocm_lib.config import spool_address
+from gocm_lib.config.settings import NO_PSYCOPG, Exit, Fatal, Settings
+from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message.job import first_id
 from gocm_lib.message.retry import Policy
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import Keeping, Limits
-from gocm_lib.state.contract import VERBS, Broken, Full, Passing
+from gocm_lib.state.contract import VERBS, Broken, Full, Lost, Passing, Unsure
 from gocm_lib.state.loop import Loop
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.sqlite.database import told
 from gocm_lib.state.sqlite.store import SqliteStore
 from gocm_lib.state.state import State
+from gocm_lib.state.store import Store
 
 UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 LOOK_EVERY = 1.0  # seconds between two looks whether our socket is there
@@ -45,14 +50,49 @@ class _Known:
     """What callers ask the Manager for: a name, and which verbs it has. The loop does what it is asked."""
 
 
+def _leave_spool(reason: str) -> NoReturn:
+    """Our lease of a shared spool is over: end. The next state process joins anew."""
+    log.logger.error("%s", reason)
+    child.leave(Exit.FAILED)
+
+
 def _give_up(verb: str, error: Exception) -> NoReturn:
+    if isinstance(error, Lost):
+        _leave_spool("another node has what was ours")
     log.logger.error("state failed in %s", verb, exc_info=error)
     # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
     # that all is well. A whole new start reads what is really there.
     child.leave(Exit.SPOOL_FAILED if isinstance(error, Broken) else Exit.FAILED)
 
 
-def _make(settings: Settings, now: float, living: Collection[int]) -> State:
+class Us(NamedTuple):
+    """Who a state process is: `run` is a word for this run of the gateway, which all its state processes have; one that
+    comes `again`, in place of another that died, waits for a spool elsewhere. `living` generations may have something
+    in hand. `lease` is to have the time until which senders may send.
+    """
+
+    run: str
+    again: bool
+    living: Collection[int]
+    lease: MutableSequence[float]
+
+
+def _open(settings: Settings, keeping: Keeping, us: Us) -> Store:
+    """The spool that the settings name."""
+    if not spool_address.is_address(settings.spool):
+        return SqliteStore.open(settings.spool, keeping)
+    try:
+        from gocm_lib.state.postgres import opening  # psycopg is there only where it is needed
+    except ImportError as error:
+        if error.name != "psycopg":
+            raise
+        raise Fatal(NO_PSYCOPG) from None
+    opened = opening.open_store(settings, us.run, list(DIALECTS), keeping, us.again)
+    opened.start(us.lease, _leave_spool)
+    return opened
+
+
+def _make(settings: Settings, now: float, us: Us) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
     fcm = settings.credentials or settings.token_command or settings.fcm_metadata
     upstreams = bool(settings.apikey) + bool(fcm)
@@ -61,9 +101,9 @@ def _make(settings: Settings, now: float, living: Collection[int]) -> State:
     keeping = Keeping(limits, settings.failed_age, *kept, settings.hold_waves)
     unpaced = start_pace(UNPACED, now)
     paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
-    store = SqliteStore.open(settings.spool, keeping)
+    store = _open(settings, keeping, us)
     with told():
-        state = State(store, policy, keeping, {"gcm": unpaced, "fcm": paced}, living=living)
+        state = State(store, policy, keeping, {"gcm": unpaced, "fcm": paced}, living=us.living)
         state.start(now)
     return state
 
@@ -92,24 +132,35 @@ def _stay_reachable(address: str, authkey: bytes, socket: os.stat_result) -> Non
             log.logger.error("somebody removed the state process's socket: made anew")
 
 
-def main(settings: Settings, address: str, authkey: bytes, living: Collection[int], control: Connection) -> None:
-    """The state process: the first of this run, or one in place of another that died; then `living` are the generations
-    that may have something in hand. Tells `control` the highest job id on disk once it serves, or why it refuses; then
-    waits there for the word to finish.
+def main(
+    settings: Settings,
+    address: str,
+    authkey: bytes,
+    living: Collection[int],
+    again: bool,
+    lease: MutableSequence[float],
+    control: Connection,
+) -> None:
+    """The state process (Us has who it is). Once it serves, it tells `control` what the front takes for the last job
+    id, and whether somebody else may have what living generations have in hand; or why it refuses. Then it waits there
+    for the word to finish.
     """
     child.enter("state", settings)
+    us = Us(hashlib.blake2b(authkey, digest_size=16).hexdigest(), again, living, lease)
     try:
-        state = _make(settings, time.time(), living)
+        state = _make(settings, time.time(), us)
     except Fatal as error:
         child.refuse(control, error.code, str(error))
     except (Full, Passing, Broken) as error:
         child.refuse(control, Exit.SPOOL_UNWRITABLE, f"cannot write the spool {settings.spool}: {error}")
+    except Unsure as error:  # nothing was promised yet: the next one looks again
+        child.refuse(control, Exit.FAILED, f"the spool {settings.spool} failed: {error}")
     Path(address).unlink(missing_ok=True)  # our predecessor's, if it was killed
     _Server.loop = loop = Loop(state, _give_up)
     threading.Thread(target=loop.run, name="loop", daemon=True).start()
     socket = _serve(address, authkey)
     threading.Thread(target=_stay_reachable, args=(address, authkey, socket), name="reachable", daemon=True).start()
-    control.send(("ready", state.last_job()))
+    control.send(("ready", (first_id(state.last_job(), state.store.number), state.store.rescued)))
     child.wait_for_word(control)
     loop.turning.acquire()  # between two turns
     state.close()

@@ -47,6 +47,7 @@ from gocm_lib.state.contract import (
     Full,
     Known,
     NotKept,
+    Overtaken,
     Passing,
     Past,
     Place,
@@ -251,7 +252,12 @@ class State(Shared):
         new: list[Pack] = []
         idle = self._idle(packs) if seen is not None and packs else set()
         try:
-            answers, new = self._accept(packs)
+            try:
+                answers, new = self._accept(packs)
+            except Overtaken:
+                if self.together:
+                    raise
+                answers, new = self._accept(packs)
         except Full:
             if self.together:
                 raise
@@ -531,13 +537,24 @@ class State(Shared):
             dropped, more = self.store.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
-        self.store.oldest()  # so that nobody who asks need pass over many
+        if (sharers := self.store.sharers) > 1:
+            self._share()
+        self.pacing.divide(sharers)
         if not self.store.totals.over or self.store.overgrown():
             return more
         refused = self._refuses()
         for_room = not has_reserve or (refused and refused.status == 507 and not self.store.overgrown())
         before = math.inf if for_room else now - self.keeping.keep_jobs
         return self.store.forget_jobs(before, self.keeping.max_kept) or more
+
+    def _share(self) -> None:
+        """Let the others who share the Store have what we do not get to."""
+        self.backlog.closed = list(self.pacing.pauses)
+        for upstream in self.pacing.standings:
+            if upstream in self.pacing.pauses:
+                self.backlog.hand_over(upstream)
+            else:
+                self.backlog.share(upstream)
 
     # --------------------------------------------------------------------------------------------------------- settling
 
@@ -860,11 +877,12 @@ class State(Shared):
 
     def snapshot(self) -> Snapshot:
         """What there is to report."""
+        counts = self.store.counts()  # first: the totals are exact then
         totals, pauses = self.store.totals, self.pacing.pauses
         refused = self._refuses()
         replaced, unregistered = self.store.latest()
         return Snapshot(
-            counts=self.store.counts(),
+            counts=counts,
             pending=totals.jobs,
             tokens=totals.tokens,
             claimed=self.backlog.claimed_tokens(),
@@ -882,6 +900,8 @@ class State(Shared):
             refusing=refused.reason if refused else "",
             waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
             held=totals.listed["held"],
+            own=self.store.own_counts(),
+            nodes=self.store.nodes(),
         )
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:

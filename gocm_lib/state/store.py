@@ -13,7 +13,7 @@ A token of a pack is in one of these places:
 Who has a token in hand is not kept: State knows, and after a restart nobody has anything in hand (module backlog).
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from gocm_lib.state.contract import (
     Entry,
     Failed,
     Known,
+    Node,
     Past,
     Place,
     Replaced,
@@ -144,6 +145,8 @@ class Store(Protocol):
     """See above."""
 
     totals: Totals
+    rescued: bool  # whether others have, or may have, what we had before we came back
+    number: int  # of our node, among those that share this Store: job ids have it. 0 where nobody can
 
     # ------------------------------------------------------------------------------------------------------ accepting
 
@@ -165,6 +168,19 @@ class Store(Protocol):
 
     def newest(self, upstream: str, lane: int, before: int, count: int) -> list[Stored]:
         """Packs of a lane with tokens in them, with ids below `before`, the highest first."""
+
+    def take(self, upstream: str, lane: int, tokens: int) -> list[Stored]:
+        """Packs that were nobody's, and are ours from now on: as few as have so many open tokens, or all there are.
+        Others share this Store, and each of them has its own part of it; what is asked for here is of ours only, but
+        by `has`, `status`, and what has to do with failed tokens, the report and keys.
+        """
+
+    def give(self, upstream: str, lane: int, after: int, kept: Collection[int]) -> None:
+        """Make our packs with open tokens nobody's, those with ids above `after`, but these."""
+
+    @property
+    def sharers(self) -> int:
+        """How many share this Store, and are there now. At least 1."""
 
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         """These packs."""
@@ -233,7 +249,13 @@ class Store(Protocol):
     # ------------------------------------------------------------------------------------------------------- the report
 
     def counts(self) -> dict[Count, int]:
-        """Every counter that is not 0."""
+        """Every counter that is not 0. When it returns, `totals` are exact, whoever shares the Store."""
+
+    def own_counts(self) -> dict[Count, int]:
+        """Of those, what was counted here."""
+
+    def nodes(self) -> list[Node]:
+        """Those who share this Store; none, where nobody can."""
 
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
         """What came to these lists last in this run, the newest first."""

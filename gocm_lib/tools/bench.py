@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import gocm_lib
 from gocm_lib.config.settings import BenchSettings, Exit, Fatal
@@ -96,7 +96,11 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")}, "PYTHONPATH": home},
+                env={
+                    **{k: v for k, v in os.environ.items() if not k.startswith("GOCM_")},
+                    "PYTHONPATH": home,
+                    "STATE_DIRECTORY": str(directory),
+                },
             )
         try:
             self.port = int(self._logged(r"listens on \S+ port (\d+)"))
@@ -142,6 +146,25 @@ def cpu_used(pid: int) -> float:
     clock_getcpuclockid(3). /proc/PID/stat counts in hundredths of a second, in which a small run is nothing.
     """
     return time.clock_gettime((~pid << 3) | 2) * 1e6
+
+
+def spool_server(url: str) -> int | None:
+    """The process of the PostgreSQL at this address, if it runs here: the parent of those that serve our database."""
+    parts = urlsplit(url)
+    wanted = f" {parts.username} {parts.path.strip('/')} ".encode()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (words := (place / "cmdline").read_bytes()).startswith(b"postgres: ") and wanted in words:
+                return _figure(r"^PPid:\s+(\d+)", str(place / "status"))
+    return None
+
+
+def cpu_of_tree(pid: int) -> float:
+    """Microseconds of CPU time that a process has used, with its children, those that have ended as well."""
+    tick = 1e6 / os.sysconf("SC_CLK_TCK")
+    waited = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(cpu_used, [pid, *map(int, children)])) + sum(map(int, waited)) * tick
 
 
 def memory(pid: int) -> float:
@@ -418,8 +441,9 @@ class Bench:
         return str(found["access_token"])
 
     def serve(self, scenario: Scenario, *more: str) -> Server:
-        """A server with an empty spool that sends to the sandbox."""
-        words = ["--port", "0", "--spool", str(self.directory / "spool" / "gocm.db"), "--log-level", "debug"]
+        """A server with an empty spool that sends to the sandbox; or on the spool that --spool names."""
+        spool = self.settings.spool or str(self.directory / "spool" / "gocm.db")
+        words = ["--port", "0", "--spool", spool, "--node", "bench", "--log-level", "debug"]
         words += ["--senders", str(self.settings.senders), "--upstream-ca", self.ca, "--max-pending", "2000000"]
         if scenario.upstream == "gcm":
             key = self.directory / "key"
@@ -512,10 +536,12 @@ class Bench:
                 break
         return opened
 
-    @staticmethod
-    def look(server: Server) -> dict[str, list[tuple[float, int]]]:
-        """CPU time and bytes written of each process so far."""
-        return {part: [(cpu_used(pid), written(pid)) for pid in pids] for part, pids in server.processes().items()}
+    def look(self, server: Server) -> dict[str, list[tuple[float, int]]]:
+        """CPU time and bytes written of each process so far, and of the spool's server, if that is here."""
+        used = {part: [(cpu_used(pid), written(pid)) for pid in pids] for part, pids in server.processes().items()}
+        if self.settings.spool and (pid := spool_server(self.settings.spool)):
+            used["spool"] = [(cpu_of_tree(pid), 0)]
+        return used
 
     def post(
         self, server: Server, scenario: Scenario, rate: float | None, show: Callable[[str], None]
@@ -583,6 +609,7 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("front", lambda found: _each("{:.1f}", found["cpu_us"]["front"])),
     ("state", lambda found: _each("{:.1f}", found["cpu_us"]["state"])),
     ("senders", lambda found: _each("{:.1f}", found["cpu_us"]["senders"])),
+    ("spool server", lambda found: _each("{:.1f}", found["cpu_us"]["spool"])),
     ("connections", lambda found: str(found["connections"])),
     ("MB front+state+senders", lambda found: _each("{:.0f}", [mb for part in found["pss_mb"].values() for mb in part])),
     ("bytes written", lambda found: f"{found['written_bytes']:,.0f}"),

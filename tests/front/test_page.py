@@ -123,7 +123,8 @@ def test_on_a_phone_nothing_is_cut_off(page):
         widths = "return [document.documentElement.scrollWidth, innerWidth]"
         assert page.execute_script(widths) == [390, 390]
         shown = "const at = each.getBoundingClientRect(); return [at.left, at.right]"
-        cells = f"return [...document.querySelectorAll('td, caption, .card')].map(each => {{{shown}}})"
+        cells = "[...document.querySelectorAll('td, caption, .card')].filter(each => each.offsetParent)"
+        cells = f"return {cells}.map(each => {{{shown}}})"
         for left, right in page.execute_script(cells):
             assert left >= 0 and right <= 390 and right - left > 100, "no column of single words"
         label = "return getComputedStyle(document.querySelector('#reasons td'), '::before').content"

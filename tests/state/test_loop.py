@@ -10,7 +10,7 @@ import struct
 import threading
 
 import pytest
-from kit import eventually, new_job, new_state, tally
+from kit import eventually, new_job, new_state, of_sqlite, tally
 
 from gocm_lib.message.outcome import DELIVERED, Result
 from gocm_lib.state.contract import Passing
@@ -76,6 +76,7 @@ def together(loop):
         yield
 
 
+@of_sqlite
 def test_a_settle_rides_with_the_next_accept_and_waits_for_nothing_else(loop, monkeypatch):
     settling, accepting, looking = (Caller(loop) for _ in range(3))
     accepting.ask("accept", pack([new_job(1, ["a"])]), None)
@@ -98,6 +99,7 @@ def test_a_settle_rides_with_the_next_accept_and_waits_for_nothing_else(loop, mo
     assert looking.answer()[0] == settling.answer()[0] == "#RETURN", "what was settled before is not released"
 
 
+@of_sqlite
 def test_what_comes_together_is_one_commit_and_each_is_answered(loop):
     callers = [Caller(loop) for _ in range(4)]
     callers[0].ask("accept", pack([new_job(1, ["a", "b"]), new_job(2, ["c"])]))
@@ -115,6 +117,7 @@ def test_what_comes_together_is_one_commit_and_each_is_answered(loop):
     assert tally(loop.state) == {"jobs": 1, "tokens": 1, "failed": 0, "over": 3, "finished": 3}
 
 
+@of_sqlite
 def test_what_cannot_be_kept_together_is_made_alone(loop):
     """One of them would fill the disk: the others are kept, and counted once."""
     callers = [Caller(loop) for _ in range(3)]

@@ -23,6 +23,7 @@ from kit import (
     claim,
     new_job,
     new_state,
+    of_sqlite,
     open_tokens,
     paces,
     succeed,
@@ -42,6 +43,7 @@ from gocm_lib.state.sqlite.database import DiskSpace
 from gocm_lib.state.sqlite.spool import TOGETHER
 from gocm_lib.state.sqlite.store import SqliteStore
 from gocm_lib.state.state import State
+from gocm_lib.state.store import FAILED
 
 pytestmark = pytest.mark.short
 
@@ -323,8 +325,10 @@ class Model(RuleBasedStateMachine):
         if isinstance(status, Past):
             return True
         places = [(job, fate.n) for fate in status.fates]
-        rows = self.state.store.db.execute("SELECT n FROM single WHERE job = ? AND state = -2 AND waits = 1", (job,))
-        return set(places) <= self.failed and {(job, n) for (n,) in rows} == set(places)
+        marked = {
+            (job, each.n) for each in self.state.store.rows.singles(job, job) if each.state == FAILED and each.waits
+        }
+        return set(places) <= self.failed and marked == set(places)
 
     def kept(self):
         """With how many tokens the finished jobs came; those of jobs that are open are no reason to forget these."""
@@ -762,6 +766,7 @@ def test_a_release_ends_the_claims_of_its_generation():
     assert claim(state, 1) == {} and list(claim(state, 2)) == [(1, 0)]
 
 
+@of_sqlite
 def test_a_failed_commit_is_no_answer():
     """It is settled again, and what was heard once counts once."""
     state = new_state()
@@ -935,7 +940,7 @@ def test_what_waits_to_be_tried_again_is_counted_to_a_limit():
     for job, n in claim(state):
         upstream, wait = ("gcm", 30.0 + n) if job == 1 else ("fcm", 40.0)
         state.settle(1, [Result(upstream, job, n, 1, Outcome(Verdict.PUT_OFF, "x", retry_after=wait))], 1000.0)
-    found = state.store.db.execute("SELECT due_at FROM single WHERE waits = 1").fetchall()
+    found = [(each.due_at,) for each in state.store.rows.singles(0, 1 << 60) if each.waits]
     assert state.snapshot().deferred == (len(found), min(due for (due,) in found)) and len(found) == 5
     assert state.backlog.deferred(["gcm", "fcm"], 2) == (3, min(due for (due,) in found)), (
         "two of one, one of the other"

@@ -1,6 +1,7 @@
 """State in its own process: several senders settling at once, calls that are lost, files that must not be opened."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import random
@@ -49,11 +50,11 @@ def serving(context, tmp_path):
     address = str(tmp_path / "socket")
     child = context.Process(
         target=server.main,
-        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, (), theirs),
+        args=(Settings(spool=str(tmp_path / "s.db"), log_level="error"), address, KEY, (), False, [math.inf], theirs),
     )
     child.start()
     theirs.close()
-    assert ours.poll(20) and ours.recv() == ("ready", 0)
+    assert ours.poll(20) and ours.recv() == ("ready", (0, False))
     yield address, child
     ours.close()
     child.join(10)

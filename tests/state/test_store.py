@@ -18,9 +18,12 @@ pytestmark = pytest.mark.short
 EVERY = Which(0, "", "", 1e12)
 
 
-@pytest.fixture(params=["in memory", "in a file"])
+@pytest.fixture(params=["in memory", "in a file", "postgres"])
 def store(request, tmp_path):
-    made = SqliteStore.open(":memory:" if request.param == "in memory" else str(tmp_path / "s.db"), KEEPING)
+    if request.param == "postgres":
+        made = request.getfixturevalue("postgres_store")(KEEPING)
+    else:
+        made = SqliteStore.open(":memory:" if request.param == "in memory" else str(tmp_path / "s.db"), KEEPING)
     yield made
     made.close()
 
@@ -134,7 +137,7 @@ def test_finished_jobs_are_forgotten_by_themselves_though_a_pack_has_others(stor
     assert store.forget_jobs(1010.0, 100) and not store.forget_jobs(1010.0, 100)
     assert isinstance(store.status(1, set(), set(), "", -1, 9), Past)
     assert store.status(2, set(), set(), "", -1, 9).fates[0].receipt == "y"
-    assert [ids for (ids,) in store.db.execute("SELECT ids FROM ended")] == ["y"]
+    assert [list(each.receipts) for each in store.rows.ends(1)] == [["y"]]
     assert store.forget_jobs(1060.0, 100)
     assert [fate.token for fate in store.status(2, set(), set(), "", -1, 9).fates] == ["c"], "it failed, and is kept"
     assert store.totals.failed == 1 and store.totals.over == 0 and store.totals.finished == 0

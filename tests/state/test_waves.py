@@ -6,6 +6,7 @@ import pytest
 from kit import accept, claim, eventually, kill, new_job, new_state, output
 
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
+from gocm_lib.state.store import Finish
 from gocm_lib.state.waves import BEFORE, BUCKET, RECENT, Tally, Watch, is_wave
 
 short = pytest.mark.short
@@ -78,32 +79,35 @@ def test_a_clock_that_was_set_back_loses_nothing():
 
 @short
 def test_what_is_held_back_is_moved_and_counted():
-    state = new_state()
-    report = state.store.report
-    report.add_notregistered("a", "fcm", False, False)
-    first = report.newest("notregistered") + 1
-    report.add_notregistered("b", "fcm", False, False)
-    report.add_notregistered("c", "gcm", False, False)
-    report.add_notregistered("b", "fcm", False, False)  # it is there already
+    report = new_state().store
+
+    def listed(*entry):
+        report.finish(Finish(1.0, unregistered=[entry]))
+
+    listed("a", "fcm", False, False)
+    first = report.newest_entry("notregistered") + 1
+    listed("b", "fcm", False, False)
+    listed("c", "gcm", False, False)
+    listed("b", "fcm", False, False)  # it is there already
     report.mark("fcm", first, True)
-    report.add_notregistered("d", "fcm", True, True)
-    report.add_notregistered("a", "fcm", True, True)
+    listed("d", "fcm", True, True)
+    listed("a", "fcm", True, True)
     assert [entry[1:] for entry in report.page("notregistered", 0, 9)] == [("a", False), ("c", False)]
-    assert (report.lengths["notregistered"], report.lengths["held"]) == (2, 3)
+    assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (2, 3)
     assert report.forget("notregistered", first)
-    assert report.release(2) == 2 and report.release(2) == 1 and report.release(2) == 0
+    assert report.release_held(2) == 2 and report.release_held(2) == 1 and report.release_held(2) == 0
     assert [entry[1:] for entry in report.page("notregistered", first, 9)] == [
         ("c", False), ("b", True), ("d", True), ("a", True)]  # fmt: skip
-    assert (report.lengths["notregistered"], report.lengths["held"]) == (4, 0)
+    assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (4, 0)
     report.mark("fcm", 1, True)
-    assert report.lengths["held"] == 0, "what was released is not held back again"
+    assert report.totals.listed["held"] == 0, "what was released is not held back again"
     report.mark("gcm", 1, False)
     assert all(entry.wave for entry in report.page("notregistered", 0, 9))
-    report.add_notregistered("e", "fcm", False, False)
+    listed("e", "fcm", False, False)
     report.mark("fcm", 1, True)
-    assert report.discard(9) == 1 and report.discard(9) == 0
+    assert report.discard_held(9) == 1 and report.discard_held(9) == 0
     assert [entry.token for entry in report.page("notregistered", 0, 9)] == ["c", "b", "d", "a"]
-    assert (report.lengths["notregistered"], report.lengths["held"]) == (4, 0)
+    assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (4, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- a server

@@ -224,7 +224,7 @@ class Spool:
         if sound:
             return True
         stored = self.pack_of(job)
-        return stored is not None and (stored.gone & _span(stored, job)).bit_count() > alone
+        return stored is not None and (stored.gone & packs.span_of(stored.body, job)).bit_count() > alone
 
     def deferred(self, upstream: str, after: Sequence[tuple[Spot, int]], most: int) -> Deferred:
         """Store.deferred."""
@@ -325,16 +325,6 @@ def read_ends(db: sqlite3.Connection, pack: int) -> list[End]:
         End(pack, packs.from_bytes(positions) << first, at, ids.split(" ") if ids else ())
         for first, positions, at, ids in rows
     ]
-
-
-def _span(stored: Stored, job: int) -> int:
-    """The positions of a job in its pack."""
-    at = 0
-    for number, size, _ in packs.heads(stored.body):
-        if number == job:
-            return packs.span(at, size)
-        at += size
-    return 0
 
 
 def single(row: tuple[object, ...]) -> Single:

@@ -6,18 +6,20 @@ Counts what there is in memory, so that nothing is counted by SQL; a transaction
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Self
 
 from gocm_lib.state.admission import Keeping
 from gocm_lib.state.contract import (
+    BEFORE_ALL,
     Conflict,
     Count,
     Deferred,
     Entry,
     Failed,
     Known,
+    Node,
     Past,
     Place,
     Replaced,
@@ -25,9 +27,10 @@ from gocm_lib.state.contract import (
     Unregistered,
     Which,
 )
+from gocm_lib.state.history import FORGOTTEN, History
 from gocm_lib.state.packs import Key, Pack, disk_size
 from gocm_lib.state.sqlite.database import DiskSpace, checkpoint, cut_log, open_spool, shrink, told, usage
-from gocm_lib.state.sqlite.history import FORGOTTEN, History
+from gocm_lib.state.sqlite.history import HistoryRows
 from gocm_lib.state.sqlite.keys import Keys, most
 from gocm_lib.state.sqlite.report import RunReport
 from gocm_lib.state.sqlite.spool import Spool
@@ -40,6 +43,8 @@ ROOM_IS_GOOD = 0.02  # seconds for which what was measured of the disk is believ
 class SqliteStore(Store):
     """See module store for what the methods do."""
 
+    number, rescued = 0, False
+
     def __init__(self, db: sqlite3.Connection, disk: DiskSpace, keeping: Keeping) -> None:
         self.db = db
         self.disk = disk
@@ -47,7 +52,8 @@ class SqliteStore(Store):
         self._room = 0, 0  # as it was measured, less what was kept since
         self._room_good_until = 0.0
         self.spool = Spool(db)
-        self.history = History(self.spool)
+        self.rows = HistoryRows(self.spool)
+        self.history = History(self.rows)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
         self.most_keys = most(keeping.max_keys, keeping.limits.spool)
@@ -135,6 +141,16 @@ class SqliteStore(Store):
     def newest(self, upstream: str, lane: int, before: int, count: int) -> list[Stored]:
         return self.spool.newest_fresh(upstream, lane, before, count)
 
+    def take(self, upstream: str, lane: int, tokens: int) -> list[Stored]:
+        return []
+
+    def give(self, upstream: str, lane: int, after: int, kept: Collection[int]) -> None:
+        pass
+
+    @property
+    def sharers(self) -> int:
+        return 1
+
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         return self.spool.packs(ids)
 
@@ -201,16 +217,16 @@ class SqliteStore(Store):
         return self.history.failed(which, after, limit)
 
     def failed_singles(self, which: Which, limit: int) -> list[Single]:
-        return self.history.failed_singles(which, limit)
+        return self.rows.failed(which, BEFORE_ALL, limit)
 
     def is_counted(self, job: int) -> bool:
         return self.history.is_counted(job)
 
     def discard(self, which: Which, limit: int) -> int:
         with self.transaction():
-            count, sizes = self.history.discard(which, limit)
-            self._gave_up(count, sizes)
-        return count
+            found = self.rows.failed(which, BEFORE_ALL, limit)
+            self._gave_up(len(found), self.history.give_up(found))
+        return len(found)
 
     def _gave_up(self, count: int, sizes: int) -> None:
         self.failed_tokens -= count
@@ -240,6 +256,12 @@ class SqliteStore(Store):
 
     def counts(self) -> dict[Count, int]:
         return self.report.counts()
+
+    def own_counts(self) -> dict[Count, int]:
+        return self.counts()
+
+    def nodes(self) -> list[Node]:
+        return []
 
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
         return list(self.report.latest_replaced), list(self.report.latest_unregistered)
@@ -303,6 +325,7 @@ class SqliteStore(Store):
         return bool(self.disk.wal_excess())
 
     def tend(self, least: int) -> bool:
+        self.oldest()  # so that nobody who asks need pass over many
         with told():
             if self.disk.wal_excess():
                 cut_log(self.db)  # by itself it is cut with the next write, for which it may have left no room

@@ -1,0 +1,448 @@
+"""Several nodes on one spool in PostgreSQL: leases, rescue, what is shared, and what a broken connection leaves."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+from kit import KEEPING, accept, claim, eventually, keep, new_job, tally
+
+psycopg = pytest.importorskip("psycopg")
+
+from postgres import open_store  # noqa: E402
+
+from gocm_lib.config.settings import Fatal  # noqa: E402
+from gocm_lib.message.job import first_id, job_time, next_id  # noqa: E402
+from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict  # noqa: E402
+from gocm_lib.state import backlog  # noqa: E402
+from gocm_lib.state.contract import Conflict, Count, Known, Lost, Overtaken, Passing, Status, Unsure, Which  # noqa: E402
+from gocm_lib.state.packs import pack  # noqa: E402
+from gocm_lib.state.postgres import node  # noqa: E402
+from gocm_lib.state.postgres.database import Database, connect  # noqa: E402
+from gocm_lib.state.postgres.node import Identity, join  # noqa: E402
+from gocm_lib.state.postgres.schema import Durability  # noqa: E402
+from gocm_lib.state.store import Finish, Spot  # noqa: E402
+
+pytestmark = pytest.mark.short
+GONE = Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered")
+LATER = Outcome(Verdict.DEFERRED, "x", retry_after=30.0)
+
+
+@pytest.fixture
+def address(postgres):
+    return postgres.spool()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leases that end soon."""
+    for name, seconds in (("LEASE", 1.2), ("BEAT", 0.1), ("HOLD", 0.4), ("LOOK", 0.02)):
+        monkeypatch.setattr(node, name, seconds)
+
+
+@pytest.fixture
+def enter(address):
+    """A function that makes a State on the spool, as the node of a name."""
+    stores = []
+
+    def new_node(name, keeping=KEEPING, upstreams=("gcm",), gave_up=None):
+        stores.append(open_store(address, keeping, upstreams, name, gave_up))
+        return keep(stores[-1], upstreams, keeping)
+
+    yield new_node
+    for store in stores:
+        store.close()
+
+
+def fall_silent(state):
+    """The node is not heard of any more, and does not leave."""
+    state.store.member._stopped.set()
+
+
+_last = [0]
+
+
+def ids(state, count):
+    """New job ids of a node."""
+    found = []
+    for _ in range(count):
+        _last[0] = next_id(first_id(_last[0], state.store.number), time.time())
+        found.append(_last[0])
+    return found
+
+
+def jobs(state, *tokens):
+    return [new_job(job, each, now=time.time()) for job, each in zip(ids(state, len(tokens)), tokens)]
+
+
+def sql(address, statement, *values):
+    with contextlib.closing(connect(address)) as db:
+        cursor = db.execute(statement, values)
+        return cursor.fetchall() if cursor.description else None
+
+
+# ----------------------------------------------------------------------------------------------------------- who is who
+
+
+def test_nodes_have_numbers_and_ids_say_whose_they_are(enter):
+    one, two = enter("one"), enter("two")
+    assert (one.store.number, two.store.number) == (1, 2)
+    [job] = ids(two, 1)
+    assert job & 255 == 2 and abs(job_time(job) - time.time()) < 60
+    assert next_id(first_id(job, 1), 0.0) > job and first_id(job, 1) & 255 == 1
+
+
+def test_a_name_is_one_node(address, quick):
+    def enter(run, machine):
+        return join(address, Identity("a", run, machine), lambda _: waited.append(1) or time.sleep(0.05))
+
+    waited = []
+    number, epoch, _ = enter("run 1", "machine")
+    assert enter("run 1", "other") == (number, epoch + 1, False) and not waited, "its own next state process"
+    assert enter("run 2", "other") == (number, epoch + 2, False) and not waited, "the lock says that the other is gone"
+    assert enter("run 3", "machine") == (number, epoch + 3, False) and len(waited) > 5, "else its lease has to end"
+
+
+def test_a_second_gateway_of_a_name_is_refused(tmp_path):
+    first = node.identify("a", "x", str(tmp_path))
+    assert first.machine and node.identify("b", "x", str(tmp_path)).machine != first.machine
+    with pytest.raises(Fatal, match="another GoCM runs here as node a"):
+        node.identify("a", "y", str(tmp_path))
+
+
+def test_numbers_of_nodes_that_left_long_ago_are_free_again(enter, address):
+    state = enter("one")
+    enter("old").close()
+    sql(address, "UPDATE node SET lease = now() - interval '2 days' WHERE name = 'old'")
+    state.store.member._folded_at = -1e9
+    state.store.member._beat()
+    assert sql(address, "SELECT name FROM node") == [("one",)] and enter("new").store.number == 2
+
+
+# ------------------------------------------------------------------------------------------------------ leases, rescue
+
+
+def test_what_a_silent_node_had_is_sent_by_another_and_counts_once(enter, quick):
+    told = []
+    silent, other = enter("silent", gave_up=told), enter("other")
+    new = jobs(silent, "abc", "de")
+    accept(silent, new)
+    now = time.time()
+    held = claim(silent, now=now)
+    assert len(held) == 5 and claim(other, now=now) == {}
+    silent.settle(1, [Result("gcm", new[0].id, 0, 1, LATER), Result("gcm", new[0].id, 1, 1, DELIVERED)], now)
+    fall_silent(silent)
+    taken = eventually(lambda: claim(other, now=now + 60))
+    taken |= claim(other, now=now + 60)
+    assert taken.keys() == held.keys() - {(new[0].id, 1)}
+    for job, n in taken:
+        attempt = 2 if (job, n) == (new[0].id, 0) else 1
+        other.settle(1, [Result("gcm", job, n, attempt, DELIVERED)], now + 60)
+    with pytest.raises(Lost):
+        silent.settle(1, [Result("gcm", new[1].id, 0, 1, DELIVERED)], now + 60)
+    with pytest.raises(Lost):
+        accept(silent, jobs(silent, "x"))
+    counters = other.snapshot().counters
+    assert (counters["accepted_tokens"], counters["delivered"]) == (5, 5)
+    eventually(lambda: tally(other)["tokens"] == 0 and tally(other)["over"] == 5)
+
+
+def test_who_cannot_beat_gives_up_when_its_lease_ends(enter, quick, postgres):
+    told = []
+    state = enter("one", gave_up=told)
+    state.store.member._connection.close()
+    state.store.member._address = "postgresql://owner@/none?host=/nowhere"
+    began = time.monotonic()
+    eventually(lambda: told)
+    assert "was not reached" in told[0] and 0.8 * node.LEASE < time.monotonic() - began < 2 * node.LEASE
+
+
+def test_a_lease_that_another_has_ended_is_noticed(enter, address, quick):
+    told = []
+    enter("one", gave_up=told)
+    sql(address, "UPDATE node SET epoch = epoch + 1")
+    eventually(lambda: told)
+    assert "another node has ended our lease" in told[0]
+
+
+def test_nobody_is_rescued_by_one_who_was_away_as_well(enter, address, quick):
+    one = enter("one")
+    enter("two")
+    fall_silent(one)
+    member = one.store.member
+    member._held_since = time.monotonic()
+    sql(address, "UPDATE node SET lease = now() - interval '1 day' WHERE name = 'two'")
+    member._beat()
+    assert sql(address, "SELECT fenced FROM node WHERE name = 'two'") == [(False,)]
+
+
+def test_a_node_that_leaves_leaves_at_once(enter):
+    leaver, stayer = enter("leaver"), enter("stayer")
+    accept(leaver, jobs(leaver, "abc"))
+    leaver.close()
+    stayer.store.member._held_since -= node.LEASE
+    stayer.store.member._beat()
+    assert len(claim(stayer, now=time.time())) == 3
+
+
+def test_who_comes_back_goes_on_with_what_it_had(enter):
+    state = enter("one")
+    accept(state, jobs(state, "abc"))
+    state.close()
+    again = enter("one")
+    assert again.store.number == state.store.number and len(claim(again, now=time.time())) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- sharing
+
+
+def test_a_backlog_is_shared(enter, monkeypatch):
+    monkeypatch.setattr(backlog, "WINDOW", 4)
+    busy, idle = enter("busy"), enter("idle")
+    accept(busy, jobs(busy, *(["xyz"] * 5)))
+    claim(busy, now=time.time(), room=1)
+    accept(busy, jobs(busy, *(["xyz"] * 5)))
+    for each in (busy, idle):
+        each.store.member._beat()
+    busy.keep_house(time.time() + 5)
+    idle.store.member._beat()
+    theirs, mine = claim(idle, now=time.time() + 5, room=1000), claim(busy, now=time.time() + 5, room=1000)
+    assert mine and theirs and not mine.keys() & theirs.keys()
+    both = mine.keys() | theirs.keys() | claim(idle, now=time.time() + 6, room=1000).keys()
+    both |= claim(busy, now=time.time() + 6, room=1000).keys()
+    assert len(both) == 29, "one was claimed before"
+
+
+def test_a_paused_node_lets_others_send(enter):
+    """Its key may be wrong, or its network."""
+    paused, other = enter("paused"), enter("other")
+    new = jobs(paused, *(["x"] * 30))
+    for job in new:
+        accept(paused, [job])
+    for each in (paused, other):
+        each.store.member._beat()
+    now = time.time()
+    no = Outcome(Verdict.UNREACHABLE, "refused", answered=False)
+    for job, n in claim(paused, now=now, room=5):
+        paused.settle(1, [Result("gcm", job, n, 1, no)], now)
+    assert paused.pacing.pauses
+    paused.keep_house(now + 2)
+    other.store.member._beat()
+    assert len(claim(other, now=now + 2, room=1000)) >= 20
+
+
+def test_the_rate_is_for_all(enter):
+    one = enter("one")
+    whole = one.pacing.standings["gcm"].pace.limit
+    enter("two")
+    one.store.member._beat()
+    one.keep_house(time.time())
+    assert one.pacing.standings["gcm"].pace.limit == whole / 2
+
+
+def test_a_key_is_known_at_every_node(enter):
+    one, two = enter("one"), enter("two")
+    [first], [second] = jobs(one, "a"), jobs(two, "a")
+    first, second = (each._replace(key=(b"k" * 16, b"b" * 16)) for each in (first, second))
+    accept(one, [first])
+    assert accept(two, [second]) == {second.id: Known(first.id)}
+    other = second._replace(id=ids(two, 1)[0], key=(b"k" * 16, b"c" * 16))
+    assert accept(two, [other]) == {other.id: Conflict()}
+
+
+def test_the_same_key_at_two_nodes_at_once_is_one_job(enter):
+    one, two = enter("one"), enter("two")
+    [first], [second] = jobs(one, "a"), jobs(two, "a")
+    first, second = (each._replace(key=(b"k" * 16, b"b" * 16)) for each in (first, second))
+    found = []
+    with one.turn():
+        accept(one, [first])
+        one.store.db.ask("SELECT 1")  # what waits for the pipeline is at the server
+        thread = threading.Thread(target=lambda: found.append(accept(two, [second])))
+        thread.start()
+        eventually(lambda: sql(one.store.member._address, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+    thread.join()
+    assert found == [{second.id: Known(first.id)}]
+    with pytest.raises(Overtaken), two.turn():
+        two.store.keep(pack([second]), {})
+
+
+def test_reports_and_jobs_are_the_same_at_every_node(enter):
+    one, two = enter("one"), enter("two")
+    [job] = jobs(one, "abc")
+    accept(one, [job])
+    now = time.time()
+    dead = Outcome(Verdict.REJECTED, "no", cause="rejected")
+    for (number, n), outcome in zip(claim(one, now=now), (DELIVERED, GONE, dead)):
+        one.settle(1, [Result("gcm", number, n, 1, outcome)], now)
+    for state in (one, two):
+        found = state.status(job.id, "", -1, 9)
+        assert isinstance(found, Status) and found.states["delivered"] == 1 and found.states["failed"] == 2
+        assert state.snapshot().counters["notregistered"] == 1
+        assert [entry.token for entry in state.page("notregistered", 0, 9)] == ["b"]
+    two.store.member._beat()
+    assert tally(one) == tally(two) and two.store.totals.listed["notregistered"] == 1
+
+
+def test_numbers_of_a_list_come_in_the_order_of_commits(enter):
+    """Else who has read up to 10 would clear 9 unseen, when its transaction ends later."""
+    one, two = enter("one"), enter("two")
+    thread = threading.Thread(
+        target=lambda: two.store.finish(Finish(1.0, unregistered=[("late", "gcm", False, False)]))
+    )
+    with one.turn():
+        one.store.finish(Finish(1.0, unregistered=[("early", "gcm", False, False)]))
+        thread.start()
+        eventually(lambda: sql(one.store.member._address, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        assert two.page("notregistered", 0, 9) == [] if not thread.is_alive() else True
+    thread.join()
+    assert [entry[:2] for entry in one.page("notregistered", 0, 9)] == [(1, "early"), (2, "late")]
+
+
+def test_ids_of_nodes_come_between_each_other(enter):
+    """What is asked of a pack is not asked of another node's, which has ids among its own."""
+    one, two = enter("one"), enter("two")
+    base = next_id(0, time.time())
+    mine = [new_job(base + (n << 8) + 1, "ab", now=time.time()) for n in (0, 2, 4)]
+    others = [new_job(base + (n << 8) + 2, "cd", now=time.time()) for n in (1, 3)]
+    accept(one, mine)
+    accept(two, others)
+    now = time.time()
+    for state in (one, two):
+        for job, n in claim(state, now=now):
+            state.settle(1, [Result("gcm", job, n, 1, LATER if n else DELIVERED)], now)
+    for job in (*mine, *others):
+        assert one.status(job.id, "", -1, 9).states["deferred"] == 1, job.id
+    for job, n in claim(one, now=now + 60):
+        one.settle(1, [Result("gcm", job, n, 2, DELIVERED)], now + 60)
+    assert one.store.forget_jobs(now + 100, 0)
+    assert [two.status(job.id, "", -1, 9).states["deferred"] for job in others] == [1, 1]
+    assert len(claim(two, now=now + 60)) == 2
+
+
+def test_failed_tokens_are_replayed_and_discarded_from_any_node(enter):
+    one, two = enter("one"), enter("two")
+    accept(one, jobs(one, "ab"))
+    now = time.time()
+    for job, n in claim(one, now=now):
+        outcome = Outcome(Verdict.DEFERRED, "x", retry_after=1e9)
+        one.settle(1, [Result("gcm", job, n, 1, outcome)], now)
+    assert len(two.failed(Which(0, "", "", 1e12), (0, -1), 9)) == 2
+    two.store.member._beat()
+    assert two.replay(Which(0, "", "", 1e12), now) == 2
+    assert len(claim(two, now=now)) == 2 and claim(one, now=now) == {}
+
+
+# --------------------------------------------------------------------------------------------- broken connections
+
+
+def end_sessions(address, which="true"):
+    sql(address, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND {which}")
+
+
+def test_a_session_that_ends_between_two_calls_costs_one_call(enter, address):
+    state = enter("one")
+    end_sessions(address, "datname = current_database()")
+    with pytest.raises(Passing):
+        state.page("notregistered", 0, 9)
+    assert state.page("notregistered", 0, 9) == []
+    assert accept(state, jobs(state, "a")) == {}
+
+
+def test_nobody_knows_what_became_of_a_commit_without_an_answer(enter, address):
+    state = enter("one")
+    with pytest.raises(Unsure), state.turn():
+        accept(state, jobs(state, "a"))
+        end_sessions(address, "datname = current_database()")
+
+
+def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_no_ok(postgres, address, enter):
+    """The server says that it is done, though only one disk has it."""
+    state = enter("one")
+    sql(address, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    sql(address, "SELECT pg_reload_conf()")
+    eventually(lambda: sql(address, "SHOW synchronous_standby_names") == [("nobody",)])
+    try:
+        found = []
+
+        def post():
+            with pytest.raises(Unsure) as caught:
+                accept(state, jobs(state, "a"))
+            found.append(str(caught.value))
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        [[pid]] = eventually(lambda: sql(address, waiting))
+        state.store.member._beat()  # our lease does not wait for the standby
+        assert thread.is_alive() and not found
+        sql(address, "SELECT pg_cancel_backend(%s)", pid)
+        thread.join(10)
+        assert found and "wait for synchronous replication" in found[0]
+    finally:
+        sql(address, "ALTER SYSTEM RESET synchronous_standby_names")
+        sql(address, "SELECT pg_reload_conf()")
+
+
+def test_what_is_wrong_with_a_server_is_said(address):
+    with contextlib.closing(connect(address)) as db:
+        durability = Durability(lambda statement: db.execute(statement).fetchall())
+    problems = durability.problems("standby")
+    assert any("fsync" in each for each in problems) and any("synchronous_standby_names" in each for each in problems)
+
+
+# ----------------------------------------------------------------------------------------------------- hot statements
+
+
+_DEAD = """
+INSERT INTO pack (id, last, upstream, lane, since, size, fresh, open, jobs, node)
+SELECT n << 8 | 1, n << 8 | 1, 'gcm', 0, 1, 1, 1, 1, 1, n %% 2 FROM generate_series(1, 100000) AS n
+"""
+
+
+@pytest.mark.alone
+def test_statements_are_quick_beside_many_dead_rows(enter, address):
+    """A snapshot that somebody holds keeps 100,000 dead rows. What a claim reads does not grow with them."""
+    state, pages = enter("one"), []
+    with contextlib.closing(psycopg.connect(address)) as holder:
+        sql(address, _DEAD)
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM gocm.pack")
+        sql(address, "UPDATE pack SET done = true, fresh = 0, open = 0")
+        [job] = jobs(state, "abc")
+        accept(state, [job])
+        state.store.spool._floors.update({("gcm", 0): (job.id, 1e12), ("", 0): (job.id, 1e12)})
+        state.store._pool.add(("gcm", 0))
+        original = Database._run
+
+        def explained(self, statement, values):
+            if not statement.lstrip().startswith(("SELECT", "WITH")):
+                return original(self, statement, values)
+            rows = original(self, "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, values).fetchall()
+            plan = rows[0][0][0]["Plan"]
+            pages.append((plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], statement))
+            return original(self, statement, values)
+
+        state.store.db._run = explained.__get__(state.store.db)
+        assert state.store.fresh("gcm", 0, job.id - 1, 100)
+        state.store.due("gcm", Spot(0), 1 << 60, 100, 0)
+        state.store.next_rank("gcm", Spot(0), 1 << 60, 0)
+        state.store.take("gcm", 0, 100)
+        assert state.store.oldest() and state.store.pack_of(job.id)
+        holder.execute("ROLLBACK")
+    assert len(pages) >= 6
+    assert max(count for count, _ in pages) < 100, [(count, statement[:80]) for count, statement in pages]
+
+
+def test_counters_are_folded_and_the_same_as_before(enter, address):
+    state = enter("one")
+    for _ in range(20):
+        accept(state, jobs(state, "ab"))
+    before = state.store.counts(), tally(state)
+    assert sql(address, "SELECT count(*) FROM tally")[0][0] > 50
+    state.store.member._folded_at = -1e9
+    state.store.member._beat()
+    assert sql(address, "SELECT count(*) FROM tally") == [(0,)]
+    assert (state.store.counts(), tally(state)) == before
+    assert state.store.counts()[Count("accepted_tokens", "gcm")] == 40
+    state.store.db.close()
