@@ -365,10 +365,12 @@ class Supervisor:
 
 
 def _lease(forkserver: Forkserver, settings: Settings) -> Sequence[float]:
-    """The time until which senders may send: the state process of a shared spool puts it off while it is heard of."""
+    """The time until which senders may send: the state process of a shared spool puts it off while it is heard of. And
+    what it leaves to the next one.
+    """
     if not spool_address.is_address(settings.spool):
         return [float("inf")]
-    lease: Sequence[float] = forkserver.context.RawArray("d", [float("inf")])
+    lease: Sequence[float] = forkserver.context.RawArray("d", [float("inf"), 0.0])
     return lease
 
 

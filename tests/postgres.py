@@ -33,8 +33,9 @@ def programs():
 class Postgres:
     """A server. Its superuser is `owner`, who needs no password at its socket."""
 
-    def __init__(self, *settings, fsync=False, primary=None):
-        """`settings` are lines of its configuration; it may be the standby of a `primary`."""
+    def __init__(self, *settings, fsync=False, primary=None, network=None):
+        """`settings` are lines of its configuration; it may be the standby of a `primary`, or in a Network."""
+        self.network = network
         self.bin = programs()
         if self.bin is None:
             pytest.skip("there is no PostgreSQL here")
@@ -68,6 +69,8 @@ class Postgres:
         command = [str(self.bin / program), *map(str, words)]
         if os.geteuid() == 0:
             command = ["runuser", "-u", self.user, "--", *command]
+        if self.network:
+            command = ["ip", "netns", "exec", self.network.name, *command]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/tmp")
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -76,6 +79,26 @@ class Postgres:
 
     def stop(self, mode="immediate"):
         self._run("pg_ctl", "-D", self.data, "-w", "-m", mode, "stop")
+
+    def by_tls(self, authority, address):
+        """Have it serve TLS in its network. Returns how a spool is reached so, by the authority's certificate."""
+        made = authority.issue_cert(self.network.THERE)
+        made.private_key_pem.write_to_path(self.data / "server.key")
+        made.cert_chain_pems[0].write_to_path(self.data / "server.crt")
+        authority.cert_pem.write_to_path(self.data / "ca.pem")
+        for name in ("server.key", "server.crt"):
+            shutil.chown(self.data / name, self.user)
+            os.chmod(self.data / name, 0o600)
+        os.chmod(self.place, 0o755)
+        ca = self.place / "ca.pem"
+        authority.cert_pem.write_to_path(ca)
+        with open(self.data / "pg_hba.conf", "a") as file:
+            file.write(f"hostssl all all {self.network.HERE}/32 trust\n")
+        with open(self.data / "postgresql.conf", "a") as file:
+            file.write(f"listen_addresses = '{self.network.THERE}'\nssl = on\n")
+        self.stop("fast")
+        self.start()
+        return address.replace("owner@/", f"owner@{self.network.THERE}/").partition("?")[0] + f"?sslrootcert={ca}"
 
     def address(self, name="postgres"):
         """Where a database of this server is."""
@@ -108,6 +131,38 @@ class Postgres:
         with contextlib.suppress(AssertionError):  # it is not running
             self.stop()
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+class Network:
+    """A network of its own, with a link that can go down without a word. Needs root."""
+
+    HERE, THERE = "10.231.77.1", "10.231.77.2"
+
+    def __init__(self):
+        self.name = f"gocm-{os.getpid()}"
+        self.link = f"gocm{os.getpid()}"
+        if os.geteuid() or not shutil.which("ip") or subprocess.run(["ip", "netns", "add", self.name]).returncode:
+            pytest.skip("no network of our own can be made here")
+        self._ip("link", "add", self.link, "type", "veth", "peer", "name", "inside", "netns", self.name)
+        self._ip("address", "add", f"{self.HERE}/30", "dev", self.link)
+        self._ip("link", "set", self.link, "up")
+        self._ip("-n", self.name, "address", "add", f"{self.THERE}/30", "dev", "inside")
+        self._ip("-n", self.name, "link", "set", "inside", "up")
+
+    @staticmethod
+    def _ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    def cut(self):
+        self._ip("link", "set", self.link, "down")
+
+    def mend(self):
+        self._ip("link", "set", self.link, "up")
+
+    def close(self):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self._ip("link", "delete", self.link)
+        self._ip("netns", "delete", self.name)
 
 
 class Pair:
@@ -167,7 +222,7 @@ def _lives(pid):
 def open_store(address, keeping, upstreams=("gcm", "fcm"), name="one", gave_up=None):
     """A Store on the spool at an address, as a node of this name."""
     store = PostgresStore.open(address, join(address, Identity(name, name, ""), time.sleep), upstreams, keeping)
-    store.start([0.0], [].append if gave_up is None else gave_up.append)
+    store.start([0.0, 0.0], [].append if gave_up is None else gave_up.append)
     return store
 
 

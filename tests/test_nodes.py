@@ -17,7 +17,8 @@ from kit import FORM, ROOT, Http, Sandbox, Server, eventually, form
 
 psycopg = pytest.importorskip("psycopg")
 
-from postgres import Pair, Postgres  # noqa: E402
+import trustme  # noqa: E402
+from postgres import Network, Pair, Postgres  # noqa: E402
 
 LEASE = 15.0  # seconds
 LIMIT = 60  # seconds until what was interrupted has ended
@@ -87,6 +88,18 @@ class Fleet:
             kept.close()
             self.kept.__dict__[node.port] = None
             return 0
+
+    def post_until_taken(self, node):
+        """What is not answered may have been taken: each try is another message."""
+
+        def taken():
+            token = f"again-{time.monotonic_ns()}"
+            if self.try_to_post(node, [token], 10) == 200:
+                self.accepted.append(token)
+                return True
+            return False
+
+        eventually(taken, LIMIT)
 
     @contextlib.contextmanager
     def load(self, *nodes, rate=80, clients=4):
@@ -295,8 +308,7 @@ def test_a_node_that_stood_still_finds_its_lease_ended(fleet):
         os.killpg(one.process.pid, signal.SIGCONT)
     fleet.check(two, twice=20)
     eventually(lambda: "our lease" in one.log(), LIMIT)
-    eventually(lambda: fleet.try_to_post(one, ["again"]) == 200, LIMIT)
-    fleet.accepted.append("again")
+    fleet.post_until_taken(one)
     fleet.check(one, twice=20)
 
 
@@ -336,8 +348,7 @@ def test_a_promoted_standby_has_all_that_was_answered(tmp_path):
             promoted = time.monotonic()
             time.sleep(1.0)
             pair.stand_by()  # until there is one again nothing is committed
-            eventually(lambda: fleet.try_to_post(one, ["again"]) == 200, LIMIT)
-            fleet.accepted.append("again")
+            fleet.post_until_taken(one)
             took = time.monotonic() - promoted
             time.sleep(1.0)
         fleet.check(one, twice=0)
@@ -358,9 +369,33 @@ def test_while_the_server_is_away_nothing_is_taken_and_nothing_lost(fleet):
         time.sleep(LEASE - 2)  # its lease ends meanwhile
     finally:
         fleet.server.start()
-    eventually(lambda: fleet.try_to_post(one, ["late"]) == 200, LIMIT)
-    fleet.accepted.append("late")
+    fleet.post_until_taken(one)
     fleet.check(one, twice=0)
+
+
+@pytest.mark.parametrize("seconds", [6, 20], ids=["back in time", "its lease is over"])
+def test_a_link_that_goes_down_without_a_word(tmp_path, seconds):
+    network = Network()
+    server = Postgres(fsync=True, network=network)
+    address = server.by_tls(trustme.CA(), server.spool())
+    fleet = Fleet(server, address, tmp_path)
+    try:
+        one = fleet.start("one")
+        with fleet.load(one, rate=40):
+            time.sleep(1.0)
+            network.cut()
+            began = time.monotonic()
+            eventually(lambda: fleet.try_to_post(one, [f"no-{time.monotonic_ns()}"], 10) == 503)
+            assert time.monotonic() - began < 10, "seconds until it is told"
+            time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+            network.mend()
+            fleet.post_until_taken(one)
+            time.sleep(1.0)
+        fleet.check(one, twice=0)
+    finally:
+        fleet.end()
+        server.close()
+        network.close()
 
 
 def test_random_faults_lose_nothing():

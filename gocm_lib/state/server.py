@@ -88,7 +88,7 @@ def _open(settings: Settings, keeping: Keeping, us: Us) -> Store:
             raise
         raise Fatal(NO_PSYCOPG) from None
     opened = opening.open_store(settings, us.run, list(DIALECTS), keeping, us.again)
-    opened.start(us.lease, _leave_spool)
+    opened.start(us.lease, _leave_spool, waits=opened.rescued and bool(us.living))
     return opened
 
 

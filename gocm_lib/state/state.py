@@ -860,6 +860,8 @@ class State(Shared):
         self.crashes.pop(generation, None)
         self.batches.pop(generation, None)
         self.living.discard(generation)
+        if not self.living:
+            self.store.resume()
         if self.backlog.barrier and not self.living:
             released += self.backlog.lift_bar()
         return released

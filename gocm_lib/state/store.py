@@ -178,6 +178,9 @@ class Store(Protocol):
     def give(self, upstream: str, lane: int, after: int, kept: Collection[int]) -> None:
         """Make our packs with open tokens nobody's, those with ids above `after`, but these."""
 
+    def resume(self) -> None:
+        """None of the senders is there any more that may have what others rescued: those that are may send."""
+
     @property
     def sharers(self) -> int:
         """How many share this Store, and are there now. At least 1."""

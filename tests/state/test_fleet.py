@@ -1,6 +1,7 @@
 """Several nodes on one spool in PostgreSQL: leases, rescue, what is shared, and what a broken connection leaves."""
 
 import contextlib
+import random
 import threading
 import time
 
@@ -17,7 +18,7 @@ from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict  # noqa
 from gocm_lib.state import backlog  # noqa: E402
 from gocm_lib.state.contract import Conflict, Count, Known, Lost, Overtaken, Passing, Status, Unsure, Which  # noqa: E402
 from gocm_lib.state.packs import pack  # noqa: E402
-from gocm_lib.state.postgres import node  # noqa: E402
+from gocm_lib.state.postgres import node, schema  # noqa: E402
 from gocm_lib.state.postgres.database import Database, connect  # noqa: E402
 from gocm_lib.state.postgres.node import Identity, join  # noqa: E402
 from gocm_lib.state.postgres.schema import Durability  # noqa: E402
@@ -191,6 +192,93 @@ def test_who_comes_back_goes_on_with_what_it_had(enter):
     state.close()
     again = enter("one")
     assert again.store.number == state.store.number and len(claim(again, now=time.time())) == 3
+
+
+class TwoNodes:
+    """Random verbs at two nodes, of which either may die, be rescued and come back. Every token ends once."""
+
+    def __init__(self, enter, address, seed):
+        self.enter, self.address, self.chance = enter, address, random.Random(seed)
+        self.now = time.time()
+        self.states = {name: self.start(name) for name in ("one", "two")}
+        self.held = {name: [] for name in self.states}  # places and attempts
+        self.last = {name: [] for name in self.states}  # what was settled last: it may be repeated
+        self.tokens = self.ended = 0
+
+    def start(self, name):
+        state = self.enter(name)
+        state.store.member._held_since -= node.LEASE
+        state.begin(1)
+        return state
+
+    def step(self):
+        name = self.chance.choice(list(self.states))
+        state = self.states[name]
+        self.now += self.chance.choice([0.0, 0.5, 20.0])
+        match self.chance.choice(["accept", "accept", "claim", "claim", "settle", "settle", "repeat", "beat", "die"]):
+            case "accept":
+                new = jobs(state, *("abcd"[: self.chance.randint(1, 4)] for _ in range(self.chance.randint(1, 3))))
+                assert accept(state, new) == {}
+                self.tokens += sum(len(job.tokens) for job in new)
+            case "claim":
+                found = claim(state, now=self.now, room=self.chance.choice([1, 5, 100]))
+                self.held[name] += [(*place, token.attempt) for place, token in found.items()]
+            case "settle":
+                some = [each for each in self.held[name] if self.chance.random() < 0.7]
+                self.held[name] = [each for each in self.held[name] if each not in some]
+                self.settle(name, some)
+            case "repeat":
+                state.settle(1, self.last[name], self.now)
+            case "beat":
+                state.store.member._beat()
+                state.keep_house(self.now)
+            case "die":
+                self.die(name)
+
+    def settle(self, name, some):
+        outcomes = [DELIVERED, DELIVERED, LATER, GONE]
+        self.last[name] = [Result("gcm", job, n, t, self.chance.choice(outcomes)) for job, n, t in some]
+        self.states[name].settle(1, self.last[name], self.now)
+
+    def die(self, name):
+        """It is gone; the other one may rescue what it had, or it comes back before."""
+        fall_silent(self.states[name])
+        other = next(each for each in self.states if each != name)
+        if self.chance.random() < 0.5:
+            sql(self.address, "UPDATE node SET lease = now() - interval '1 second' WHERE name = %s", name)
+            self.states[other].store.member._beat()
+        if self.chance.random() < 0.3:  # it does not know it yet
+            with contextlib.suppress(Lost):
+                self.states[name].settle(1, [Result("gcm", *each, DELIVERED) for each in self.held[name]], self.now)
+        self.states[name].store.db.close()
+        self.states[name] = self.start(name)
+        self.held[name], self.last[name] = [], []
+
+    def drain(self):
+        """Deliver the rest."""
+        for _ in range(60):
+            for name, state in self.states.items():
+                state.store.member._beat()
+                self.held[name] += [(*p, t.attempt) for p, t in claim(state, now=self.now, room=1000).items()]
+                state.settle(1, [Result("gcm", *each, DELIVERED) for each in self.held[name]], self.now)
+                self.held[name] = []
+            self.now += 60.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_two_nodes_do_each_token_ends_once(enter, address, seed, monkeypatch):
+    monkeypatch.setattr(backlog, "WINDOW", 6)
+    two = TwoNodes(enter, address, seed)
+    for _ in range(150):
+        two.step()
+    two.drain()
+    for state in two.states.values():
+        snapshot = state.snapshot()
+        counters = snapshot.counters
+        assert counters["accepted_tokens"] == two.tokens == counters["delivered"] + counters["failures"]
+        assert (snapshot.pending, snapshot.tokens, counters["attempts"]) == (0, 0, two.tokens)
+    open_, size = sql(address, "SELECT sum(open), sum(size) FROM pack")[0]
+    assert (open_, size) == (0, two.tokens)
 
 
 # ------------------------------------------------------------------------------------------------------------- sharing
@@ -384,6 +472,19 @@ def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_no_ok(post
         sql(address, "SELECT pg_reload_conf()")
 
 
+def test_what_a_server_has_forgotten_that_it_had_committed_is_told(enter, caplog):
+    """A standby was promoted that had not received it."""
+    state = enter("one")
+    [job] = jobs(state, "a")
+    accept(state, [job])
+    told, cell = [], [0.0, float(job.id >> 8)]
+    assert state.store.member._cell[1] == cell[1]
+    state.store.start(cell, told.append)
+    assert not caplog.records
+    state.store.start([0.0, cell[1] + 1], told.append)
+    assert "does not have message" in caplog.text
+
+
 def test_what_is_wrong_with_a_server_is_said(address):
     with contextlib.closing(connect(address)) as db:
         durability = Durability(lambda statement: db.execute(statement).fetchall())
@@ -432,6 +533,45 @@ def test_statements_are_quick_beside_many_dead_rows(enter, address):
         holder.execute("ROLLBACK")
     assert len(pages) >= 6
     assert max(count for count, _ in pages) < 100, [(count, statement[:80]) for count, statement in pages]
+
+
+# ------------------------------------------------------------------------------------------------------- formats
+
+
+def spool_command(address, *words):
+    from gocm_lib.state.postgres import administration
+
+    return administration.command([*words, "--spool", address], {})
+
+
+def test_nodes_of_two_formats_work_side_by_side_until_the_last_old_one_has_gone(enter, address, monkeypatch, capsys):
+    """A made-up next format: it adds a column."""
+    old = enter("old")
+    accept(old, jobs(old, "ab"))
+    with monkeypatch.context() as next_version:
+        next_version.setattr(schema, "FORMAT", 2)
+        next_version.setattr(schema, "STEPS", {1: "ALTER TABLE pack ADD COLUMN colour text NOT NULL DEFAULT 'red'"})
+        assert spool_command(address, "upgrade") == 0
+        assert "nodes of format 1 run: replace them, and do this again" in capsys.readouterr().out
+        new = enter("new")
+        accept(new, jobs(new, "cd"))
+        accept(old, jobs(old, "ef"))
+        now = time.time()
+        for state in (old, new):
+            for job, n in claim(state, now=now):
+                state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], now)
+        assert new.snapshot().counters["delivered"] == 6 and old.snapshot().pending == 0
+        assert schema.unfit(2, 1) == ""
+        old.close()
+        assert spool_command(address, "upgrade") == 0 and "replace them" not in capsys.readouterr().out
+    assert schema.unfit(*sql(address, "SELECT format, works_with FROM meta")[0]).endswith("run a newer version")
+    assert spool_command(address, "check") == 1
+
+
+def test_a_newer_version_on_an_old_spool_asks_for_the_upgrade(monkeypatch):
+    monkeypatch.setattr(schema, "FORMAT", 4)
+    monkeypatch.setattr(schema, "READS_FROM", 3)
+    assert schema.unfit(2, 1).endswith("gocm spool upgrade") and schema.unfit(3, 2) == ""
 
 
 def test_counters_are_folded_and_the_same_as_before(enter, address):

@@ -10,9 +10,9 @@ import psycopg
 from gocm_lib.config import spool_address, values
 from gocm_lib.config.settings import Exit, Fatal, MoveSettings, SpoolSettings
 from gocm_lib.process import log
-from gocm_lib.state.postgres import transfer
+from gocm_lib.state.postgres import schema, transfer
 from gocm_lib.state.postgres.database import Row, connect, reason
-from gocm_lib.state.postgres.schema import FORMAT, GRANTS, SCHEMA, Durability
+from gocm_lib.state.postgres.schema import GRANTS, SCHEMA, Durability
 
 Connection = psycopg.Connection[Row]
 
@@ -97,14 +97,34 @@ def _check(connection: Connection, settings: SpoolSettings) -> int:
     problems = durability.problems(settings.spool_durable)
     if not ask("SELECT 1 WHERE to_regclass('gocm.meta') IS NOT NULL"):
         problems.append("there is no spool: gocm spool init")
-    elif (found := ask("SELECT format FROM gocm.meta")[0][0]) != FORMAT:
-        problems.append(f"the spool has format {found}, this GoCM knows {FORMAT}")
+    elif problem := schema.unfit(*ask("SELECT format, works_with FROM gocm.meta")[0]):
+        problems.append(f"the spool is not for this version: {problem}")
     for problem in problems:
         _show(f"wrong: {problem}")
     where = "on two machines" if durability.standby else "on the server's disk"
     if not problems:
         _show(f"good: what is answered with ok is {where}")
     return Exit.FAILED if problems else Exit.OK
+
+
+def _upgrade(connection: Connection, _: SpoolSettings) -> int:
+    """Make the spool one of today's format. First what is new is added, while nodes of the format before go on; once
+    all nodes are new ones, and this is done again, older ones are refused.
+    """
+    with connection.transaction():
+        [[found]] = connection.execute("SELECT format FROM gocm.meta FOR UPDATE")
+        connection.execute("SET LOCAL search_path = gocm")
+        for number in range(found, schema.FORMAT):
+            connection.execute(schema.STEPS[number].encode())
+        connection.execute("UPDATE meta SET format = greatest(format, %s)", (schema.FORMAT,))
+        [[oldest]] = connection.execute(
+            "SELECT coalesce(min(format), %s) FROM node WHERE lease > now()", (schema.FORMAT,)
+        )
+        connection.execute("UPDATE meta SET works_with = greatest(works_with, %s)", (min(oldest, schema.FORMAT),))
+    _show(f"the spool has format {max(found, schema.FORMAT)}")
+    if oldest < schema.FORMAT:
+        _show(f"nodes of format {oldest} run: replace them, and do this again")
+    return Exit.OK
 
 
 def _nodes(connection: Connection, _: SpoolSettings) -> int:
@@ -123,4 +143,10 @@ def _nodes(connection: Connection, _: SpoolSettings) -> int:
 
 
 Action = Callable[[Connection, SpoolSettings], int]
-ACTIONS: dict[str, Action | None] = {"init": _init, "check": _check, "nodes": _nodes, "move": None}
+ACTIONS: dict[str, Action | None] = {
+    "init": _init,
+    "check": _check,
+    "nodes": _nodes,
+    "upgrade": _upgrade,
+    "move": None,
+}

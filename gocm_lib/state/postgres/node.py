@@ -25,9 +25,10 @@ import psycopg
 
 from gocm_lib import __version__
 from gocm_lib.config.settings import Exit, Fatal
-from gocm_lib.message.job import NODES
+from gocm_lib.message.job import NODE_BITS, NODES
 from gocm_lib.process import log
 from gocm_lib.state.contract import Count
+from gocm_lib.state.postgres import schema
 from gocm_lib.state.postgres.database import Row, connect, reason
 from gocm_lib.state.postgres.report import FOLD, GAUGES
 from gocm_lib.state.postgres.spool import within
@@ -43,15 +44,15 @@ CLOCK_TOLERANCE = 5.0  # seconds that a machine's clock may differ from the serv
 TOLD_EVERY = 60.0  # seconds between two lines about the same
 
 _TAKE_NUMBER = """
-INSERT INTO node (id, name, epoch, run, machine, version, lease)
-SELECT min(free), %(name)s, 1, %(run)s, %(machine)s, %(version)s, now() + %(lease)s * interval '1 second'
+INSERT INTO node (id, name, epoch, run, machine, version, format, lease)
+SELECT min(free), %(name)s, 1, %(run)s, %(machine)s, %(version)s, %(format)s, now() + %(lease)s * interval '1 second'
 FROM generate_series(1, %(most)s) AS free WHERE NOT EXISTS (SELECT 1 FROM node WHERE id = free)
 HAVING min(free) IS NOT NULL RETURNING id, epoch, false
 """
 _TAKE_OVER = """
 WITH before AS (SELECT id AS own, fenced AS was FROM node WHERE name = %(name)s FOR UPDATE)
-UPDATE node SET epoch = epoch + 1, run = %(run)s, machine = %(machine)s, version = %(version)s, joined = now(),
-    fenced = false, lease = now() + %(lease)s * interval '1 second'
+UPDATE node SET epoch = epoch + 1, run = %(run)s, machine = %(machine)s, version = %(version)s, format = %(format)s,
+    joined = now(), fenced = false, lease = now() + %(lease)s * interval '1 second'
 FROM before WHERE id = own AND (lease < now() OR run = %(run)s OR machine = %(machine)s) RETURNING id, epoch, was
 """
 _BEAT = """
@@ -164,7 +165,7 @@ def join(address: str, who: Identity, wait: Callable[[float], None]) -> Me:
     """Become a node, or again the one that we were. Waits, by `wait`, for the lease of another one of this name to end.
     Raises Fatal and psycopg.Error.
     """
-    values = {**who._asdict(), "version": __version__, "lease": LEASE, "most": NODES}
+    values = {**who._asdict(), "version": __version__, "format": schema.FORMAT, "lease": LEASE, "most": NODES}
     told = False
     with contextlib.closing(connect(address)) as connection:
         while True:
@@ -201,18 +202,33 @@ class Membership:
         self._folded_at = 0.0
         self._told: dict[str, float] = {}
         self._stopped = threading.Event()
-        self._cell: MutableSequence[float] = [0.0]
+        self._cell: MutableSequence[float] = [0.0, 0.0]
         self._give_up: Callable[[str], None] = _nobody
+        self._waits = True
         self._beat()
 
-    def start(self, cell: MutableSequence[float], give_up: Callable[[str], None]) -> None:
-        """Go on by ourselves. `cell` gets the time until which our senders may send; when our lease is over, and what
-        was ours may be another's, `give_up` is told why.
+    def start(self, cell: MutableSequence[float], give_up: Callable[[str], None], waits: bool) -> None:
+        """Go on by ourselves. `cell` gets the time until which our senders may send, and the time in the id of the last
+        job that was committed, for the next state process to look at; with `waits` nobody may send before `resume`, for
+        there are senders that have what others rescued. When our lease is over, and what was ours may be another's,
+        `give_up` is told why.
         """
-        self._cell, self._give_up = cell, give_up
-        cell[0] = self._held_until - HOLD
+        self._cell, self._give_up, self._waits = cell, give_up, waits
+        self._allow()
         threading.Thread(target=self._run, name="lease", daemon=True).start()
         threading.Thread(target=self._watch, name="lease watch", daemon=True).start()
+
+    def _allow(self) -> None:
+        self._cell[0] = 0.0 if self._waits else self._held_until - HOLD
+
+    def resume(self) -> None:
+        """Those senders have ended."""
+        self._waits = False
+        self._allow()
+
+    def committed(self, job: int) -> None:
+        """All up to this job of ours is committed."""
+        self._cell[1] = job >> NODE_BITS  # of which a float keeps every digit
 
     def stop(self) -> None:
         """Leave: what is ours waits for no lease."""
@@ -261,7 +277,7 @@ class Membership:
         if asked > self._held_until:
             self._held_since = asked
         self._held_until = asked + LEASE
-        self._cell[0] = self._held_until - HOLD
+        self._allow()
         self._check_clock(row[0] - (time.time() - (time.monotonic() - asked) / 2))
         self._look()
         if any(each.behind or not (each.alive or each.fenced) for each in self.news.nodes) and self._rescue(asked):
@@ -290,7 +306,7 @@ class Membership:
         if now < self._held_since + LEASE:
             return False
         for (name,) in self._connection.execute(_FENCE):
-            log.logger.warning("node %s is gone: its messages are sent by others", name)
+            log.logger.warning("node %s is not there any more: what it had is sent by others", name)
         [[rescued]] = self._connection.execute(_RESCUE, (RESCUED_AT_ONCE,))
         if rescued:
             log.logger.warning("%d packs of nodes that are gone are anybody's now", rescued)

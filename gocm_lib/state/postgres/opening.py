@@ -20,7 +20,7 @@ from gocm_lib.process import log
 from gocm_lib.state.admission import Keeping
 from gocm_lib.state.postgres.database import connect, reason
 from gocm_lib.state.postgres.node import identify, join
-from gocm_lib.state.postgres.schema import FORMAT, Durability
+from gocm_lib.state.postgres.schema import Durability, unfit
 from gocm_lib.state.postgres.store import PostgresStore
 
 AGAIN = 0.5  # seconds between two tries
@@ -70,16 +70,15 @@ def check(settings: Settings) -> None:
             return connection.execute(statement).fetchall()
 
         try:
-            [[format_there, moving]] = ask("SELECT format, moving FROM gocm.meta")
+            [[format_there, works_with, moving]] = ask("SELECT format, works_with, moving FROM gocm.meta")
         except (errors.InvalidSchemaName, errors.UndefinedTable):
             problem = f"there is no spool at {settings.spool}: make one (gocm spool init)"
             raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
         except errors.InsufficientPrivilege:
             problem = f"the spool {settings.spool} is not for this user: gocm spool init --grant, by its owner"
             raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
-        if format_there != FORMAT:
-            problem = f"the spool {settings.spool} has format {format_there}, this GoCM knows {FORMAT}"
-            raise Fatal(problem, Exit.SPOOL_DAMAGED, topic="fleet")
+        if problem := unfit(format_there, works_with):
+            raise Fatal(f"the spool {settings.spool} is not for us: {problem}", Exit.SPOOL_DAMAGED, topic="fleet")
         if moving:
             raise Fatal(f"the spool {settings.spool} is, or was, moved {moving}", Exit.CONFIG, topic="fleet")
         durability = Durability(ask)

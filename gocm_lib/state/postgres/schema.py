@@ -3,7 +3,8 @@
 All are in the schema `gocm`. Who makes them owns them (`gocm spool init`); the nodes' role may read and write rows, and
 nothing else.
 
-    meta       one row: the format, which spool this is, and where it is moved from or to, if it is
+    meta       one row: the format, the oldest version of it that may still work here, which spool this is, and where it
+               is moved from or to, if it is
     node       a gateway: until when it may work on its packs (its lease, by the server's clock), and its epoch, which
                says how often somebody else ended its lease, or it began anew
     body, pack, single, ended    as in SQLite (sqlite/spool), but that `node` says whose a pack is: 0, nobody's. `done`
@@ -26,7 +27,10 @@ from typing import Any
 from gocm_lib.message.job import NODES
 from gocm_lib.state.store import FAILED, OPEN
 
-FORMAT = 1
+FORMAT = 1  # that this version makes, and writes
+READS_FROM = 1  # the oldest format that this version works on
+# The statements that make the next format of one. They add, so that nodes of the format before go on beside new ones.
+STEPS: dict[int, str] = {}
 OLDEST = 140000  # the oldest server that is taken, as its server_version_num
 
 _FILL = "WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
@@ -38,10 +42,11 @@ CREATE TABLE meta (
     one bool PRIMARY KEY DEFAULT true CHECK (one),
     cluster uuid NOT NULL DEFAULT gen_random_uuid(),
     format int NOT NULL,
+    works_with int NOT NULL,
     made timestamptz NOT NULL DEFAULT now(),
     moving text NOT NULL DEFAULT ''
 );
-INSERT INTO meta (format) VALUES ({FORMAT});
+INSERT INTO meta (format, works_with) VALUES ({FORMAT}, {FORMAT});
 CREATE TABLE node (
     id smallint PRIMARY KEY CHECK (id BETWEEN 1 AND {NODES}),
     name text NOT NULL UNIQUE,
@@ -49,6 +54,7 @@ CREATE TABLE node (
     run text NOT NULL,
     machine text NOT NULL,
     version text NOT NULL,
+    format int NOT NULL,
     lease timestamptz NOT NULL,
     joined timestamptz NOT NULL DEFAULT now(),
     fenced bool NOT NULL DEFAULT false
@@ -137,6 +143,15 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA gocm TO {role};
 """
 
 Ask = Callable[[str], list[tuple[Any, ...]]]
+
+
+def unfit(format_there: int, works_with: int) -> str:
+    """Why this version cannot work on a spool of a format, on which those from `works_with` on may; "": it can."""
+    if format_there < READS_FROM:
+        return f"it has format {format_there}, this GoCM knows {READS_FROM} to {FORMAT}: gocm spool upgrade"
+    if works_with > FORMAT:
+        return f"it has format {format_there}, this GoCM knows {READS_FROM} to {FORMAT}: run a newer version"
+    return ""
 
 
 class Durability:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from contextlib import contextmanager
 from typing import Self
 
+from gocm_lib.message.job import NODE_BITS, format_id
+from gocm_lib.process import log
 from gocm_lib.state.admission import Keeping
 from gocm_lib.state.contract import (
     BEFORE_ALL,
@@ -71,9 +73,16 @@ class PostgresStore(Store):
         member = Membership(address, me, upstreams)
         return cls(Database(address, me.number, me.epoch), member, keeping)
 
-    def start(self, cell: MutableSequence[float], give_up: Callable[[str], None]) -> None:
-        """Keep the node's lease (Membership.start)."""
-        self.member.start(cell, give_up)
+    def start(self, cell: MutableSequence[float], give_up: Callable[[str], None], waits: bool = False) -> None:
+        """Keep the node's lease (Membership.start), and look whether the server has what it has answered."""
+        job = int(cell[1]) << NODE_BITS | self.number
+        if cell[1] and job > self.rows.forgotten() and self.spool.find(job) is None:
+            log.logger.error(
+                "the spool's server does not have message %s any more, which it had committed, so neither what came "
+                "with it: was a standby promoted that is not a synchronous one? see gocm help fleet",
+                format_id(job),
+            )
+        self.member.start(cell, give_up, waits)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -95,6 +104,7 @@ class PostgresStore(Store):
                 if count.name in GAUGES:
                     self._own[count] += value
             self.db.counted.clear()
+            self.member.committed(self.spool.newest)
 
     @property
     def totals(self) -> Totals:  # type: ignore[override]
@@ -142,7 +152,7 @@ class PostgresStore(Store):
             self.db.count({Count("bytes"): sum([len(each.body) + ROW for each in packs])})
             for each in packs:
                 self.db.count({Count("open", each.upstream): each.size})
-        self.spool.kept(packs)
+            self.spool.kept(packs)
 
     # ----------------------------------------------------------------------------------------------- what is to be sent
 
@@ -166,6 +176,9 @@ class PostgresStore(Store):
         with self.transaction():
             self.spool.give(upstream, lane, after, kept)
         self._pool.add((upstream, lane))
+
+    def resume(self) -> None:
+        self.member.resume()
 
     @property
     def sharers(self) -> int:

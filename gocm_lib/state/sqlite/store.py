@@ -147,6 +147,9 @@ class SqliteStore(Store):
     def give(self, upstream: str, lane: int, after: int, kept: Collection[int]) -> None:
         pass
 
+    def resume(self) -> None:
+        pass
+
     @property
     def sharers(self) -> int:
         return 1
