@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from kit import (
     ALL,
+    IN_POSTGRES,
     KEEPING,
     POLICY,
     ROOT,
@@ -395,7 +396,7 @@ class Model(RuleBasedStateMachine):
             )
 
 
-Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Model.TestCase.settings = settings(max_examples=20 if IN_POSTGRES else 150, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
 
 

@@ -235,6 +235,7 @@ class Membership:
         self._stopped.set()
         with contextlib.suppress(psycopg.Error), contextlib.closing(connect(self._address)) as connection:
             connection.execute("UPDATE node SET lease = now() WHERE id = %s AND epoch = %s", (self.number, self.epoch))
+        self._hang_up()
 
     @property
     def is_first(self) -> bool:
