@@ -334,7 +334,7 @@ def test_a_server_that_comes_back_has_all_that_was_answered(fleet, how):
             fleet.server.start()
             time.sleep(3.0)
     fleet.check(one, twice=0)
-    assert max(fleet.gaps) < 10
+    assert max(fleet.gaps) < 20, "seconds, beside other tests"
 
 
 def test_a_promoted_standby_has_all_that_was_answered(tmp_path):
@@ -352,7 +352,7 @@ def test_a_promoted_standby_has_all_that_was_answered(tmp_path):
             took = time.monotonic() - promoted
             time.sleep(1.0)
         fleet.check(one, twice=0)
-        assert took < 15
+        assert took < 25, "seconds, beside other tests"
     finally:
         fleet.end()
         pair.close()

@@ -4,9 +4,11 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from kit import KEEPING, ROOT, claim, tally
@@ -111,6 +113,24 @@ def test_nobody_runs_meanwhile_and_where_it_went_is_told(address, tmp_path):
 @pytest.mark.parametrize("here, there", [("a.db", "b.db"), ("postgresql://a@/x", "postgresql://a@/y")])
 def test_one_is_a_path_and_the_other_an_address(here, there):
     move(here, there, "one of the two must be a path")
+
+
+def test_a_journal_that_an_interrupted_move_left_spoils_nothing(address, tmp_path):
+    """SQLite would roll it back into whatever has the name that it was for."""
+    move(file_of(tmp_path), address)
+    back, making = tmp_path / "back.db", tmp_path / "back.db.moving"
+    with contextlib.closing(sqlite3.connect(making, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("CREATE TABLE t (x)")
+        db.executemany("INSERT INTO t VALUES (?)", [("x" * 3000,)] * 20)
+        db.execute("BEGIN")
+        db.execute("UPDATE t SET x = x || 'y'")
+        journal = Path(f"{making}-journal").read_bytes()
+        db.execute("ROLLBACK")
+    assert len(journal) > 10_000
+    Path(f"{making}-journal").write_bytes(journal)
+    move(address, back)
+    check(state_of(opened(back)))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

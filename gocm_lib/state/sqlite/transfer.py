@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from gocm_lib.config.settings import Exit, Fatal
-from gocm_lib.state.sqlite.database import open_spool
+from gocm_lib.state.sqlite.database import BESIDE, open_spool
 from gocm_lib.state.transfer import (
     ANSWERS,
     COUNTER,
@@ -80,9 +80,10 @@ class NewFile:
             raise Fatal(f"there is a spool at {path}: move it away, or give another path", Exit.SPOOL_UNWRITABLE)
         self.path = path
         self._making = path + ".moving"
-        for suffix in ("", "-wal", "-shm", ".lock", ".reserve"):
+        # Of a move that was interrupted; a journal that stayed would be taken for the new file's, and spoil it.
+        for suffix in ("", ".new", *BESIDE):
             if os.path.exists(self._making + suffix):
-                os.unlink(self._making + suffix)  # of a move that was interrupted
+                os.unlink(self._making + suffix)
         self._db, self._held = open_spool(self._making)
 
     def take(self, packs: Packs) -> None:
