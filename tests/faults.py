@@ -102,7 +102,7 @@ def run(seed, minutes, rate, tell=print):
             while time.monotonic() < until:
                 time.sleep(chance.uniform(1.0, 6.0))
                 faults.one()
-            time.sleep(2.0)
+            fleet.more()
         node = faults.nodes["one"]
         report = eventually(lambda: (r := node.report_or_none()) and r["pending"] == 0 and r, DRAIN)
         delivered = Counter(fleet.sandbox.received()["delivered"])

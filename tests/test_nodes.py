@@ -101,6 +101,11 @@ class Fleet:
 
         eventually(taken, LIMIT)
 
+    def more(self, count=40):
+        """Go on when so many more were accepted."""
+        wanted = len(self.accepted) + count
+        eventually(lambda: len(self.accepted) >= wanted, LIMIT)
+
     @contextlib.contextmanager
     def load(self, *nodes, rate=80, clients=4):
         """Post one message of one token so often a second, to these nodes in turn, while this block runs. A single
@@ -315,9 +320,9 @@ def test_a_node_that_stood_still_finds_its_lease_ended(fleet):
 def test_a_state_process_that_is_killed_is_followed_by_one_of_the_same_node(fleet):
     one = fleet.start("one")
     with fleet.load(one):
-        time.sleep(0.5)
+        fleet.more()
         os.kill(one.children("state")[-1], signal.SIGKILL)
-        time.sleep(2.0)
+        fleet.more()
     fleet.check(one, twice=0)
 
 
@@ -328,11 +333,11 @@ def test_a_state_process_that_is_killed_is_followed_by_one_of_the_same_node(flee
 def test_a_server_that_comes_back_has_all_that_was_answered(fleet, how):
     one, two = fleet.start("one"), fleet.start("two")
     with fleet.load(one, two):
-        time.sleep(1.0)
+        fleet.more()
         for _ in range(2):
             fleet.server.kill() if how == "kill" else fleet.server.stop()
             fleet.server.start()
-            time.sleep(3.0)
+            fleet.more(100)
     fleet.check(one, twice=0)
     assert max(fleet.gaps) < 20, "seconds, beside other tests"
 
@@ -343,14 +348,13 @@ def test_a_promoted_standby_has_all_that_was_answered(tmp_path):
     try:
         one, two = (fleet.start(name, "--spool-durable", "standby") for name in ("one", "two"))
         with fleet.load(one, two):
-            time.sleep(1.0)
+            fleet.more()
             pair.fail_over()
             promoted = time.monotonic()
-            time.sleep(1.0)
             pair.stand_by()  # until there is one again nothing is committed
             fleet.post_until_taken(one)
             took = time.monotonic() - promoted
-            time.sleep(1.0)
+            fleet.more()
         fleet.check(one, twice=0)
         assert took < 25, "seconds, beside other tests"
     finally:
@@ -366,7 +370,7 @@ def test_while_the_server_is_away_nothing_is_taken_and_nothing_lost(fleet):
         assert eventually(lambda: fleet.try_to_post(one, ["x"]) == 503)
         status, _, answer = Http(one.port).ask("GET", "/readyz")
         assert status == 503, answer
-        time.sleep(LEASE - 2)  # its lease ends meanwhile
+        time.sleep(LEASE + 1)  # so long it is away: the lease ends
     finally:
         fleet.server.start()
     fleet.post_until_taken(one)
@@ -382,7 +386,7 @@ def test_a_link_that_goes_down_without_a_word(tmp_path, seconds):
     try:
         one = fleet.start("one")
         with fleet.load(one, rate=40):
-            time.sleep(1.0)
+            fleet.more()
             network.cut()
             began = time.monotonic()
             eventually(lambda: fleet.try_to_post(one, [f"no-{time.monotonic_ns()}"], 10) == 503)
@@ -390,7 +394,7 @@ def test_a_link_that_goes_down_without_a_word(tmp_path, seconds):
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
             network.mend()
             fleet.post_until_taken(one)
-            time.sleep(1.0)
+            fleet.more()
         fleet.check(one, twice=0)
     finally:
         fleet.end()

@@ -6,8 +6,11 @@
 What a server elsewhere is asked by must be TLS that knows whom it speaks with: tokens and messages cross the network.
 """
 
+import re
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+_HOST = r"(\[[0-9A-Fa-f:.%]+\]|[^:,@\[\]]*)(:[0-9]*)?"
+_HOSTS = f"{_HOST}(,{_HOST})*"
 SCHEMES = ("postgresql", "postgres")
 LOCAL = ("", "localhost", "127.0.0.1", "::1")
 # What an address gets that does not say otherwise. A link that goes down without a word is noticed within seconds, not
@@ -31,9 +34,13 @@ def check(url: str, with_password: bool) -> str:
     """The same URL. Raises ValueError when it is none, or when it has a password that everybody could see."""
     parts = urlsplit(url)
     query = _query(url)
+    # What is in the wrong place of a URL is taken for a host or a port, and would be in the log as that.
+    hosts = parts.netloc.rpartition("@")[2]
+    if re.search("%(?![0-9A-Fa-f]{2})", url) or "@" in parts.path or not re.fullmatch(_HOSTS, unquote(hosts)):
+        raise ValueError("is no URL: write % / @ : ? # in a password as %25 %2F %40 %3A %3F %23")
     if not is_address(url) or not parts.path.strip("/"):
         raise ValueError("must be a path, or postgresql://USER@HOST/DATABASE")
-    if not with_password and (":" in _user(url) or "password" in query):
+    if not with_password and (":" in _user(url) or {"password", "sslpassword"} & query.keys()):
         raise ValueError("has a password, which everybody here could see: put the URL into a file for --spool-file")
     mode = query.get("sslmode", "verify-full")
     if not is_local(url) and mode != "verify-full":

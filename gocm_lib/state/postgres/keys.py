@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from gocm_lib.state.contract import Conflict, Count, Known
 from gocm_lib.state.packs import Key
 from gocm_lib.state.postgres.database import Database
-
-LIFE = 86400.0  # seconds for which a key is kept
-PRUNED = 5000  # keys that are forgotten at once, so that nobody waits long
+from gocm_lib.state.sqlite.keys import LIFE, PRUNED
 
 # Two nodes may keep the same key at the same moment: the later one waits for the other's commit, is Overtaken, and
 # looks again. One whose time is over gives way.

@@ -61,8 +61,7 @@ RETURNING extract(epoch FROM clock_timestamp())::float8
 """
 # All in one query: an idle node is to cost the server little.
 _NEWS = f"""
-SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), epoch, extract(epoch FROM lease - now()),
-            extract(epoch FROM joined), version, fenced,
+SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), version, fenced,
             lease <= now() AND EXISTS (SELECT 1 FROM pack WHERE pack.node = node.id AND NOT done)) ORDER BY id), '[]')
         FROM node),
     (SELECT coalesce(json_agg(json_build_array(upstream, lane)), '[]')
@@ -95,16 +94,13 @@ SELECT count(*) FROM rescued
 
 
 class Member(NamedTuple):
-    """A node as another sees it: whether its lease lasts, for how many seconds, when it joined, its version; whether
-    somebody has taken note that it is gone, and whether there are packs that it left behind.
+    """A node as another sees it: whether its lease lasts, its version, whether somebody has taken note that it is gone,
+    and whether there are packs that it left behind.
     """
 
     id: int
     name: str
     alive: bool
-    epoch: int
-    left: float
-    joined: float
     version: str
     fenced: bool
     behind: bool
@@ -177,7 +173,7 @@ def join(address: str, who: Identity, wait: Callable[[float], None]) -> Me:
             if found:
                 return Me(*found)
             if not known:
-                raise Fatal(f"the spool has {NODES} nodes: forget some (gocm spool nodes)", Exit.CONFIG)
+                raise Fatal(f"the spool has {NODES} nodes: those that are gone are forgotten after a day", Exit.CONFIG)
             if not told:
                 log.logger.warning("another node has the name %s: waiting until its lease ends", who.name)
                 told = True

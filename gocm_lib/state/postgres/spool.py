@@ -14,13 +14,13 @@ from gocm_lib.state import packs
 from gocm_lib.state.contract import Deferred
 from gocm_lib.state.packs import Pack
 from gocm_lib.state.postgres.database import Database, Row, clean
+from gocm_lib.state.sqlite.spool import TOGETHER
 from gocm_lib.state.store import FAILED, OPEN, OVER, Changed, End, Single, Spot, Stored
 from gocm_lib.state.turns import WIDTH
 
 ROW = 300  # bytes, roughly, that a pack takes besides its body
 FLOOR_IS_GOOD = 5.0  # seconds; then what others have put below it is found
 OVERLAP = 2_000_000 << NODE_BITS  # two seconds of ids: what was kept at the same time by others
-TOGETHER = 2.0  # seconds: jobs of a pack that end within these are forgotten together
 _LOOKED_AT = 4, NODES + 1  # packs among which a job's is: those of several nodes come between each other
 
 

@@ -73,7 +73,7 @@ def _move_in(file: File, connection: Connection, tell: Tell) -> None:
         tell(f"{count} packs moved")
     if not done:
         with connection.transaction():
-            _take_rest(connection, file.rest(), file)
+            _take_rest(connection, file.rest())
             connection.execute("UPDATE moved SET done = true WHERE source = %s", (source,))
     connection.execute("UPDATE meta SET moving = ''")
     tell(f"all is moved; the file is {file.retire()} now")
@@ -117,7 +117,7 @@ def _cleaned(row: Row, names: Sequence[str]) -> Row:
     )
 
 
-def _take_rest(connection: Connection, rest: Rest, file: File) -> None:
+def _take_rest(connection: Connection, rest: Rest) -> None:
     _put(connection, "tally", ("node", *COUNTER), [(0, *row) for row in rest.counters])
     _put(connection, "answers", ANSWERS, rest.answers)
     added = 0

@@ -1,7 +1,6 @@
 """What a spool in a file gives to another kind of Store, and takes from it (module transfer)."""
 
 import os
-import sqlite3
 from collections.abc import Iterable
 
 from gocm_lib.config.settings import Exit, Fatal
@@ -122,6 +121,3 @@ class NewFile:
     def _put(self, table: str, names: tuple[str, ...], rows: Iterable[Row]) -> None:
         marks = ", ".join("?" * len(names))
         self._db.executemany(f"INSERT INTO {table} ({columns(names)}) VALUES ({marks})", rows)
-
-
-Problem = sqlite3.Error  # what either of them raises when the file fails
