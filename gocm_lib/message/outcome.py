@@ -141,7 +141,7 @@ FAILURES = {
     "rejected": "the upstream refused it for another reason; the log has its word",
     "attempts": "--max-attempts were used up",
     "expired": "its time_to_live or --max-age passed before it could be sent",
-    "killed_senders": "its senders died with it in flight",
+    "killed_senders": "its senders, or all machines that sent it, died with it in flight",
 }
 # and why they are tried again.
 RETRIES = {

@@ -11,12 +11,18 @@ sent in ever smaller company, and no token fails for a death that another token 
     FATAL times  | not again: it is set aside as failed
 
 A suspect whose request ends, with whatever answer, is innocent.
+
+A message may end a whole machine. Then nobody is left to read the notes, and where nodes share a spool it would end
+them one after the other. So what was with a node when it died has a loss, and from LOSSES on all of it is suspect, as
+after one death; and a death is written down before each flight, and taken back when there is an answer. Of these a
+node has COMPANY in hand, or one that must be alone.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 FATAL = 3  # deaths
+LOSSES = 3  # deaths of the nodes that had a pack, after which its tokens are suspects
 COMPANY = 32  # suspects, or shared requests of so many, that a sender has in flight at once
 UNREST = 10.0  # seconds: when more senders died in these than one message explains, somebody is killing them
 
@@ -34,3 +40,8 @@ def unrest(deaths: Iterable[float], now: float) -> bool:
     explains it. Then no token fails: it might be an innocent one that was hit twice by chance.
     """
     return sum(now - UNREST < death <= now for death in deaths) >= FATAL
+
+
+def load(deaths: int) -> int:
+    """How much of a node's COMPANY a suspect of a pack with LOSSES takes that flies after so many deaths."""
+    return COMPANY if deaths >= FATAL - 1 else 1

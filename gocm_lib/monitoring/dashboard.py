@@ -45,7 +45,7 @@ ADVICE = {
         "they waited too long: look for a pause above, or give a longer time_to_live; then replay", "failed"
     ),
     "killed_senders": Advice(
-        "something in the message kills senders: look at the log and report it; do not replay it", "promise"
+        "something in the message kills who sends it: look at the log and report it; do not replay it", "promise"
     ),
 }
 MINUTE = 60.0  # seconds: so long something is told that went wrong

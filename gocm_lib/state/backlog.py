@@ -27,6 +27,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from gocm_lib.message.job import Run, Slice, job_time
+from gocm_lib.message.suspect import LOSSES, load
 from gocm_lib.state import packs, turns
 from gocm_lib.state.contract import Deferred
 from gocm_lib.state.packs import Pack, Packed
@@ -44,12 +45,12 @@ Place = tuple[int, int]  # a job, and a place in it
 class Loaded:
     """A pack in memory. Bitmaps are of its positions: `full` has all, `gone` those that left, `held` those in hand, by
     generation. `open` is how many tokens of each job have not ended; `alone` how many of its Singles are in hand;
-    `filed` how many of its tokens its lane counts as waiting.
+    `filed` how many of its tokens its lane counts as waiting; `losses` how often the node that had it died.
     """
 
     __slots__ = (
         *("id", "last", "upstream", "lane", "jobs", "starts", "places", "full"),
-        *("gone", "held", "open", "alone", "filed", "text", "read"),
+        *("gone", "held", "open", "alone", "filed", "losses", "text", "read"),
     )
 
     def __init__(
@@ -66,6 +67,7 @@ class Loaded:
         self.held: dict[int, int] = {}
         self.open = [size for _, size, _ in jobs]
         self.alone = self.filed = 0
+        self.losses = pack.losses if isinstance(pack, Stored) else 0
         self.text = pack.body if read is None else ""
         self.read = read
 
@@ -805,6 +807,12 @@ class Backlog:
     def in_hands_of_all(self, upstream: str) -> int:
         """How many tokens of an upstream all generations together have in hand."""
         return sum(count for (generation, name), count in self.in_hand.items() if generation > 0 and name == upstream)
+
+    def suspects_in_hand(self) -> int:
+        """How much of this node's company the suspects of packs with LOSSES are that are in somebody's hand."""
+        held = [single for single, holder in self.singles.values() if holder and single.deaths]
+        # Their next death is written down already.
+        return sum([load(each.deaths - 1) for each in held if self.of_job[each.job].losses >= LOSSES])
 
     def claimed_tokens(self) -> int:
         """How many tokens all generations together have in hand."""

@@ -150,6 +150,14 @@ def _cut(pace: Pace, share: float, taken: float, in_hand: int, now: float) -> Pa
     )
 
 
+def slow(pace: Pace, rate: float, now: float) -> Pace:
+    """The pace after somebody else who shares the upstream was refused too much, and slowed down to this rate."""
+    pace, rate = advance(pace, now), max(SLOWEST, rate)
+    if rate >= pace.rate:
+        return pace
+    return pace._replace(rate=rate, credit=min(pace.credit, max(1.0, rate * BURST)), rough_at=now)
+
+
 # ------------------------------------------------------------------------------------------------------------- pauses
 
 

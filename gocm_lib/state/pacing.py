@@ -17,7 +17,7 @@ from gocm_lib.message.retry import Held, Policy, Ruling
 from gocm_lib.process import log
 from gocm_lib.state.blame import Answers, Row, Trouble, again, remember
 from gocm_lib.state.contract import Pause
-from gocm_lib.state.pace import Pace, advance, heard, pause, prolong, resume, spend, until_credit
+from gocm_lib.state.pace import Pace, advance, heard, pause, prolong, resume, slow, spend, until_credit
 
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 SET_BACK = 1.0  # seconds beyond the longest that something can wait: then the clock was set back
@@ -88,6 +88,7 @@ class Pacing:
         self.policy = policy
         self.standings = {name: Standing(pace) for name, pace in paces.items()}
         self.pauses: dict[str, Pause] = {}
+        self._slowed: dict[str, float] = {}
 
     # --------------------------------------------------------------------------------------------- what may be sent
 
@@ -109,6 +110,16 @@ class Pacing:
         for standing in self.standings.values():
             if standing.pace.limit != (limit := standing.whole / among):
                 standing.pace = standing.pace._replace(limit=limit)
+
+    def take_slowed(self) -> dict[str, float]:
+        """The rates that upstreams were slowed down to since this was last asked, because they refused too much."""
+        slowed, self._slowed = self._slowed, {}
+        return slowed
+
+    def slow_down(self, upstream: str, rate: float, now: float) -> None:
+        """Send no faster than this from now on: somebody else found that the upstream refuses more."""
+        if standing := self.standings.get(upstream):
+            standing.pace = slow(standing.pace, rate, now)
 
     def allow(self, upstream: str, now: float) -> tuple[int, float]:
         """How many tokens may go to an upstream now; when none may, after how many seconds to ask again."""
@@ -244,6 +255,8 @@ class Pacing:
         standing = self.standings[upstream]
         before = standing.pace
         standing.pace = heard(before, taken, refused, in_hand, now)
+        if standing.pace.rate < before.rate:
+            self._slowed[upstream] = standing.pace.rate
         if standing.pace.rate < before.rate and not 0 <= now - standing.told_at < LOG_EVERY:
             standing.told_at = now
             share = 100 * standing.pace.first.share

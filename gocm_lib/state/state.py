@@ -29,7 +29,7 @@ from gocm_lib.message.outcome import (
     Verdict,
 )
 from gocm_lib.message.retry import LONGEST_RETRY_AFTER, Action, Held, Policy, Ruling, next_step, spread
-from gocm_lib.message.suspect import FATAL, InFlight, unrest
+from gocm_lib.message.suspect import COMPANY, FATAL, LOSSES, InFlight, load, unrest
 from gocm_lib.process import log
 from gocm_lib.state import packs as packing
 from gocm_lib.state import turns
@@ -72,6 +72,8 @@ _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
+NODES_DIED = "every node that sent it died"
+ALONE_EVERY = 0.25  # seconds from the turn of one suspect that must be alone at a node to the next, at least
 
 
 class _Feed(NamedTuple):
@@ -191,6 +193,7 @@ class State(Shared):
         self.draw = draw
         self.pacing = Pacing(paces, policy)
         self.living = set(living)
+        self.last_suspect = 0.0  # until when the turns are given away of suspects that were put off
         self.backlog = Backlog(store, store.last_job() if living else 0)
         self.waves = {upstream: Watch(store.answers(upstream)) for upstream in paces}
         self.drain = Drain(0.0, 0.0)
@@ -433,6 +436,7 @@ class State(Shared):
         if batch <= last:
             return Claimed(given if batch == last else [], {}), 0.0
         self.feed = _Feed(generation, in_hand_limits, ready)
+        self._heed_others(now)
         found: list[Slice] = []
         rest = 60.0
         for upstream, since in ready.items() if generation not in self.living else ():
@@ -465,7 +469,10 @@ class State(Shared):
                 pieces = self._set_aside_expired(work, pieces)
             if self.pacing.holds(upstream, now):
                 pieces = self._put_off_held(work, pieces)
+            if any([piece.pack.losses >= LOSSES for piece in pieces]):
+                pieces = self._put_off_suspects(work, generation, pieces)
             taken = self.backlog.hold(pieces, generation)
+            self._foresee_deaths(work, generation, pieces)
         found = slices(pieces)
         if taken:
             self.pacing.sent(upstream, taken, found[0].job, now)
@@ -502,6 +509,41 @@ class State(Shared):
                     left.append(piece._replace(run=run, bits=bit & -bit))
                 first, bit = first + 1, bit & (bit - 1)
         return left
+
+    def _put_off_suspects(self, work: _Work, generation: int, pieces: Iterable[Piece]) -> list[Piece]:
+        """Of packs that lost their node too often set those tokens aside with which nodes died, and put off those that
+        may not fly beside others now. Returns the rest, each as a Single.
+        """
+        free = [piece for piece in pieces if piece.pack.losses < LOSSES]
+        suspects = [(each, token) for each in pieces if each.pack.losses >= LOSSES for token in _tokens_of(each)]
+        doomed = {(t.job, t.held.n): t for _, t in suspects if t.single and t.single.deaths >= FATAL}
+        if doomed:
+            self._set_aside_doomed(work, generation, doomed, NODES_DIED)
+            return free  # others of their jobs may have gone with them: what is left comes again at once
+        company = self.backlog.suspects_in_hand()
+        for piece, token in suspects:
+            before, attempts = token.single, piece.run.attempt - 1
+            deaths, reason = max(1, before.deaths if before else 0), before.reason if before else ""
+            if company + load(deaths) > COMPANY:
+                self.last_suspect = max(work.now, self.last_suspect) + ALONE_EVERY * load(deaths) / COMPANY
+                later = token.becomes(OPEN, attempts, self.last_suspect, waits=True, deaths=deaths, reason=reason)
+                work.become(token, later)
+                continue
+            company += load(deaths)
+            if not before:
+                self.backlog.leave(token.pack, 0, token.bit)
+            now = token.becomes(OPEN, attempts, work.now, deaths=deaths, reason=reason)
+            run = piece.run._replace(first=token.held.n, tokens=[token.held.token])
+            free.append(piece._replace(run=run, bits=0, single=now))
+        return free
+
+    def _foresee_deaths(self, work: _Work, generation: int, pieces: Iterable[Piece]) -> None:
+        """Write down that this node died of what it is about to send of packs that lost their node too often."""
+        for pack, _, _, _, single in pieces:
+            if single and pack.losses >= LOSSES:
+                foreseen = single._replace(deaths=single.deaths + 1)
+                work.singles[single.job, single.n] = foreseen
+                self.backlog.keep_in_hand(pack, generation, foreseen)
 
     # ---------------------------------------------------------------------------------------------------- keeping house
 
@@ -563,6 +605,7 @@ class State(Shared):
         delivered = [result for result in results if _is_plain(result.outcome)]
         others = [result for result in results if not _is_plain(result.outcome)]
         self._hear(delivered, others, now)
+        self._heed_others(now)
         first = self.store.newest_entry("notregistered") + 1 if others else 0
         with self._change(now) as work:
             for result in delivered:
@@ -581,6 +624,11 @@ class State(Shared):
         if work.told:
             self._log_ends(work.told)
 
+    def _heed_others(self, now: float) -> None:
+        """Slow down to what others who share the Store have found that upstreams take."""
+        for upstream, rate in self.store.heard_slowed().items():
+            self.pacing.slow_down(upstream, rate, now)
+
     def _hear(self, delivered: Sequence[Result], others: Sequence[Result], now: float) -> None:
         """Tell Pacing the answers to each upstream's messages."""
         answered = [r for r in others if r.outcome.verdict not in TROUBLE and r.outcome.verdict is not Verdict.RETURNED]
@@ -596,6 +644,8 @@ class State(Shared):
                 self.backlog.in_hands_of_all(upstream),
                 now,
             )
+        if slowed := self.pacing.take_slowed():
+            self.store.tell_slowed(slowed)
 
     def _settle_delivered(self, work: _Work, generation: int, result: Result) -> None:
         """Settle tokens that were simply delivered: nearly all of them."""
@@ -788,7 +838,7 @@ class State(Shared):
         with self._change(now) as work:
             doomed = self._count_deaths(work, generation, flights)
             if not spare:
-                self._set_aside_doomed(work, generation, doomed)
+                self._set_aside_doomed(work, generation, doomed, SENDERS_DIED)
         if not (alone and doomed):
             self.deaths.append(now)
         known[sender] = len(work.told)
@@ -806,14 +856,15 @@ class State(Shared):
         doomed = {}
         for place, token in suspects.items():
             before = token.single
-            if before and before.deaths + 1 >= FATAL:
+            deaths = (before.deaths if before else 0) + (token.pack.losses < LOSSES)  # else it was foreseen
+            if deaths >= FATAL:
                 doomed[place] = token
                 continue
             rank = turns.rank(token.pack.lane, job_time(place[0]) * 1e6)
             now = before or Single(*place, token.pack.upstream, rank, token.held.since)
             if not before:
                 self.backlog.leave(token.pack, token.holder, token.bit)
-            work.singles[place] = now = now._replace(deaths=now.deaths + 1)
+            work.singles[place] = now = now._replace(deaths=deaths)
             self.backlog.keep_in_hand(token.pack, token.holder, now)
         return doomed
 
@@ -830,9 +881,11 @@ class State(Shared):
         ]
         return list(self._tokens(pack, holder, job, bits, singles))
 
-    def _set_aside_doomed(self, work: _Work, generation: int, doomed: Mapping[tuple[int, int], _Token]) -> None:
-        """Set tokens aside that have ended too many senders. When a second token of a job is set aside so, the message
-        is at fault, and the whole job is.
+    def _set_aside_doomed(
+        self, work: _Work, generation: int, doomed: Mapping[tuple[int, int], _Token], reason: str
+    ) -> None:
+        """Set tokens aside that have ended too many senders or nodes, which is the `reason`. When a second token of a
+        job is set aside so, the message is at fault, and the whole job is.
         """
         for job in {job for job, _ in doomed}:
             mine = [token for place, token in doomed.items() if place[0] == job]
@@ -840,17 +893,17 @@ class State(Shared):
                 assert token.single
                 work.counts[Count("attempts", token.pack.upstream)] += token.single.attempts == 0
             others: list[_Token] = []
-            if self.store.died(job, SENDERS_DIED):
+            if self.store.died(job, reason):
                 pack, bits, singles = self.backlog.waiting_of(job)
                 assert pack
                 waiting = self._tokens(pack, 0, job, bits, singles)
                 others = [*waiting, *self._in_hand(generation, job, 0, pack.places_of(job))]
             for token in {(each.job, each.held.n): each for each in [*others, *mine]}.values():
                 attempts = token.single.attempts if token.single else 0
-                aside = token.becomes(FAILED, attempts, work.now, failure="killed_senders", reason=SENDERS_DIED)
+                aside = token.becomes(FAILED, attempts, work.now, failure="killed_senders", reason=reason)
                 work.become(token, aside)
                 work.counts[Count("failures", token.pack.upstream, "killed_senders")] += 1
-                work.told.append(("its senders died", token.held.token))
+                work.told.append((reason, token.held.token))
 
     def release(self, generation: int) -> int:
         """Make ready again what a generation that has ended still has in hand; how many."""
@@ -974,6 +1027,7 @@ class State(Shared):
             log.logger.warning("the clock was set back by %.0f s", by)
         latest = now + max(self.policy.retry_cap, LONGEST_RETRY_AFTER) + self.policy.retry_base
         self.store.set_back(by if by > CLOCK_STEP else 0.0, now, latest)
+        self.last_suspect = 0.0
         self.backlog.rewind_singles()
 
     def close(self) -> None:

@@ -39,8 +39,8 @@ OPEN, OVER, FAILED = 0, -1, -2  # what a Single is: to be sent still, ended, set
 
 
 class Stored(NamedTuple):
-    """A pack as it is read: how many tokens are in it still, which positions are `gone`, and how many open Singles its
-    jobs have, by job.
+    """A pack as it is read: how many tokens are in it still, which positions are `gone`, how many open Singles its jobs
+    have, by job, and how often the node that had it died.
     """
 
     id: int
@@ -51,6 +51,7 @@ class Stored(NamedTuple):
     gone: int
     singles: Mapping[int, int]
     body: str
+    losses: int = 0
 
 
 class Single(NamedTuple):
@@ -184,6 +185,12 @@ class Store(Protocol):
     @property
     def sharers(self) -> int:
         """How many share this Store, and are there now. At least 1."""
+
+    def tell_slowed(self, rates: Mapping[str, float]) -> None:
+        """Tell those who share this Store how many messages a second we send to upstreams now that refused more."""
+
+    def heard_slowed(self) -> Mapping[str, float]:
+        """What others have told of that since this was last asked."""
 
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         """These packs."""

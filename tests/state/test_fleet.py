@@ -1,6 +1,7 @@
 """Several nodes on one spool in PostgreSQL: leases, rescue, what is shared, and what a broken connection leaves."""
 
 import contextlib
+import math
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from gocm_lib.config.settings import Fatal  # noqa: E402
 from gocm_lib.message.job import first_id, job_time, next_id  # noqa: E402
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict  # noqa: E402
 from gocm_lib.state import backlog  # noqa: E402
-from gocm_lib.state.contract import Conflict, Count, Known, Lost, Overtaken, Passing, Status, Unsure, Which  # noqa: E402
+from gocm_lib.state.contract import BEFORE_ALL, Conflict, Count, Known, Lost, Overtaken, Passing, Status, Unsure, Which  # noqa: E402
 from gocm_lib.state.packs import pack  # noqa: E402
 from gocm_lib.state.postgres import node, schema  # noqa: E402
 from gocm_lib.state.postgres.database import Database, connect  # noqa: E402
@@ -194,6 +195,87 @@ def test_who_comes_back_goes_on_with_what_it_had(enter):
     assert again.store.number == state.store.number and len(claim(again, now=time.time())) == 3
 
 
+class Machines:
+    """Nodes, one after the other, that die with all that they have in hand whenever that has a token of `deadly`."""
+
+    def __init__(self, enter, address, deadly):
+        self.enter, self.address, self.deadly = enter, address, deadly
+        self.died, self.delivered, self.now = 0, set(), time.time()
+        self.witness = enter("witness")
+        self.node = enter("machine 0")
+
+    def die(self):
+        """A machine is gone for ever, the witness takes note, and the next one comes."""
+        self.died += 1
+        fall_silent(self.node)
+        name = f"machine {self.died - 1}"
+        sql(self.address, "UPDATE node SET lease = now() - interval '1 second' WHERE name = %s", name)
+        self.rescue()
+        self.node = self.enter(f"machine {self.died}")
+
+    def rescue(self):
+        member = self.witness.store.member
+        member._held_since -= node.LEASE
+        member._beat()
+
+    def work(self, room=100):
+        """Send what there is until nothing is left or the machine dies. Returns whether it lives."""
+        for _ in range(1000):
+            held = claim(self.node, now=self.now, room=room)
+            if any(job in self.deadly for job, _ in held):
+                return False
+            for (job, n), token in held.items():
+                self.node.settle(1, [Result("gcm", job, n, token.attempt, DELIVERED)], self.now)
+                self.delivered.add((job, n))
+            if not self.node.store.totals.tokens:
+                return True
+            self.now += 0.1
+        raise AssertionError(f"something is left: {tally(self.node)}")
+
+
+@pytest.mark.parametrize("tokens, deaths", [("x", 5), ("xyz", 6)])
+def test_a_message_that_ends_machines_does_not_end_all_of_them(enter, address, tokens, deaths):
+    deadly = set()
+    machines = Machines(enter, address, deadly)
+    new = jobs(machines.node, *["ab"] * 20, tokens, *["ab"] * 20)
+    deadly.add(new[20].id)
+    accept(machines.node, new)
+    while not machines.work():
+        machines.die()
+        assert machines.died <= deaths
+    failed = machines.node.failed(Which(0, "", "", math.inf), BEFORE_ALL, 100)
+    assert {each.job for each in failed} == deadly and len(failed) == len(tokens)
+    assert {(each.failure, each.reason) for each in failed} == {("killed_senders", "every node that sent it died")}
+    assert machines.died == deaths and len(machines.delivered) == 80, "no innocent token was set aside"
+
+
+def test_what_machines_died_with_by_chance_is_all_sent(enter, address):
+    machines = Machines(enter, address, set())
+    accept(machines.node, jobs(machines.node, *["abcde"] * 30))
+    for _ in range(4):
+        assert claim(machines.node, now=machines.now, room=100)
+        machines.die()
+    assert machines.work() and len(machines.delivered) == 150
+    assert machines.node.failed(Which(0, "", "", math.inf), BEFORE_ALL, 10) == []
+
+
+def test_who_leaves_did_not_die_and_who_was_killed_did(enter, address):
+    def losses():
+        return sql(address, "SELECT DISTINCT losses FROM pack")
+
+    stayer, leaver = enter("stayer"), enter("leaver")
+    accept(leaver, jobs(leaver, "abc"))
+    leaver.close()
+    assert enter("leaver").store.number == leaver.store.number and losses() == [(0,)]
+    sql(address, "UPDATE node SET lease = now() WHERE name = 'leaver'")
+    join(address, Identity("leaver", "another run", ""), time.sleep)
+    assert losses() == [(1,)], "it comes again and had not left"
+    sql(address, "UPDATE node SET lease = now(), departed = true WHERE name = 'leaver'")
+    stayer.store.member._held_since -= node.LEASE
+    stayer.store.member._beat()
+    assert sql(address, "SELECT node, losses FROM pack") == [(0, 1)]
+
+
 class TwoNodes:
     """Random verbs at two nodes, of which either may die, be rescued and come back. Every token ends once."""
 
@@ -326,6 +408,30 @@ def test_the_rate_is_for_all(enter):
     one.store.member._beat()
     one.keep_house(time.time())
     assert one.pacing.standings["gcm"].pace.limit == whole / 2
+
+
+def test_when_one_is_refused_too_much_all_slow_down(enter, monkeypatch):
+    monkeypatch.setattr(node, "BEAT", 3600.0)  # it is told at once
+    one, two = enter("one"), enter("two")
+    begun = now = time.time()
+    accept(one, jobs(one, *["x" * 100] * 5))
+    for each in (one, two):
+        each.store.member._beat()
+        claim(each, now=now, room=1)  # it has heard what was told before it came
+    refused = Outcome(Verdict.DEFERRED, "429 QUOTA_EXCEEDED", cause="quota")
+    while one.pacing.standings["gcm"].pace.is_quiet:
+        now += 0.5
+        held = claim(one, now=now, room=100)
+        assert now < begun + 60
+        for index, ((job, n), token) in enumerate(held.items()):
+            outcome = refused if index % 3 else DELIVERED
+            one.settle(1, [Result("gcm", job, n, token.attempt, outcome)], now)
+    slowed = one.pacing.standings["gcm"].pace.rate
+    before = two.pacing.standings["gcm"].pace.rate
+    eventually(lambda: sql(two.store.member._address, "SELECT 1 FROM node WHERE name = 'one' AND slowed <> '{}'"))
+    two.store.member._beat()
+    claim(two, now=now, room=1)
+    assert two.pacing.standings["gcm"].pace.rate <= slowed * 1.1 < before
 
 
 def test_a_key_is_known_at_every_node(enter):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from gocm_lib import __version__
 from gocm_lib.config.settings import Exit, Fatal
@@ -50,19 +51,25 @@ FROM generate_series(1, %(most)s) AS free WHERE NOT EXISTS (SELECT 1 FROM node W
 HAVING min(free) IS NOT NULL RETURNING id, epoch, false
 """
 _TAKE_OVER = """
-WITH before AS (SELECT id AS own, fenced AS was FROM node WHERE name = %(name)s FOR UPDATE)
-UPDATE node SET epoch = epoch + 1, run = %(run)s, machine = %(machine)s, version = %(version)s, format = %(format)s,
-    joined = now(), fenced = false, lease = now() + %(lease)s * interval '1 second'
-FROM before WHERE id = own AND (lease < now() OR run = %(run)s OR machine = %(machine)s) RETURNING id, epoch, was
+WITH before AS (SELECT id AS own, fenced AS was, run <> %(run)s AND NOT departed AS died
+    FROM node WHERE name = %(name)s FOR UPDATE),
+us AS (UPDATE node SET epoch = epoch + 1, run = %(run)s, machine = %(machine)s, version = %(version)s,
+    format = %(format)s, joined = now(), fenced = false, departed = false, slowed = '{}',
+    lease = now() + %(lease)s * interval '1 second'
+    FROM before WHERE id = own AND (lease < now() OR run = %(run)s OR machine = %(machine)s)
+    RETURNING id, epoch, was, died),
+lost AS (UPDATE pack SET losses = losses + 1 FROM us WHERE died AND pack.node = us.id AND NOT done)
+SELECT id, epoch, was FROM us
 """
 _BEAT = """
-UPDATE node SET lease = now() + %(lease)s * interval '1 second' WHERE id = %(id)s AND epoch = %(epoch)s
-RETURNING extract(epoch FROM clock_timestamp())::float8
+UPDATE node SET lease = now() + %(lease)s * interval '1 second', slowed = %(slowed)s
+WHERE id = %(id)s AND epoch = %(epoch)s RETURNING extract(epoch FROM clock_timestamp())::float8
 """
 # All in one query: an idle node is to cost the server little.
 _NEWS = f"""
 SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), version, fenced,
-            lease <= now() AND EXISTS (SELECT 1 FROM pack WHERE pack.node = node.id AND NOT done)) ORDER BY id), '[]')
+            lease <= now() AND EXISTS (SELECT 1 FROM pack WHERE pack.node = node.id AND NOT done), slowed)
+            ORDER BY id), '[]')
         FROM node),
     (SELECT coalesce(json_agg(json_build_array(upstream, lane)), '[]')
         FROM unnest(%(upstreams)s::text[]) AS upstream, generate_series(0, {LANES - 1}) AS lane
@@ -83,10 +90,11 @@ UPDATE node SET epoch = epoch + 1, fenced = true
 WHERE id IN (SELECT id FROM node WHERE lease < now() AND NOT fenced FOR UPDATE SKIP LOCKED) RETURNING name
 """
 _RESCUE = f"""
-WITH gone AS (SELECT id FROM node WHERE fenced AND lease < now() FOR SHARE SKIP LOCKED),
-left_behind AS (SELECT pack.id FROM pack JOIN gone ON pack.node = gone.id WHERE NOT done
+WITH gone AS (SELECT id, departed FROM node WHERE fenced AND lease < now() FOR SHARE SKIP LOCKED),
+left_behind AS (SELECT pack.id, (NOT departed)::int AS lost FROM pack JOIN gone ON pack.node = gone.id WHERE NOT done
     ORDER BY pack.id LIMIT %s FOR UPDATE OF pack SKIP LOCKED),
-rescued AS (UPDATE pack SET node = 0 FROM left_behind WHERE pack.id = left_behind.id RETURNING pack.id, last),
+rescued AS (UPDATE pack SET node = 0, losses = losses + lost FROM left_behind WHERE pack.id = left_behind.id
+    RETURNING pack.id, last),
 singles AS (UPDATE single SET node = 0 FROM rescued
     WHERE {within("rescued")} AND state = {OPEN})
 SELECT count(*) FROM rescued
@@ -95,7 +103,7 @@ SELECT count(*) FROM rescued
 
 class Member(NamedTuple):
     """A node as another sees it: whether its lease lasts, its version, whether somebody has taken note that it is gone,
-    and whether there are packs that it left behind.
+    whether there are packs that it left behind, and the rates to which it slowed down, by upstream, with the times.
     """
 
     id: int
@@ -104,6 +112,7 @@ class Member(NamedTuple):
     version: str
     fenced: bool
     behind: bool
+    slowed: Mapping[str, Sequence[float]] = {}
 
 
 class News(NamedTuple):
@@ -197,7 +206,9 @@ class Membership:
         self._held_since = time.monotonic()
         self._folded_at = 0.0
         self._told: dict[str, float] = {}
+        self._slowed: Mapping[str, Sequence[float]] = {}
         self._stopped = threading.Event()
+        self._wake = threading.Event()
         self._cell: MutableSequence[float] = [0.0, 0.0]
         self._give_up: Callable[[str], None] = _nobody
         self._waits = True
@@ -222,6 +233,12 @@ class Membership:
         self._waits = False
         self._allow()
 
+    def tell_slowed(self, rates: Mapping[str, float]) -> None:
+        """Have the others know at once to which rates we slowed down."""
+        now = time.time()
+        self._slowed = {**self._slowed, **{upstream: (rate, now) for upstream, rate in rates.items()}}
+        self._wake.set()
+
     def committed(self, job: int) -> None:
         """All up to this job of ours is committed."""
         self._cell[1] = job >> NODE_BITS  # of which a float keeps every digit
@@ -229,8 +246,11 @@ class Membership:
     def stop(self) -> None:
         """Leave: what is ours waits for no lease."""
         self._stopped.set()
+        self._wake.set()
         with contextlib.suppress(psycopg.Error), contextlib.closing(connect(self._address)) as connection:
-            connection.execute("UPDATE node SET lease = now() WHERE id = %s AND epoch = %s", (self.number, self.epoch))
+            connection.execute(
+                "UPDATE node SET lease = now(), departed = true WHERE id = %s AND epoch = %s", (self.number, self.epoch)
+            )
         self._hang_up()
 
     @property
@@ -239,7 +259,9 @@ class Membership:
         return next((each.id for each in self.news.nodes if each.alive), self.number) == self.number
 
     def _run(self) -> None:
-        while not self._stopped.wait(BEAT):
+        while not self._stopped.is_set():
+            self._wake.wait(BEAT)
+            self._wake.clear()
             while not self._stopped.is_set():
                 try:
                     self._beat()
@@ -267,6 +289,7 @@ class Membership:
             self._connection = connect(self._address, "local")
         asked = time.monotonic()
         values: dict[str, object] = {"id": self.number, "epoch": self.epoch, "lease": LEASE}
+        values["slowed"] = Jsonb(self._slowed)
         row = self._connection.execute(_BEAT, values).fetchone()
         if row is None:
             self._give_up("another node has ended our lease: we were silent for too long, or somebody has our name")

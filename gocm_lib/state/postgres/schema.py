@@ -6,9 +6,11 @@ nothing else.
     meta       one row: the format, the oldest version of it that may still work here, which spool this is, and where it
                is moved from or to, if it is
     node       a gateway: until when it may work on its packs (its lease, by the server's clock), and its epoch, which
-               says how often somebody else ended its lease, or it began anew
+               says how often somebody else ended its lease, or it began anew. Others have `fenced` one whose lease is
+               over; one that has `departed` did not die. `slowed` says to which rates it slowed down, and when
     body, pack, single, ended    as in SQLite (sqlite/spool), but that `node` says whose a pack is: 0, nobody's. `done`
-               says that nothing of it is open, so that a change that does not end it changes no indexed column
+               says that nothing of it is open, so that a change that does not end it changes no indexed column.
+               `losses` is how often the node that had it died (module suspect)
     tally      what was counted: a row for each counter that a commit changed, appended. A row that each commit updates
                would walk over all its dead versions while anybody holds a snapshot
     counter    where those rows go in time; both together are the count
@@ -57,7 +59,9 @@ CREATE TABLE node (
     format int NOT NULL,
     lease timestamptz NOT NULL,
     joined timestamptz NOT NULL DEFAULT now(),
-    fenced bool NOT NULL DEFAULT false
+    fenced bool NOT NULL DEFAULT false,
+    departed bool NOT NULL DEFAULT false,
+    slowed jsonb NOT NULL DEFAULT '{{}}'
 ) WITH (fillfactor = 50);
 CREATE TABLE body (id bigint PRIMARY KEY, text bytea NOT NULL) {_BUSY};
 ALTER TABLE body ALTER text SET STORAGE EXTERNAL;
@@ -75,7 +79,8 @@ CREATE TABLE pack (
     ended float8 NOT NULL DEFAULT 0,
     gone bytea NOT NULL DEFAULT '',
     node smallint NOT NULL,
-    done bool NOT NULL DEFAULT false
+    done bool NOT NULL DEFAULT false,
+    losses int NOT NULL DEFAULT 0
 ) {_FILL};
 CREATE INDEX pack_fresh ON pack (node, upstream, lane, id) WHERE NOT done;
 CREATE INDEX pack_open ON pack (id) WHERE NOT done;

@@ -42,11 +42,11 @@ kept AS (INSERT INTO pack (id, last, upstream, lane, since, size, fresh, open, j
     SELECT id, last, upstream, lane, since, size, size, size, jobs, %(node)s FROM new RETURNING 1)
 SELECT 1 / (count(*) = %(count)s)::int FROM kept
 """
-_STORED = "id, last, upstream, lane, fresh, gone, open, text"
+_STORED = "id, last, upstream, lane, losses, fresh, gone, open, text"
 # As few packs as have so many tokens: the narrow rows are added up, and only then are bodies read.
 _FRESH = f"""
 WITH narrow AS MATERIALIZED (
-    SELECT id, last, upstream, lane, fresh, gone, open, sum(fresh) OVER (ORDER BY id) - fresh AS before
+    SELECT id, last, upstream, lane, losses, fresh, gone, open, sum(fresh) OVER (ORDER BY id) - fresh AS before
     FROM (SELECT * FROM pack WHERE node = %(node)s AND NOT done AND fresh > 0 AND upstream = %(upstream)s
           AND lane = %(lane)s AND id > %(after)s ORDER BY id LIMIT %(tokens)s) AS first)
 SELECT {_STORED} FROM narrow JOIN body USING (id) WHERE before < %(tokens)s ORDER BY id
@@ -309,8 +309,8 @@ class Spool:
     def _find(self, job: int, node: int | None) -> Stored | None:
         for many in _LOOKED_AT:
             for row in self.db.ask(_PACK_OF, {"job": job, "many": many}):
-                if any(head[0] == job for head in packs.heads(row[7].decode())):
-                    return self._stored(row) if node in (None, row[8]) else None
+                if any(head[0] == job for head in packs.heads(row[8].decode())):
+                    return self._stored(row) if node in (None, row[9]) else None
         return None
 
     def packs(self, ids: Sequence[int]) -> list[Stored]:
@@ -321,7 +321,7 @@ class Spool:
         return [self._stored(row) for row in rows]
 
     def _stored(self, row: Row) -> Stored:
-        number, last, upstream, lane, fresh, gone, open_, body, *_ = row
+        number, last, upstream, lane, losses, fresh, gone, open_, body, *_ = row
         text = body.decode()
         singles: dict[int, int] = {}
         if open_ > fresh:
@@ -333,7 +333,7 @@ class Spool:
                 )
             )
         left = (1 << sum([head[1] for head in packs.heads(text)])) - 1 if not fresh else packs.from_bytes(gone)
-        return Stored(number, last, upstream, lane, fresh, left, singles, text)
+        return Stored(number, last, upstream, lane, fresh, left, singles, text, losses)
 
     def open_singles(self, job: int) -> list[Single]:
         """The open Singles of a job."""

@@ -61,6 +61,7 @@ class PostgresStore(Store):
         self.most_keys = keeping.max_keys
         self._due: dict[str, float] = {}  # nothing is there to be forgotten from before that time
         self._news = member.news
+        self._slowed: dict[str, float] = {}  # what others told of since it was last asked
         self._pool = set(self._news.pool)  # upstreams and lanes of which there may be packs that are nobody's
         self._others: Mapping[Count, int]
         own, self._others = sums(db)
@@ -129,8 +130,14 @@ class PostgresStore(Store):
     def _hear(self) -> None:
         """Take in what the last beat has brought."""
         news = self.member.news
-        if news is not self._news:
-            self._news, self._pool, self._others = news, set(news.pool), news.others
+        if news is self._news:
+            return
+        before = {each.id: each.slowed for each in self._news.nodes}
+        for each in news.nodes:
+            for upstream, told in each.slowed.items() if each.id in before and each.id != self.number else ():
+                if before[each.id].get(upstream) != told:
+                    self._slowed[upstream] = min(told[0], self._slowed.get(upstream, math.inf))
+        self._news, self._pool, self._others = news, set(news.pool), news.others
 
     # ------------------------------------------------------------------------------------------------------ accepting
 
@@ -183,6 +190,14 @@ class PostgresStore(Store):
     @property
     def sharers(self) -> int:
         return max(1, self.member.news.alive)
+
+    def tell_slowed(self, rates: Mapping[str, float]) -> None:
+        self.member.tell_slowed(rates)
+
+    def heard_slowed(self) -> Mapping[str, float]:
+        self._hear()
+        slowed, self._slowed = self._slowed, {}
+        return slowed
 
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         return self.spool.packs(ids)

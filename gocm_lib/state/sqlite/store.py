@@ -154,6 +154,12 @@ class SqliteStore(Store):
     def sharers(self) -> int:
         return 1
 
+    def tell_slowed(self, rates: Mapping[str, float]) -> None:
+        pass
+
+    def heard_slowed(self) -> Mapping[str, float]:
+        return {}
+
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         return self.spool.packs(ids)
 
