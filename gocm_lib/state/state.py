@@ -932,7 +932,7 @@ class State(Shared):
 
     def snapshot(self) -> Snapshot:
         """What there is to report."""
-        counts = self.store.counts()  # first: the totals are exact then
+        counts, own = self.store.counts()  # first: the totals are exact then
         totals, pauses = self.store.totals, self.pacing.pauses
         refused = self._refuses()
         replaced, unregistered = self.store.latest()
@@ -941,12 +941,12 @@ class State(Shared):
             pending=totals.jobs,
             tokens=totals.tokens,
             claimed=self.backlog.claimed_tokens(),
-            deferred=self.backlog.deferred(self.pacing.standings, MANY_DEFERRED),
+            deferred=self.backlog.deferred([each for each, n in totals.open.items() if n], MANY_DEFERRED),
             failed=totals.failed,
             listed={which: totals.listed[which] for which in LISTS},
             latest_replaced=replaced,
             latest_unregistered=unregistered,
-            oldest=self.store.oldest(),
+            oldest=self.store.oldest() if totals.tokens else None,
             keys=totals.keys,
             over=totals.over,
             bytes=self.store.used(),
@@ -955,7 +955,7 @@ class State(Shared):
             refusing=refused.reason if refused else "",
             waves={upstream: watch.since for upstream, watch in self.waves.items() if watch.since},
             held=totals.listed["held"],
-            own=self.store.own_counts(),
+            own=own,
             nodes=self.store.nodes(),
         )
 

@@ -258,11 +258,10 @@ class Store(Protocol):
 
     # ------------------------------------------------------------------------------------------------------- the report
 
-    def counts(self) -> dict[Count, int]:
-        """Every counter that is not 0. When it returns, `totals` are exact, whoever shares the Store."""
-
-    def own_counts(self) -> dict[Count, int]:
-        """Of those, what was counted here."""
+    def counts(self) -> tuple[dict[Count, int], dict[Count, int]]:
+        """Every counter that is not 0, and of those what was counted here. When it returns, `totals` are exact, whoever
+        shares the Store.
+        """
 
     def nodes(self) -> list[Node]:
         """Those who share this Store; none, where nobody can."""

@@ -79,7 +79,7 @@ def test_there_are_so_many_keys_and_the_oldest_go_first():
         assert accept(state, [keyed(n, f"k{n}") for n in range(start + 1, start + 501)]) == {}
     assert state.store.totals.keys == 1000 == state.snapshot().keys
     assert accept(state, [keyed(9001, "k2001")]) == {9001: Known(2001)} and accept(state, [keyed(9002, "k2000")]) == {}
-    assert state.store.counts()[Count("keys_forgotten")] == 2001
+    assert state.store.counts()[0][Count("keys_forgotten")] == 2001
     known = state.store.known([Key(10**6 + n, *keyed(n, f"k{n}").key, 1000.0) for n in range(1, 3001)])
     assert len(known) == 1000
 

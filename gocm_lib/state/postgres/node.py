@@ -78,7 +78,8 @@ SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), versi
     (SELECT coalesce(json_agg(json_build_array(name, upstream, reason, value)), '[]')
         FROM (SELECT name, upstream, reason, sum(value) AS value FROM
                 (SELECT * FROM counter UNION ALL SELECT * FROM tally) AS sides
-              WHERE node <> %(id)s AND name = ANY(%(names)s::text[]) GROUP BY 1, 2, 3) AS sums)
+              WHERE node <> %(id)s AND name = ANY(%(names)s::text[]) GROUP BY 1, 2, 3) AS sums),
+    EXISTS (SELECT 1 FROM tally)
 """
 # Names may be new each time, as those of containers are; numbers are few.
 _FORGET_NODES = f"""
@@ -116,13 +117,14 @@ class Member(NamedTuple):
 
 
 class News(NamedTuple):
-    """What a beat brought: all nodes, upstreams and lanes of which there are packs that are nobody's, and how much of
-    everything the other nodes have counted (report.GAUGES).
+    """What a beat brought: all nodes, upstreams and lanes of which there are packs that are nobody's, how much of
+    everything the other nodes have counted (report.GAUGES), and whether anything was tallied that is not folded.
     """
 
     nodes: Sequence[Member] = ()
     pool: frozenset[tuple[str, int]] = frozenset()
     others: Mapping[Count, int] = {}
+    tallied: bool = False
 
     @property
     def alive(self) -> int:
@@ -302,7 +304,8 @@ class Membership:
         self._look()
         if any(each.behind or not (each.alive or each.fenced) for each in self.news.nodes) and self._rescue(asked):
             self._look()
-        if self.is_first and asked >= self._folded_at + FOLD_EVERY:
+        stale = self.news.tallied or not all(each.alive for each in self.news.nodes)
+        if self.is_first and stale and asked >= self._folded_at + FOLD_EVERY:
             self._folded_at = asked
             for statement in (*FOLD, _FORGET_NODES):
                 self._connection.execute(statement)
@@ -310,9 +313,11 @@ class Membership:
     def _look(self) -> None:
         assert self._connection
         values = {"id": self.number, "upstreams": self._upstreams, "names": list(GAUGES)}
-        [[nodes, pool, others]] = self._connection.execute(_NEWS, values)
+        [[nodes, pool, others, tallied]] = self._connection.execute(_NEWS, values)
         sums = {Count(*names): int(value) for *names, value in others}
-        self.news = News([Member(*each) for each in nodes], frozenset((name, lane) for name, lane in pool), sums)
+        self.news = News(
+            [Member(*each) for each in nodes], frozenset((name, lane) for name, lane in pool), sums, tallied
+        )
 
     def _check_clock(self, ahead: float) -> None:
         if abs(ahead) > CLOCK_TOLERANCE:

@@ -317,16 +317,11 @@ class PostgresStore(Store):
 
     # ------------------------------------------------------------------------------------------------------- the report
 
-    def counts(self) -> dict[Count, int]:
+    def counts(self) -> tuple[dict[Count, int], dict[Count, int]]:
         own, self._others = sums(self.db)
-        return {
-            count: own[count] + self._others[count]
-            for count in own
-            if count.name in COUNTERS and own[count] + self._others[count]
-        }
-
-    def own_counts(self) -> dict[Count, int]:
-        return {count: value for count, value in sums(self.db)[0].items() if count.name in COUNTERS and value}
+        counters = [count for count in own if count.name in COUNTERS]
+        whole = {count: own[count] + self._others[count] for count in counters}
+        return {each: n for each, n in whole.items() if n}, {each: own[each] for each in counters if own[each]}
 
     def nodes(self) -> list[Node]:
         return [

@@ -263,11 +263,9 @@ class SqliteStore(Store):
 
     # ------------------------------------------------------------------------------------------------------- the report
 
-    def counts(self) -> dict[Count, int]:
-        return self.report.counts()
-
-    def own_counts(self) -> dict[Count, int]:
-        return self.counts()
+    def counts(self) -> tuple[dict[Count, int], dict[Count, int]]:
+        counts = self.report.counts()
+        return counts, counts
 
     def nodes(self) -> list[Node]:
         return []
