@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from gocm_lib.config import hide_key, usage, values
+from gocm_lib.config import hide_key, spool_address, usage, values
 from gocm_lib.config.settings import (
     NO_HOST,
-    NO_PSYCOPG,
     BenchSettings,
     BundleSettings,
     ClientSettings,
@@ -25,6 +24,7 @@ from gocm_lib.config.settings import (
     Settings,
     SpoolSettings,
     WatchSettings,
+    needs_psycopg,
 )
 from gocm_lib.process import log
 
@@ -165,7 +165,7 @@ def _check_log(path: str) -> None:
 
 
 def _check_config(words: Sequence[str]) -> int:
-    """Check everything that a start would, except ports and the spool, which a running server has in use."""
+    """Check everything that a start would, except ports and a spool's file, which a running server has in use."""
     from gocm_lib.front import auth, listener, webhook
     from gocm_lib.process import resources
     from gocm_lib.senders import credentials, upstream
@@ -176,6 +176,10 @@ def _check_config(words: Sequence[str]) -> int:
     if settings.feedback_secret_file:
         webhook.read_secret(settings.feedback_secret_file)
     _check_log(settings.logto)
+    if spool_address.is_address(settings.spool):
+        with needs_psycopg():
+            from gocm_lib.state.postgres import opening
+        opening.check_now(settings)
     if settings.tls_cert:
         listener.tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     if settings.sandbox:
@@ -235,12 +239,8 @@ def _failed(words: Sequence[str]) -> int:
 
 
 def _spool(words: Sequence[str]) -> int:
-    try:
+    with needs_psycopg():
         from gocm_lib.state.postgres import administration
-    except ImportError as error:
-        if error.name != "psycopg":
-            raise
-        raise Fatal(NO_PSYCOPG) from None
     return _print_all(lambda: administration.command(words, os.environ))
 
 

@@ -200,10 +200,12 @@ def test_a_spool_is_made_checked_and_used_by_a_role_that_owns_nothing(careful, t
     owner = careful.address("fresh")
     user = owner.replace("owner@", "gocm@")
     assert "there is no spool" in gocm("spool", "check", "--spool", owner).stdout
+    assert gocm("check-config", "--sandbox", "--spool", user).returncode == 78
     done = gocm("--sandbox", "--sandbox-port", "0", "--port", "0", "--spool", user, STATE_DIRECTORY=str(tmp_path))
     assert done.returncode == 78 and "gocm spool init" in done.stderr
     made = gocm("spool", "init", "--spool", owner, "--grant", "gocm")
     assert made.returncode == 0 and "an empty spool is made" in made.stdout, made.stderr
+    assert gocm("check-config", "--sandbox", "--spool", user).returncode == 0
     again = gocm("spool", "init", "--spool", owner, "--grant", "gocm")
     assert again.returncode == 0 and "there already" in again.stdout
     checked = gocm("spool", "check", "--spool", user)
@@ -260,6 +262,8 @@ def test_a_password_is_in_a_file_and_in_no_log(careful, tmp_path):
     ],
 )
 def test_an_address_that_leads_nowhere_is_told(address, said, tmp_path):
+    checked = gocm("check-config", "--sandbox", "--spool", address)
+    assert checked.returncode and said in checked.stderr
     done = gocm("--sandbox", "--sandbox-port", "0", "--port", "0", "--spool", address, STATE_DIRECTORY=str(tmp_path))
     assert done.returncode in (73, 78) and said in done.stderr
 

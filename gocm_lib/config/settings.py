@@ -9,7 +9,8 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,7 +64,16 @@ class Fatal(Exception):
         self.topic = topic or code.topic
 
 
-NO_PSYCOPG = "a spool in PostgreSQL needs psycopg: pip install 'gocm[postgres]'"
+@contextmanager
+def needs_psycopg() -> Iterator[None]:
+    """Raise Fatal when an import in this block fails for want of psycopg: it is there only where somebody wants it."""
+    try:
+        yield
+    except ImportError as error:
+        if error.name != "psycopg":
+            raise
+        raise Fatal("a spool in PostgreSQL needs psycopg: pip install 'gocm[postgres]'") from None
+
 
 # How the text of an option becomes its value. Each raises ValueError with the end of a sentence.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from gocm_lib.config import spool_address
-from gocm_lib.config.settings import NO_PSYCOPG, Exit, Fatal, Settings
+from gocm_lib.config.settings import Exit, Fatal, Settings, needs_psycopg
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import first_id
 from gocm_lib.message.retry import Policy
@@ -81,12 +81,8 @@ def _open(settings: Settings, keeping: Keeping, us: Us) -> Store:
     """The spool that the settings name."""
     if not spool_address.is_address(settings.spool):
         return SqliteStore.open(settings.spool, keeping)
-    try:
-        from gocm_lib.state.postgres import opening  # psycopg is there only where it is needed
-    except ImportError as error:
-        if error.name != "psycopg":
-            raise
-        raise Fatal(NO_PSYCOPG) from None
+    with needs_psycopg():
+        from gocm_lib.state.postgres import opening
     opened = opening.open_store(settings, us.run, list(DIALECTS), keeping, us.again)
     opened.start(us.lease, _leave_spool, waits=opened.rescued and bool(us.living))
     return opened

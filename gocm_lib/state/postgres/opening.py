@@ -62,6 +62,15 @@ def open_store(
             raise Fatal(f"the spool {settings.spool} fails: {reason(error)}", Exit.FAILED, topic="fleet") from None
 
 
+def check_now(settings: Settings) -> None:
+    """Raise Fatal unless a node would find its spool."""
+    try:
+        check(settings)
+    except psycopg.Error as error:
+        problem = f"the spool {settings.spool} cannot be reached: {reason(error)}"
+        raise Fatal(problem, Exit.SPOOL_UNWRITABLE, topic="fleet") from None
+
+
 def check(settings: Settings) -> None:
     """Raise Fatal where there is no spool for us, or one that does not keep what it should."""
     with contextlib.closing(connect(address(settings))) as connection:
