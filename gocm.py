@@ -23,7 +23,7 @@ gocm_lib/
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
         front listener server loop deadlines connection wire gate workers request chunked auth routes handlers posts
-        lists query response render answered intake openapi pages webhook
+        lists query response render answered intake endings openapi pages webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
         feeder generation pipe in_hand sender loop settler pool places width dialler connection streams upstream

@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 
 from gocm_lib.front import routes
 from gocm_lib.front.answered import Answered
+from gocm_lib.front.endings import Await
 from gocm_lib.front.gate import SMALL, Asker, BodyRoom, Gate, Place
-from gocm_lib.front.handlers import Handlers
-from gocm_lib.front.intake import Kept
+from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.posts import Keep
 from gocm_lib.front.render import render, request_id
 from gocm_lib.front.request import Head, Reader, Request, check_no_body
@@ -60,8 +60,8 @@ class Watcher(Protocol):
     def wait_for_room(self, connection: "ClientConnection") -> int:
         """Call `go_on` whenever there may be more room for bodies. Returns its place in the line, from 1."""
 
-    def offer(self, keep: Keep, done: Callable[[Kept], None]) -> None:
-        """Have jobs kept."""
+    def carry_out(self, what: Keep | Await, done: Callable[[Answer], None]) -> None:
+        """Have done what must be before an answer, and go on with what comes next."""
 
     def forget(self, connection: "ClientConnection") -> None:
         """The connection is about to be closed."""
@@ -298,12 +298,11 @@ class ClientConnection:
             kind = "quick" if route.public else "route" if route.waits else "parse"
             workers.do(kind, lambda: handlers.answer(request, handler), self._decided)
 
-    def _decided(self, what: Response | Keep) -> None:
-        if isinstance(what, Keep):
-            finish = self._watcher.handlers.finish
-            self._watcher.offer(what, lambda kept: self._answer(finish(what, kept)))
-        else:
+    def _decided(self, what: Answer) -> None:
+        if isinstance(what, Response):
             self._answer(what)
+        else:
+            self._watcher.carry_out(what, self._decided)
 
     def _answer(self, response: Response) -> None:
         request, began = self._exchange[:2]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from gocm_lib.config import values
 from gocm_lib.config.settings import NO_HOST, Fatal, Settings
 from gocm_lib.front import auth, listener, server
+from gocm_lib.front.endings import ASKED_AGAIN, Endings
 from gocm_lib.front.gate import Gate
 from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.intake import LIMIT as intake_limit
@@ -91,7 +92,8 @@ class Front:
         gate = Gate(settings.max_connections)
         self._servers = [Server(each, handlers, gate, None if each.is_local else self._tls) for each in self.listeners]
         exporter = Exporter(settings, self._collector, self._clients(), expiry, self._systemd)
-        self._loop = Loop(self._servers, handlers, gate, intake, bell)
+        endings = Endings(self._for_loops(bell.ring, ASKED_AGAIN))
+        self._loop = Loop(self._servers, handlers, gate, intake, endings, bell)
         for each in self._servers:
             each.watcher = self._loop
         self._loop.start()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.front import auth, posts, query, response
+from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
 from gocm_lib.front.intake import Intake, Kept
 from gocm_lib.front.lists import Lists
@@ -25,14 +26,14 @@ from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import BEFORE_ALL, STATES, Past, Place, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Past, Place, Which
 
-SMALL_PAGE = 100  # tokens in a page of what became of them when no number is asked for
+Answer = Response | Keep | Await  # what a handler gives
 
 
 class Handlers:
-    """The handlers, and what they work on. Those named in routes.ROUTES take a Request and return a Response, or a
-    Keep.
+    """The handlers, and what they work on. Those named in routes.ROUTES take a Request and return a Response, or what
+    is to happen before.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class Handlers:
         """Raise BadRequest when a client may not ask for what is, or is not, `public`."""
         auth.check(headers, self.policy, local=asker.is_local, public=public)
 
-    def answer(self, request: Request, handler: Callable[["Handlers", Request], Response | Keep]) -> Response | Keep:
+    def answer(self, request: Request, handler: Callable[["Handlers", Request], Answer]) -> Answer:
         """This handler's answer to an admitted request. Raises nothing."""
         try:
             return handler(self, request)
         except Exception as problem:
             return self._told(problem, request.path)
 
-    def finish(self, keep: Keep, kept: Kept) -> Response:
+    def kept(self, keep: Keep, kept: Kept) -> Response | Await:
         """The answer once it is known what became of the jobs. Raises nothing."""
         try:
             if isinstance(kept, StateUnavailable):
@@ -86,6 +87,13 @@ class Handlers:
             return keep.answer(kept)
         except Exception as problem:
             return self._told(problem, "what was kept")
+
+    def ended(self, wanted: Await, found: Ending) -> Response:
+        """The answer once it is known what became of a job. Raises nothing."""
+        try:
+            return wanted.answer(found)
+        except Exception as problem:
+            return self._told(problem, "what was awaited")
 
     @staticmethod
     def _told(problem: Exception, what: str) -> Response:
@@ -149,23 +157,21 @@ class Handlers:
         audit = f"{what} {count} entries that were held back" if count else ""
         return Response(200, response.done(what, count), audit=audit)
 
-    def status(self, request: Request) -> Response:
+    def status(self, request: Request) -> Response | Await:
         """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
-        fields = query.parse(request.query, {"limit", "after", "state"})
+        fields = query.parse(request.query, {"limit", "after", "state", "wait"})
         job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
+        if (patience := query.wait(fields)) is not None:
+            if len(fields) > 1:
+                raise BadRequest("wait gives the first page of all states: ask for others then", "wait")
+            return Await(job_id, patience, _status)
         state = fields.get("state", "")
         if "state" in fields and state not in STATES:
             raise BadRequest("a token is " + ", ".join(STATES), "state")
         after = query.number(fields, "after", 0, 10**9)
-        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SMALL_PAGE
+        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
         with self.lists.one_page():
-            found = self.client.status(job_id, state, -1 if after is None else after, limit)
-            body = response.status(found) if isinstance(found, Status) else b""
-        if found is None:
-            raise BadRequest("no such message", "job", status=404)
-        if isinstance(found, Past):
-            raise BadRequest("what became of messages so old is not kept: --keep-jobs, --max-kept", "job", status=410)
-        return Response(200, body)
+            return _status(self.client.status(job_id, state, -1 if after is None else after, limit))
 
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""
@@ -174,7 +180,7 @@ class Handlers:
         if not after:  # ids are below 1 << 62: SQLite's integers end at 1 << 63
             raise BadRequest("after must be the `next` of the page before", "after")
         place = Place(int(after[1], 16), int(after[2])) if "after" in fields else BEFORE_ALL
-        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SMALL_PAGE
+        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
         which = query.which(fields, time.time())
         with self.lists.one_page():
             body = response.failed(self.client.failed(which, place, limit))
@@ -269,6 +275,17 @@ class Handlers:
         figures = self._look()
         shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
         return Response(200, json.dumps(shown).encode() + b"\n")
+
+
+def _status(found: Ending) -> Response:
+    """The answer to who asks for a message."""
+    if isinstance(found, StateUnavailable):
+        raise found
+    if found is None:
+        raise BadRequest("no such message", "job", status=404)
+    if isinstance(found, Past):
+        raise BadRequest("what became of messages so old is not kept: --keep-jobs, --max-kept", "job", status=410)
+    return Response(200, response.status(found))
 
 
 def _until_none_is_left(some: Callable[[], int]) -> tuple[int, bool]:

@@ -73,7 +73,9 @@ class _Straight:
         self.due = NEVER  # when they go into the queue at the latest
 
     def add(self, generation: int, gone: Sequence[Slice], alone: bool, now: float) -> None:
-        """These are a generation's. Nobody came with who is `alone`: what it brings waits for nobody."""
+        """These are a generation's. Nobody came with who is `alone`: what it brings waits for nobody, neither does what
+        somebody waits for.
+        """
         if generation != self._generation:
             self._slices, self._tokens = [], 0  # that generation is over, and what it had is released
         if not self._slices:
@@ -81,7 +83,7 @@ class _Straight:
         self._generation = generation
         self._slices += gone
         self._tokens += sum([part.size for part in gone])
-        if alone or self._tokens >= ENOUGH:
+        if alone or self._tokens >= ENOUGH or any([part.awaited for part in gone]):
             self.flush(now)
 
     def flush(self, now: float) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 from gocm_lib.front.answered import Answered
 from gocm_lib.front.connection import ClientConnection, Step
 from gocm_lib.front.deadlines import Deadlines
+from gocm_lib.front.endings import Await, Endings
 from gocm_lib.front.gate import Gate
-from gocm_lib.front.handlers import Handlers
-from gocm_lib.front.intake import Done, Intake
+from gocm_lib.front.handlers import Answer, Handlers
+from gocm_lib.front.intake import Intake
 from gocm_lib.front.posts import Keep
 from gocm_lib.front.server import Server
 from gocm_lib.front.workers import Workers
@@ -37,8 +38,16 @@ NEVER = float("inf")
 class Loop:
     """`call` may be called from any thread, `stop_accepting` from another one. Everything else happens in `run`."""
 
-    def __init__(self, servers: Sequence[Server], handlers: Handlers, gate: Gate, intake: Intake, bell: Bell) -> None:
-        self.handlers, self.gate, self._intake, self._bell = handlers, gate, intake, bell
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        handlers: Handlers,
+        gate: Gate,
+        intake: Intake,
+        endings: Endings,
+        bell: Bell,
+    ) -> None:
+        self.handlers, self.gate, self._intake, self._endings, self._bell = handlers, gate, intake, endings, bell
         self.workers, self.answered = Workers(self.call), Answered(handlers, gate)
         self._servers = list(servers)
         self._accepts_from = 0.0  # when connections are accepted again
@@ -95,8 +104,12 @@ class Loop:
         self._roomless[connection] = None
         return len(self._roomless)
 
-    def offer(self, keep: Keep, done: Done) -> None:
-        self._intake.offer(keep.jobs, done, time.monotonic())
+    def carry_out(self, what: Keep | Await, done: Callable[[Answer], None]) -> None:
+        now, handlers = time.monotonic(), self.handlers
+        if isinstance(what, Keep):
+            self._intake.offer(what.jobs, lambda kept: done(handlers.kept(what, kept)), now)
+        else:
+            self._endings.add(what, lambda found: done(handlers.ended(what, found)), now)
 
     def forget(self, connection: ClientConnection) -> None:
         self._roomless.pop(connection, None)
@@ -114,9 +127,10 @@ class Loop:
             now = time.monotonic()
             self._catch_up(now)
             self._expire(now)
-            self._intake.turn(now)
-            self._intake.client.attend(now)
-            self._intake.client.watch(self._selector, self._intake)
+            for each in (self._intake, self._endings):
+                each.turn(now)
+                each.client.attend(now)
+                each.client.watch(self._selector, each)
             if now >= self._pulse_at:
                 self._pulse(now)
 
@@ -131,9 +145,9 @@ class Loop:
         if isinstance(what, ClientConnection):
             if not what.closed:  # another one's end, in this turn, may have been its own
                 what.on_ready()
-        elif what is self._intake:
-            self._intake.client.write()
-            self._intake.read(time.monotonic())
+        elif what is self._intake or what is self._endings:
+            what.client.write()
+            what.read(time.monotonic())
         elif what is self._bell:
             self._bell.hear()
 
@@ -155,7 +169,8 @@ class Loop:
         now = time.monotonic()
         if self._calls or self._again:
             return 0.0
-        moments = [self._pulse_at, self._intake.next_moment(), self._deadlines.next_moment()]
+        moments = [self._pulse_at, self._deadlines.next_moment()]
+        moments += [self._intake.next_moment(), self._endings.next_moment()]
         if self._roomless:
             moments.append(now + REST)
         return max(0.0, min(moments) - now)
@@ -218,6 +233,7 @@ class Loop:
         self._selector.register(connection, READ, connection)
 
     def _close_listeners(self) -> None:
+        self._endings.hurry()
         # What was accepted before is answered: its client cannot know that it came late.
         for server in self._servers:
             if not self._accepts_from:

@@ -351,9 +351,11 @@ TYPED = {"415": _no("another Content-Type is needed")}
 # By method and path: what the route takes and answers, beside what is in ROUTES and COMMON.
 OPERATIONS: dict[tuple[str, str], Json] = {
     ("POST", "/gcm/send"): {
-        # No parameter: with two bodies under one key it is a mistake, which no schema can say.
+        # No parameters: with two bodies under one key it is a mistake, and with `wait` the answer is another one; no
+        # schema that generators understand can say either.
         "description": "With a header `Idempotency-Key` of your own the same key and body is one message for 24 hours; "
-        "the same key with another body is a 422.",
+        "the same key with another body is a 422. With `?wait=S` (1 to 30 seconds) the answer is a Job, as "
+        "/gcm/jobs/{id} has it: 200 once the message has ended, 202 after so many seconds.",
         "requestBody": {
             "required": True,
             "content": {
@@ -406,6 +408,9 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         for which in LISTS_OF_REPORT
     },
     ("GET", "/gcm/jobs/{id}"): {
+        # Not described as a parameter, for it takes no other beside it.
+        "description": "With `?wait=S` alone (1 to 30 seconds) the answer comes when the message has ended, at latest "
+        "after so many seconds.",
         "parameters": [
             {"name": "id", "in": "path", "required": True, "schema": ID},
             LIMIT,

@@ -10,29 +10,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.front import response
+from gocm_lib.front import query, response
+from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, unavailable
 from gocm_lib.message import idempotency, job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Draft, IdempotencyKey, Job
-from gocm_lib.state.contract import Conflict, Known, NotKept, Refused
+from gocm_lib.state.contract import Conflict, Known, NotKept, Refused, Status
 
 
 class Keep(NamedTuple):
     """What a handler wants before it answers: these jobs on disk. `answer` makes the Response of what became of them,
-    each in its place; it may raise BadRequest.
+    each in its place, or says what it has to wait for; it may raise BadRequest.
     """
 
     jobs: Sequence[Job]
-    answer: Callable[[Sequence[Job | NotKept]], Response]
+    answer: Callable[[Sequence[Job | NotKept]], Response | Await]
 
 
 def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
     """What a post brings, to be kept. Raises BadRequest when that is nothing."""
-    if request.query:
-        raise BadRequest("nothing is read from the query string: put it into the body")
+    patience = query.wait(_query(request.query)) if request.query else None
     share = settings.max_pending // len(upstreams)
     most = min(settings.max_tokens, share)  # what could never be taken is a 413, no 503
     if request.headers.get("content-encoding", "identity") != "identity":
@@ -42,9 +42,39 @@ def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Resp
     if job.media_type(content_type) == job.LINES:
         if key:
             raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
+        if patience is not None:
+            raise BadRequest("wait is for one message: send lines without it", "wait")
         return _send_lines(list(_lines(request.body, most, settings, upstreams)))
     accepted = _accept(job.parse(content_type, request.body, most), settings, upstreams, key)
-    return Keep([accepted], lambda kept: _sent(request, accepted, kept[0]))
+    if patience is None:
+        return Keep([accepted], lambda kept: _sent(request, accepted, kept[0]))
+    accepted = accepted._replace(awaited=True)
+    return Keep([accepted], lambda kept: _await(patience, _sent(request, accepted, kept[0]), kept[0]))
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        return query.parse(text, {"wait"})
+    except BadRequest:
+        raise BadRequest("but for wait nothing is read from the query string: put it into the body") from None
+
+
+def _await(patience: int, sent: Response, kept: Job | NotKept) -> Response | Await:
+    """The answer for a message whose end the client wants to wait for: the one that was `sent` when it was not kept,
+    else what became of it, or 202 and what is known after so many seconds.
+    """
+    if isinstance(kept, (Refused, Conflict)):
+        return sent
+
+    def answer(found: Ending) -> Response:
+        if not isinstance(found, Status):  # it is on disk all the same
+            body = json.dumps({"job": job.format_id(job_id)}).encode() + b"\n"
+            return sent._replace(status=202, body=body, content_type="application/json")
+        status = 200 if found.finished else 202
+        return sent._replace(status=status, body=response.status(found), content_type="application/json")
+
+    job_id = kept.job if isinstance(kept, Known) else kept.id
+    return Await(job_id, patience, answer)
 
 
 def _sent(request: Request, accepted: Job, became: Job | NotKept) -> Response:

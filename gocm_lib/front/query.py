@@ -11,6 +11,7 @@ from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.outcome import KEPT_FAILURES
 from gocm_lib.state.contract import Which
 
+LONGEST_WAIT = 30  # seconds: what stands between may take a longer silence for the end
 SMALL_FORM = 4096  # bytes: what our own short forms may have
 LARGEST_PAGE = 10_000  # entries that may be asked for
 
@@ -58,3 +59,8 @@ def number(fields: dict[str, str], name: str, low: int, high: int) -> int | None
     if not re.fullmatch("[0-9]{1,19}", fields[name]) or not low <= int(fields[name]) <= high:
         raise BadRequest(f"{name} must be a number from {low} to {high}", name)
     return int(fields[name])
+
+
+def wait(fields: dict[str, str]) -> int | None:
+    """For how many seconds a client wants to wait for a message's end; None: it does not. Raises BadRequest."""
+    return number(fields, "wait", 1, LONGEST_WAIT)

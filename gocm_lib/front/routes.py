@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gocm_lib.front import openapi, pages
-from gocm_lib.front.handlers import Handlers
-from gocm_lib.front.posts import Keep
+from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
@@ -25,7 +24,7 @@ class Route(NamedTuple):
     method: str
     path: str
     name: str
-    handler: Callable[[Handlers, Request], Response | Keep]
+    handler: Callable[[Handlers, Request], Answer]
     meaning: str
     public: bool = False
     most: int = 1 << 30

@@ -59,13 +59,13 @@ def _check_data(message: Mapping[str, Any], field: str) -> None:
 
 def requests(claimed: Slice) -> Iterator[tuple[Slice, bytes]]:
     """One request for each token of the slice. The Message is rendered once; only the target differs."""
-    upstream, target, message, runs, deaths, authorization = claimed
+    upstream, target, message, runs, deaths, authorization, awaited = claimed
     quote = json.JSONEncoder(ensure_ascii=False).encode
     before = message[:-2]
     before += f'"{target}":' if before.endswith("{") else f',"{target}":'
     for job, first, attempt, tokens in runs:
         for n, token in enumerate(tokens, first):
-            part = Slice(upstream, target, message, [Run(job, n, attempt, (token,))], deaths, authorization)
+            part = Slice(upstream, target, message, [Run(job, n, attempt, (token,))], deaths, authorization, awaited)
             yield part, (before + quote(token) + "}}").encode()
 
 

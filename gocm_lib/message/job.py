@@ -52,7 +52,7 @@ class IdempotencyKey(NamedTuple):
 
 class Job(NamedTuple):
     """An accepted message. `message` is the Message without its target, as compact JSON in its dialect. A job with a
-    `key` is accepted only once.
+    `key` is accepted only once. For the end of one that is `awaited` somebody waits.
     """
 
     id: int
@@ -64,6 +64,7 @@ class Job(NamedTuple):
     expires_at: float
     key: IdempotencyKey | None = None
     skipped: tuple[Skip, ...] = ()
+    awaited: bool = False
 
     @property
     def places(self) -> Iterable[int]:
@@ -87,7 +88,7 @@ class Run(NamedTuple):
 class Slice(NamedTuple):
     """Claimed tokens that share one message and travel together to a sender; how many senders have died with them in
     flight; the credential to send them with. They belong to one job or, where one request serves many tokens, to
-    several jobs with the same message.
+    several jobs with the same message. Somebody waits for the end of those that are `awaited`.
     """
 
     upstream: str
@@ -96,6 +97,7 @@ class Slice(NamedTuple):
     runs: list[Run]
     deaths: int = 0
     authorization: str = ""
+    awaited: bool = False
 
     @property
     def job(self) -> int:

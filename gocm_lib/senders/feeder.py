@@ -31,18 +31,18 @@ def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]
     request serves several jobs. Never merge a retry: the shared request may have failed because of one of its jobs.
     Suspects are merged in small company only, and not at all the second time, so that the guilty one is found.
     """
-    shared: dict[tuple[str, str, int], list[Run]] = {}
+    shared: dict[tuple[str, str, int, bool], list[Run]] = {}
     found: list[Slice] = []
-    for upstream, target, message, runs, deaths, _ in slices:
+    for upstream, target, message, runs, deaths, _, awaited in slices:
         several = target == "token" and deaths < FATAL - 1 and DIALECTS[upstream].TOKENS_PER_REQUEST > 1
         several = several and all([run.attempt == 1 for run in runs])
-        known = shared.get((upstream, message, deaths)) if several else None
+        known = shared.get((upstream, message, deaths, awaited)) if several else None
         if known is not None and not (deaths and len(known) + len(runs) > COMPANY):
             known.extend(runs)
             continue
-        found.append(Slice(upstream, target, message, [*runs], deaths, headers[upstream]))
+        found.append(Slice(upstream, target, message, [*runs], deaths, headers[upstream], awaited))
         if several:
-            shared[upstream, message, deaths] = found[-1].runs
+            shared[upstream, message, deaths, awaited] = found[-1].runs
     return found
 
 

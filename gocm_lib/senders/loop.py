@@ -56,7 +56,8 @@ class Loop:
         self._diallers = {name: Dialler(pool, bell.ring) for name, pool in self.pools.items()}
         self._full = most * 5 // 4  # requests in hand, with which nothing more is taken from the queue
         self.timeout = timeout
-        self.results: list[Result] = []  # in this turn
+        self.results: list[Result] = []  # in this turn,
+        self._awaited = False  # and whether somebody waits for any of them
         self.crash_log = crash_log
         self.counters = counters
         self._lease = lease
@@ -65,10 +66,8 @@ class Loop:
         self._inlet, self._settler, self._bell = inlet, settler, bell
         self._dirty: dict[Channel, Pool] = {}  # connections that have something to write
         self._writing: set[Channel] = set()  # those whose sockets had no room for all of it
-        self._finishing = False
-        self._turns = 0
-        self._ticked = 0.0
-        self._taking = False  # the inlet is watched
+        self._finishing = self._taking = False  # the latter: the inlet is watched
+        self._turns, self._ticked = 0, 0.0
         self._selector = selectors.DefaultSelector()
         self._selector.register(bell.inside, READ, bell)
 
@@ -318,11 +317,12 @@ class Loop:
         if part.deaths:
             self.quarantine.done(part)
         self.results += address(part, outcomes if len(outcomes) > 1 else outcomes * part.size)
+        self._awaited |= part.awaited
 
     def _settle_due(self, now: float) -> None:
         if self.results:
-            self._settler.add(self.results, now)
-            self.results = []
+            self._settler.add(self.results, now, self._awaited)
+            self.results, self._awaited = [], False
         for name, pool in self.pools.items():
             self.counters.in_flight(name, pool.places.in_flight)
         self._settler.turn(now, self._finishing and not self.flights)

@@ -25,7 +25,7 @@ class Settler:
         self._batch: Sequence[Result] = ()  # that is being settled
         self._due = float("inf")  # when those that wait are settled
         self._since: float | None = None  # when the batch was first told
-        self._troubled = False
+        self._troubled = self._awaited = False
 
     @property
     def idle(self) -> bool:
@@ -37,11 +37,13 @@ class Settler:
         since = self._since
         return time.monotonic() if since is None else since
 
-    def add(self, results: list[Result], now: float) -> None:
-        """Outcomes to settle."""
+    def add(self, results: list[Result], now: float, awaited: bool = False) -> None:
+        """Outcomes to settle. For some that are `awaited` somebody waits, so they wait for no others."""
         if not self._waiting:
             self._due = max(now + EVERY, self._due if self._batch else 0.0)
         self._waiting += results
+        if awaited:
+            self._due, self._awaited = now, True
 
     def turn(self, now: float, last: bool) -> None:
         """Settle what is due; if these are the `last`, whatever there is."""
@@ -52,7 +54,7 @@ class Settler:
             if not self.client.busy and now >= self._due:
                 self._tell()
         elif self._waiting and (last or now >= self._due):
-            self._batch, self._waiting = join(self._waiting), []
+            self._batch, self._waiting, self._awaited = join(self._waiting), [], False
             self._since = now
             self._tell()
 
@@ -68,7 +70,7 @@ class Settler:
                 self._troubled, self._due = True, now + REST
                 continue
             self._batch, self._since, self._troubled = (), None, False
-            self._due = now + EVERY
+            self._due = now if self._awaited else now + EVERY
 
     def next_moment(self) -> float:
         """When `turn` has something to do, unless something happens before."""

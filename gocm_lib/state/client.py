@@ -107,6 +107,10 @@ class Client(Shared):
         status: Status | Past | None = self._call("status", job, state, after, limit)
         return status
 
+    def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
+        ended: dict[int, Status | Past | None] = self._call("ended", jobs, anyway, now)
+        return ended
+
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
         entries: Sequence[Entry] = self._call("page", which, after, limit)
         return entries

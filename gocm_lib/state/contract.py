@@ -144,6 +144,9 @@ class Status(NamedTuple):
     skipped: list[Skip] = []  # on this page
 
 
+SHOWN = 100  # tokens of a job that are told when no number is asked for
+
+
 class Past(NamedTuple):
     """Nothing is known of a job any more."""
 
@@ -325,6 +328,11 @@ class Shared(Protocol):
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job, with up to `limit` of its tokens after place `after`, in one of STATES ("": any). None:
         there is no such job. Past: jobs as late as this one were forgotten, and it may have been one of them.
+        """
+
+    def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
+        """What became of those `jobs` of which nothing is to be sent any more, and of others `anyway`, each with up to
+        SHOWN of its tokens. `now` is monotonic.
         """
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:

@@ -160,7 +160,13 @@ def span_of(body: str, job: int) -> int:
 def slices(jobs: Iterable[Job]) -> list[Slice]:
     """Whole jobs, as they go to senders at once."""
     return [
-        Slice(job.upstream, job.target, job.message, list(placed_runs(_packed(job), 0, len(job.tokens))))
+        Slice(
+            job.upstream,
+            job.target,
+            job.message,
+            list(placed_runs(_packed(job), 0, len(job.tokens))),
+            awaited=job.awaited,
+        )
         for job in jobs
     ]
 

@@ -39,6 +39,7 @@ from gocm_lib.state.blame import remember
 from gocm_lib.state.contract import (
     LISTS,
     MANY_DEFERRED,
+    SHOWN,
     Accepted,
     Claimed,
     Count,
@@ -72,6 +73,7 @@ _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
+LOOKED_UP_AGAIN = 0.25  # seconds between two looks in the Store for a job that somebody waits for
 NODES_DIED = "every node that sent it died"
 ALONE_EVERY = 0.25  # seconds from the turn of one suspect that must be alone at a node to the next, at least
 
@@ -193,6 +195,7 @@ class State(Shared):
         self.draw = draw
         self.pacing = Pacing(paces, policy)
         self.living = set(living)
+        self.looked_up: dict[int, float] = {}  # jobs that are awaited, and when to look in the Store for them again
         self.last_suspect = 0.0  # until when the turns are given away of suspects that were put off
         self.backlog = Backlog(store, store.last_job() if living else 0)
         self.waves = {upstream: Watch(store.answers(upstream)) for upstream in paces}
@@ -973,6 +976,23 @@ class State(Shared):
         if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
             return found
         return found._replace(paused=self.pacing.pauses[found.upstream].reason)
+
+    def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
+        found = {job: self.status(job, "", -1, SHOWN) for job in anyway}
+        before, self.looked_up = self.looked_up, {}
+        for job in jobs:
+            pack = self.backlog.of_job.get(job)
+            if pack and pack.open[pack.index(job)]:
+                continue
+            # What is not in memory has ended, or all of it is put off: only the Store knows.
+            if now < (look_at := before.get(job, 0.0)):
+                self.looked_up[job] = look_at
+                continue
+            self.looked_up[job] = now + LOOKED_UP_AGAIN
+            status = self.status(job, "", -1, SHOWN)
+            if not isinstance(status, Status) or status.finished:
+                found[job] = status
+        return found
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Tokens that were set aside as failed."""

@@ -322,7 +322,7 @@ def test_a_message_that_kills_its_sender_is_set_aside_after_three_deaths(start, 
     assert report == {"attempts": 201, "failures": 1, "pending": 0, "canonicals": 0, "notregistered": 0}
     assert seen.count("poison") == FATAL
     assert set(seen) == {"poison", *innocent}
-    assert server.logged("not delivered: its senders died: 1 tokens")
+    assert server.logged("not delivered: its sender died 3 times: 1 tokens")
     [failed] = server.http().json("GET", "/gcm/failed")["failed"]
     assert (failed["token"], failed["detail"]) == ("poison", "its sender died 3 times")
     eventually(lambda: len(server.children("sender.*")) == 2)
