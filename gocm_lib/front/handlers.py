@@ -26,7 +26,7 @@ from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Past, Place, Which
+from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Which
 
 Answer = Response | Keep | Await  # what a handler gives
 
@@ -172,6 +172,30 @@ class Handlers:
         limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
         with self.lists.one_page():
             return _status(self.client.status(job_id, state, -1 if after is None else after, limit))
+
+    def cancel(self, request: Request) -> Response:
+        """DELETE /gcm/jobs/{id}: end all of a message that is not on its way."""
+        query.parse(request.query, set())
+        job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
+        found: Cancelled | Past | None = None
+
+        def some() -> int:
+            nonlocal found
+            found = self.client.cancel(job_id, time.time())
+            return found.tokens if isinstance(found, Cancelled) else 0
+
+        count, lost = _until_none_is_left(some)
+        name = job.format_id(job_id)
+        if lost:
+            return _count_lost("cancelled", count, f"tokens of {name}")
+        if not isinstance(found, Cancelled):
+            return _status(found)
+        if found.elsewhere:
+            return Response(
+                202, response.cancelled(name, None, None), audit=f"cancelled {name}, which another node has"
+            )
+        audit = f"cancelled {count} tokens of {name}" if count or found.in_air else ""
+        return Response(200, response.cancelled(name, count, found.in_air), audit=audit)
 
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""

@@ -252,6 +252,10 @@ SCHEMAS: Json = {
             "next": _or_null({**TEXT, "description": "the next page's `after`"}),
         }
     ),
+    "Cancelled": _object(
+        {"job": ID, "cancelled": _or_null(COUNT), "in_air": _or_null(COUNT)},
+        description="How many tokens were cancelled, and how many are on their way; null: another node does it.",
+    ),
     "Replayed": _object({"replayed": COUNT, "left": FLAG}),
     "Discarded": _object({"discarded": COUNT, "left": FLAG}),
     "Acknowledged": _object({"acknowledged": COUNT}),
@@ -419,6 +423,15 @@ OPERATIONS: dict[tuple[str, str], Json] = {
         ],
         "responses": {
             "200": _answer(_ref("Job")),
+            "404": _no("there is no such message"),
+            "410": _no("its time is over: nothing is known of it any more"),
+        },
+    },
+    ("DELETE", "/gcm/jobs/{id}"): {
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": ID}],
+        "responses": {
+            "200": _answer(_ref("Cancelled")),
+            "202": {**_answer(_ref("Cancelled")), "description": "another node has it, and will do so within seconds"},
             "404": _no("there is no such message"),
             "410": _no("its time is over: nothing is known of it any more"),
         },

@@ -176,6 +176,11 @@ def done(what: str, count: int, left: bool | None = None) -> bytes:
     return json.dumps(told if left is None else told | {"left": left}).encode() + b"\n"
 
 
+def cancelled(job: str, count: int | None, in_air: int | None) -> bytes:
+    """How many tokens of a message were cancelled, and how many are on their way; null: another node does it."""
+    return json.dumps({"job": job, "cancelled": count, "in_air": in_air}).encode() + b"\n"
+
+
 def skipped(skips: Iterable[Skip]) -> list[dict[str, object]]:
     """What was left out of a list of tokens: its place in the list from 0, and what is wrong with it."""
     return [{"n": skip.n, "error": skip.why} for skip in skips]

@@ -102,6 +102,7 @@ ROUTES = (
         most=SMALL_FORM,
     ),
     Route("GET", "/gcm/jobs/{id}", "job", Handlers.status, "what became of a message, and of each of its tokens"),
+    Route("DELETE", "/gcm/jobs/{id}", "cancel", Handlers.cancel, "end all of a message that is not on its way"),
     Route("GET", "/gcm/failed", "failed", Handlers.failed, "tokens that were set aside as failed, and why"),
     Route(
         "POST",

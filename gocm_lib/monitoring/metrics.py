@@ -126,6 +126,10 @@ METRICS = (
         _counted("failures", FAILURES),
     ),
     Metric(
+        "gocm_tokens_cancelled_total", "counter", ("upstream",), "tokens that somebody stopped before they were sent",
+        _counted("cancelled"),
+    ),
+    Metric(
         "gocm_tokens_replayed_total", "counter", ("upstream",), "failed tokens that were sent again as if new",
         _counted("replayed"),
     ),

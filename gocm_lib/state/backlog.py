@@ -428,6 +428,10 @@ class Backlog:
                 following = self.store.next_rank(upstream, _at_least(lane.spot, which), below, self.barrier)
                 lane.next_rank = float("inf") if following is None else following
 
+    def adopt(self, stored: Stored) -> None:
+        """A pack is ours from now on, outside its turn."""
+        self._adopt(self.lanes[stored.upstream, stored.lane], [stored])
+
     def _adopt(self, lane: _Lane, taken: Sequence[Stored]) -> None:
         """Packs are ours from now on. Those after the mark are read when their turn comes."""
         for stored in taken:

@@ -24,6 +24,7 @@ from gocm_lib.message.suspect import InFlight
 from gocm_lib.process import framing
 from gocm_lib.state.contract import (
     Accepted,
+    Cancelled,
     Claimed,
     Entry,
     Failed,
@@ -122,6 +123,10 @@ class Client(Shared):
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         failed: list[Failed] = self._call("failed", which, after, limit)
         return failed
+
+    def cancel(self, job: int, now: float) -> Cancelled | Past | None:
+        cancelled: Cancelled | Past | None = self._call("cancel", job, now)
+        return cancelled
 
     def replay(self, which: Which, now: float) -> int:
         replayed: int = self._call("replay", which, now)

@@ -17,6 +17,7 @@ COUNTERS = {
     "attempts": "tokens that were tried, each once however often it was retried, as the Go server counted its calls",
     "delivered": "tokens that the upstream took",
     "failures": "tokens that came to an end without being delivered",
+    "cancelled": "tokens that somebody stopped before they were sent",
     "replayed": "failed tokens that somebody had sent again, as if they were new",
     "retries": "attempts after which a token is to be tried again",
     "canonicals": "how often the upstream replaced a token",
@@ -27,7 +28,7 @@ COUNTERS = {
 
 # What a token of a job can be.
 MANY_DEFERRED = 1000  # tokens of an upstream
-STATES = ("ready", "deferred", "sending", "delivered", "failed")
+STATES = ("ready", "deferred", "sending", "delivered", "failed", "cancelled")
 
 
 class Full(Exception):
@@ -149,6 +150,16 @@ SHOWN = 100  # tokens of a job that are told when no number is asked for
 
 class Past(NamedTuple):
     """Nothing is known of a job any more."""
+
+
+class Cancelled(NamedTuple):
+    """How many tokens of a job were cancelled by a call; how many are on their way, of which the next answer is the
+    end; and whether the job is `elsewhere`: in the hands of another node, which has been told and will cancel it.
+    """
+
+    tokens: int
+    in_air: int
+    elsewhere: bool = False
 
 
 class Replaced(NamedTuple):
@@ -345,6 +356,11 @@ class Shared(Protocol):
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Failed tokens after this place."""
+
+    def cancel(self, job: int, now: float) -> Cancelled | Past | None:
+        """End some of the tokens of a job that nobody has in hand, at most AT_ONCE of them; call again until there are
+        none. Those that are on their way are not tried again. None and Past as in `status`.
+        """
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for. Returns how many; 0: none is left."""

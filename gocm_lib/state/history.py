@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from gocm_lib.state import admission, packs
 from gocm_lib.state.contract import STATES, Failed, Fate, Past, Place, Status, Which
 from gocm_lib.state.packs import Packed
-from gocm_lib.state.store import FAILED, OPEN, End, Single, Stored
+from gocm_lib.state.store import CANCELLED, FAILED, OPEN, End, Single, Stored
 
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long
 
@@ -324,6 +324,6 @@ def _fates(traces: _Traces, sending: Container[int], queued: Container[int]) -> 
         if alone.state == OPEN:
             state = "sending" if n in sending else "deferred" if alone.waits and n not in queued else "ready"
         else:
-            state = "failed" if alone.failure else "delivered"
+            state = "cancelled" if alone.failure == CANCELLED else "failed" if alone.failure else "delivered"
         how = alone.failure, alone.reason, alone.canonical
         yield Fate(n, token, state, alone.attempts, *how, alone.due_at, receipt if state == "delivered" else "")

@@ -41,6 +41,7 @@ from gocm_lib.state.contract import (
     MANY_DEFERRED,
     SHOWN,
     Accepted,
+    Cancelled,
     Claimed,
     Count,
     Entry,
@@ -62,7 +63,7 @@ from gocm_lib.state.contract import (
 from gocm_lib.state.pace import Pace
 from gocm_lib.state.pacing import Pacing
 from gocm_lib.state.packs import Pack
-from gocm_lib.state.store import FAILED, OPEN, OVER, End, Finish, Single, Store
+from gocm_lib.state.store import CANCELLED, FAILED, OPEN, OVER, End, Finish, Single, Store
 from gocm_lib.state.waves import Bucket, Tally, Watch, minute
 
 HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
@@ -470,6 +471,8 @@ class State(Shared):
                 pieces = self.backlog.take(upstream, min(free, allowed), now)
             if any(piece.expires_at <= now for piece in pieces):
                 pieces = self._set_aside_expired(work, pieces)
+            if any([piece.single and piece.single.reason == CANCELLED for piece in pieces]):
+                pieces = self._without_cancelled(work, pieces)
             if self.pacing.holds(upstream, now):
                 pieces = self._put_off_held(work, pieces)
             if any([piece.pack.losses >= LOSSES for piece in pieces]):
@@ -494,6 +497,17 @@ class State(Shared):
                 work.become(token, token.becomes(FAILED, attempts, work.now, failure="expired", reason="too old"))
                 work.told.append(("too old", token.held.token))
             work.counts[Count("failures", piece.pack.upstream, "expired")] += len(piece.run.tokens)
+        return left
+
+    def _without_cancelled(self, work: _Work, pieces: Iterable[Piece]) -> list[Piece]:
+        """End what was on its way when it was cancelled, and came back because its senders ended. Returns the rest."""
+        left = []
+        for piece in pieces:
+            if piece.single and piece.single.reason == CANCELLED:
+                for token in _tokens_of(piece):
+                    self._end_cancelled(work, token, piece.run.attempt - 1)
+            else:
+                left.append(piece)
         return left
 
     def _put_off_held(self, work: _Work, pieces: Iterable[Piece]) -> list[Piece]:
@@ -582,6 +596,7 @@ class State(Shared):
             dropped, more = self.store.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
+        self._carry_out_orders(now)
         if (sharers := self.store.sharers) > 1:
             self._share()
         self.pacing.divide(sharers)
@@ -711,17 +726,18 @@ class State(Shared):
         is to be given back.
         """
         outcome, held, upstream, now = result.outcome, token.held, result.upstream, work.now
-        ruling = Ruling(held.charged)
-        if outcome.verdict in _RULED:
-            ruling = self.pacing.rule(result, held, now)
+        ruled = outcome.verdict in _RULED
+        ruling = self.pacing.rule(result, held, now) if ruled else Ruling(held.charged)
         step = next_step(outcome, ruling, held.expires_at, now, self.draw(), self.policy)
+        tried = ruling.charged > held.charged or outcome.verdict not in _UNTRIED
+        if step.action in (Action.RETURN, Action.RETRY) and token.single and token.single.reason == CANCELLED:
+            return self._settle_cancelled(work, result, token, tried)
         if step.action is Action.RETURN:
             if single := token.single:
                 back = single._replace(attempts=result.attempt - 1, deaths=0, reason="")
                 self.backlog.give_back_single(token.pack, token.holder, back)
                 work.singles[single.job, single.n] = back
             return token.single is None
-        tried = ruling.charged > held.charged or outcome.verdict not in _UNTRIED
         attempts = result.attempt if tried else result.attempt - 1
         work.counts[Count("attempts", upstream)] += tried and result.attempt == 1
         if step.action is Action.RETRY:
@@ -743,6 +759,13 @@ class State(Shared):
             work.unregistered.append((held.token, upstream, wave, wave and self.keeping.hold_waves))
         elif step.counted in INVALID:
             work.invalid.append((held.token, step.counted))
+        return False
+
+    def _settle_cancelled(self, work: _Work, result: Result, token: _Token, tried: bool) -> bool:
+        """The same for one that is not to be tried again."""
+        self._end_cancelled(work, token, result.attempt if tried else result.attempt - 1)
+        if tried and result.attempt == 1:
+            work.counts[Count("attempts", result.upstream)] += 1
         return False
 
     @staticmethod
@@ -1009,6 +1032,75 @@ class State(Shared):
     def discard_held(self) -> int:
         """Forget some of the entries that are held back; how many, at most AT_ONCE."""
         return self.store.discard_held(AT_ONCE)
+
+    def cancel(self, job: int, now: float) -> Cancelled | Past | None:
+        if job <= self.backlog.barrier:
+            raise Passing("it is not known yet what is on its way: the state process was replaced a moment ago")
+        if self.backlog.pack_of(job) is None and (stored := self.store.own(job)):
+            self.backlog.adopt(stored)
+        if self.backlog.pack_of(job):
+            done = self._cancel(job, now)
+            if done.tokens or done.in_air:
+                return done
+        status = self.store.status(job, (), (), "", -1, 1)
+        if not isinstance(status, Status) or status.finished:
+            return Cancelled(0, 0) if isinstance(status, Status) else status
+        self.store.order(job)
+        return Cancelled(0, 0, elsewhere=True)
+
+    def _cancel(self, job: int, now: float) -> Cancelled:
+        """The same for one of ours."""
+        with self._change(now) as work:
+            pack, bits, singles = self.backlog.waiting_of(job)
+            assert pack
+            waiting = self._tokens(pack, 0, job, packing.lowest(bits, AT_ONCE), singles[:AT_ONCE])
+            count = 0
+            for token in waiting:
+                self._end_cancelled(work, token, token.single.attempts if token.single else 0)
+                count += 1
+            flying = [token for holder in self._holders(pack) for token in self._in_hand_of(pack, holder, job)]
+            for token in flying:
+                self._mark_cancelled(work, token)
+        return Cancelled(count, len(flying))
+
+    def _holders(self, pack: Loaded) -> set[int]:
+        """Who may have something of a pack in hand."""
+        return {*pack.held, *(holder for (job, _), (_, holder) in self.backlog.singles.items() if job in pack.jobs)} - {
+            0
+        }
+
+    def _in_hand_of(self, pack: Loaded, holder: int, job: int) -> list[_Token]:
+        """What somebody has in hand of a job."""
+        bits = pack.span(job, 0, pack.places_of(job)) & pack.held.get(holder, 0)
+        mine = self.backlog.singles.items()
+        singles = [single for (of, _), (single, whose) in mine if of == job and whose == holder]
+        return list(self._tokens(pack, holder, job, bits, singles))
+
+    @staticmethod
+    def _end_cancelled(work: _Work, token: _Token, attempts: int) -> None:
+        """A token that is not to be sent any more has ended, after so many attempts."""
+        work.become(token, token.becomes(OVER, attempts, work.now, failure=CANCELLED))
+        work.counts[Count("cancelled", token.pack.upstream)] += 1
+
+    def _mark_cancelled(self, work: _Work, token: _Token) -> None:
+        """A token that is on its way is not to be tried again."""
+        before = token.single
+        if before and before.reason == CANCELLED:
+            return
+        rank = turns.rank(token.pack.lane, job_time(token.job) * 1e6)
+        now = before or Single(token.job, token.held.n, token.pack.upstream, rank, token.held.since)
+        if not before:
+            self.backlog.leave(token.pack, token.holder, token.bit)
+        work.singles[now.job, now.n] = now = now._replace(reason=CANCELLED)
+        self.backlog.keep_in_hand(token.pack, token.holder, now)
+
+    def _carry_out_orders(self, now: float) -> None:
+        """Cancel what others were asked to, if we have it."""
+        for job in self.store.orders():
+            while (done := self.cancel(job, now)) and isinstance(done, Cancelled) and done.tokens:
+                pass
+            if not (isinstance(done, Cancelled) and done.elsewhere):
+                self.store.carried_out(job)
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""

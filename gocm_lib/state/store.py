@@ -35,6 +35,9 @@ from gocm_lib.state.contract import (
 from gocm_lib.state.packs import Key, Pack
 from gocm_lib.state.waves import Bucket
 
+# The failure of a Single that was not to be sent any more. As the reason of one that is on its way: it is not to be
+# tried again.
+CANCELLED = "cancelled"
 OPEN, OVER, FAILED = 0, -1, -2  # what a Single is: to be sent still, ended, set aside and may be replayed
 
 
@@ -194,6 +197,18 @@ class Store(Protocol):
 
     def packs(self, ids: Sequence[int]) -> list[Stored]:
         """These packs."""
+
+    def own(self, job: int) -> Stored | None:
+        """Make the pack of a job ours, if it is nobody's. None: it is not."""
+
+    def order(self, job: int) -> None:
+        """Have the job cancelled by whoever has it."""
+
+    def orders(self) -> Collection[int]:
+        """Jobs that somebody wants to have cancelled, of whom nobody may know whose they are."""
+
+    def carried_out(self, job: int) -> None:
+        """That order is carried out."""
 
     def pack_of(self, job: int) -> Stored | None:
         """The pack that a job is in."""

@@ -17,7 +17,19 @@ from gocm_lib.config.settings import Fatal  # noqa: E402
 from gocm_lib.message.job import first_id, job_time, next_id  # noqa: E402
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict  # noqa: E402
 from gocm_lib.state import backlog  # noqa: E402
-from gocm_lib.state.contract import BEFORE_ALL, Conflict, Count, Known, Lost, Overtaken, Passing, Status, Unsure, Which  # noqa: E402
+from gocm_lib.state.contract import (  # noqa: E402
+    BEFORE_ALL,
+    Cancelled,
+    Conflict,
+    Count,
+    Known,
+    Lost,
+    Overtaken,
+    Passing,
+    Status,
+    Unsure,
+    Which,
+)
 from gocm_lib.state.packs import pack  # noqa: E402
 from gocm_lib.state.postgres import node, schema  # noqa: E402
 from gocm_lib.state.postgres.database import Database, connect  # noqa: E402
@@ -432,6 +444,25 @@ def test_when_one_is_refused_too_much_all_slow_down(enter, monkeypatch):
     two.store.member._beat()
     claim(two, now=now, room=1)
     assert two.pacing.standings["gcm"].pace.rate <= slowed * 1.1 < before
+
+
+def test_a_message_is_cancelled_whichever_node_has_it(enter, address):
+    one, two = enter("one"), enter("two")
+    [mine, nobodys] = jobs(one, "abc", "de")
+    accept(one, [mine])
+    accept(one, [nobodys])
+    held = claim(one, now=time.time(), room=1)
+    sql(address, "UPDATE pack SET node = 0 WHERE id = %s", nobodys.id)
+    assert two.cancel(nobodys.id, time.time()) == Cancelled(2, 0), "it was nobody's"
+    assert two.cancel(mine.id, time.time()) == Cancelled(0, 0, elsewhere=True)
+    one.store.member._beat()
+    one.keep_house(time.time() + 2)
+    assert sql(address, "SELECT * FROM cancelled") == []
+    assert two.status(mine.id, "", -1, 9).states["cancelled"] == 2
+    one.settle(1, [Result("gcm", *place, 1, LATER) for place in held], time.time())
+    assert two.status(mine.id, "", -1, 9).states["cancelled"] == 3
+    assert two.snapshot().counters["cancelled"] == 5
+    assert two.cancel(mine.id, time.time()) == Cancelled(0, 0)
 
 
 def test_a_key_is_known_at_every_node(enter):

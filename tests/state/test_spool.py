@@ -37,7 +37,19 @@ from gocm_lib.config.settings import Fatal
 from gocm_lib.help.topics import source
 from gocm_lib.message.outcome import DELIVERED, FIRST_ANSWERS, Outcome, Result, Verdict
 from gocm_lib.state import backlog
-from gocm_lib.state.contract import BEFORE_ALL, COUNTERS, STATES, Broken, Full, Known, Past, Status, Which
+from gocm_lib.state.contract import (
+    BEFORE_ALL,
+    COUNTERS,
+    STATES,
+    Broken,
+    Cancelled,
+    Full,
+    Known,
+    Passing,
+    Past,
+    Status,
+    Which,
+)
 from gocm_lib.state.packs import pack
 from gocm_lib.state.sqlite import database
 from gocm_lib.state.sqlite.database import DiskSpace
@@ -73,6 +85,7 @@ class Model(RuleBasedStateMachine):
         self.failed = set()
         self.over = {}  # (job, n) -> its failure, "" if it was delivered
         self.sizes = {}  # job -> how many tokens
+        self.marked = set()  # what was on its way when it was cancelled
         self.finished = {}  # job -> when the last of them ended
         self.whole = set()  # finished jobs of which nothing was forgotten, or more is to be
         self.counters = dict.fromkeys(COUNTERS, 0)
@@ -142,6 +155,31 @@ class Model(RuleBasedStateMachine):
         [fate] = self.state.status(place[0], "", place[1] - 1, 1).fates
         return place[0] > self.barrier and not (fate.state == "deferred" and fate.at > self.now)
 
+    @rule(which=st.integers(0, 9))
+    def cancel(self, which):
+        """What waits has ended; what is on its way is not tried again."""
+        job = sorted(self.sizes)[which % len(self.sizes)] if self.sizes else 1
+        if 0 < job <= self.barrier:
+            with pytest.raises(Passing):
+                self.state.cancel(job, self.now)
+            return
+        waiting = [place for place in self.waiting if place[0] == job]
+        flying = [place for place in self.held if place[0] == job]
+        done = self.state.cancel(job, self.now)
+        if not isinstance(done, Cancelled):
+            assert not waiting and not flying and done == (Past() if self.sizes else None)
+            return
+        assert done == Cancelled(len(waiting), len(flying))
+        for place in waiting:
+            self.stop(place)
+        self.marked |= set(flying)
+
+    def stop(self, place):
+        """It was cancelled."""
+        self.waiting.pop(place, None)
+        self.counters["cancelled"] += 1
+        self.end(place, "cancelled")
+
     @rule(clean=st.booleans())
     def restart(self, clean):
         """The state process is killed, with all others if it is `clean`."""
@@ -176,6 +214,10 @@ class Model(RuleBasedStateMachine):
         assert all(job > self.barrier for job, _ in taken)
         holds = sum(held[0] == generation for held in self.held.values())
         assert len(taken) <= max(0, room - holds)
+        assert not taken.keys() & self.marked
+        for place in sorted(self.marked & self.waiting.keys()):
+            if self.state.status(place[0], "", place[1] - 1, 1).fates[0].state == "cancelled":
+                self.stop(place)
         for place, token in taken.items():
             assert token.attempt == self.waiting.pop(place) + 1 and token.token == f"{place[0]}-{place[1]}"
             self.held[place] = generation, token.attempt
@@ -204,11 +246,17 @@ class Model(RuleBasedStateMachine):
         if by or place not in self.held:
             return
         del self.held[place]
+        if outcome.verdict is Verdict.UNREACHABLE and place in self.marked:
+            self.stop(place)
+            return
         if outcome.verdict is Verdict.UNREACHABLE:
             self.waiting[place] = attempt - 1
             self.counters["retries"] = self.state.snapshot().counters["retries"]  # it depends on what others met
             return
         self.counters["attempts"] += attempt == 1
+        if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts and place in self.marked:
+            self.stop(place)
+            return
         if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts:
             self.waiting[place] = attempt
             self.counters["retries"] += 1
@@ -354,7 +402,7 @@ class Model(RuleBasedStateMachine):
         for job in self.sizes:
             status = self.state.status(job, "", -1, 10)
             for fate in status.fates if isinstance(status, Status) else ():
-                which = {"deferred": "ready", "delivered": "over"}.get(fate.state, fate.state)
+                which = {"deferred": "ready", "delivered": "over", "cancelled": "over"}.get(fate.state, fate.state)
                 failed = which == "failed" and (job, fate.n) in self.failed
                 found["over" if which == "failed" and not failed else which][job, fate.n] = fate
         barred = {

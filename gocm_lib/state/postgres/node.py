@@ -79,7 +79,8 @@ SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), versi
         FROM (SELECT name, upstream, reason, sum(value) AS value FROM
                 (SELECT * FROM counter UNION ALL SELECT * FROM tally) AS sides
               WHERE node <> %(id)s AND name = ANY(%(names)s::text[]) GROUP BY 1, 2, 3) AS sums),
-    EXISTS (SELECT 1 FROM tally)
+    EXISTS (SELECT 1 FROM tally),
+    (SELECT coalesce(json_agg(job), '[]') FROM cancelled)
 """
 # Names may be new each time, as those of containers are; numbers are few.
 _FORGET_NODES = f"""
@@ -118,13 +119,15 @@ class Member(NamedTuple):
 
 class News(NamedTuple):
     """What a beat brought: all nodes, upstreams and lanes of which there are packs that are nobody's, how much of
-    everything the other nodes have counted (report.GAUGES), and whether anything was tallied that is not folded.
+    everything the other nodes have counted (report.GAUGES), whether anything was tallied that is not folded, and jobs
+    that somebody wants to have cancelled.
     """
 
     nodes: Sequence[Member] = ()
     pool: frozenset[tuple[str, int]] = frozenset()
     others: Mapping[Count, int] = {}
     tallied: bool = False
+    orders: Sequence[int] = ()
 
     @property
     def alive(self) -> int:
@@ -313,10 +316,10 @@ class Membership:
     def _look(self) -> None:
         assert self._connection
         values = {"id": self.number, "upstreams": self._upstreams, "names": list(GAUGES)}
-        [[nodes, pool, others, tallied]] = self._connection.execute(_NEWS, values)
+        [[nodes, pool, others, tallied, orders]] = self._connection.execute(_NEWS, values)
         sums = {Count(*names): int(value) for *names, value in others}
         self.news = News(
-            [Member(*each) for each in nodes], frozenset((name, lane) for name, lane in pool), sums, tallied
+            [Member(*each) for each in nodes], frozenset((name, lane) for name, lane in pool), sums, tallied, orders
         )
 
     def _check_clock(self, ahead: float) -> None:

@@ -20,6 +20,7 @@ nothing else.
     canonical, notregistered, invalid, held    the lists. `key` is a hash: a token may be too long for an index
     idempotency    keys that requests came with
     forgotten  the highest job that is forgotten
+    cancelled  jobs that somebody wants to have cancelled, for the nodes that have them, until they have done so
     moved      files that were moved into this spool, and how far
 """
 
@@ -138,6 +139,7 @@ CREATE TABLE held (seq bigint PRIMARY KEY, key bytea NOT NULL UNIQUE, token text
 CREATE TABLE idempotency (
     job bigint PRIMARY KEY, key bytea NOT NULL UNIQUE, body bytea NOT NULL, accepted_at float8 NOT NULL
 );
+CREATE TABLE cancelled (job bigint PRIMARY KEY);
 CREATE TABLE moved (source text PRIMARY KEY, upto bigint NOT NULL DEFAULT 0, done bool NOT NULL DEFAULT false);
 CREATE TABLE forgotten (job bigint NOT NULL);
 INSERT INTO forgotten VALUES (0);

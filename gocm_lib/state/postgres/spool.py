@@ -102,7 +102,7 @@ ON CONFLICT (pack, first) DO UPDATE SET positions = excluded.positions, at = exc
 """
 _IS_SOUND = f"""
 SELECT count(*), count(*) FILTER (WHERE state = {OVER} AND failure NOT IN
-    ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders')) FROM single WHERE job = %s
+    ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders', 'cancelled')) FROM single WHERE job = %s
 """
 _TAKE = f"""
 WITH due AS MATERIALIZED (
@@ -117,7 +117,7 @@ singles AS (UPDATE single SET node = %(node)s FROM taken
 SELECT id FROM taken
 """
 _OWN = f"""
-WITH owned AS (UPDATE pack SET node = %(node)s WHERE id = %(id)s AND (done OR node IN (0, %(node)s))
+WITH owned AS (UPDATE pack SET node = %(node)s WHERE id = %(id)s AND (done AND %(done)s OR node IN (0, %(node)s))
     RETURNING id, last),
 singles AS (UPDATE single SET node = %(node)s FROM owned WHERE {within("owned")} AND state = {OPEN})
 SELECT 1 FROM owned
@@ -220,13 +220,21 @@ class Spool:
         self._floors[upstream, lane] = floor, good_until
         return self.packs(taken)
 
-    def own(self, job: int) -> bool:
-        """Make the pack of a job this node's, unless something of it is open at another one. Whether it is."""
+    def own(self, job: int, done: bool) -> Stored | None:
+        """Make the pack of a job this node's, if it is nobody's, or anybody's and `done`. None: it is not."""
         stored = self.find(job)
         if stored is None:
-            return False
-        values = {"id": stored.id, "last": stored.last, "node": self.db.node}
-        return bool(self.db.changed(_OWN, values))
+            return None
+        values = {"id": stored.id, "node": self.db.node, "done": done}
+        return stored if self.db.changed(_OWN, values) else None
+
+    def order(self, job: int) -> None:
+        """Have a job cancelled by whoever has it."""
+        self.db.tell("INSERT INTO cancelled VALUES (%s) ON CONFLICT DO NOTHING", (job,))
+
+    def carried_out(self, job: int) -> None:
+        """That order is carried out."""
+        self.db.tell("DELETE FROM cancelled WHERE job = %s", (job,))
 
     def give(self, upstream: str, lane: int, after: int, kept: Collection[int]) -> None:
         """Make packs of this node's nobody's, those with ids above `after`, but these."""

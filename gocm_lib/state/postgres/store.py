@@ -191,6 +191,21 @@ class PostgresStore(Store):
     def sharers(self) -> int:
         return max(1, self.member.news.alive)
 
+    def own(self, job: int) -> Stored | None:
+        with self.transaction():
+            return self.spool.own(job, done=False)
+
+    def order(self, job: int) -> None:
+        with self.transaction():
+            self.spool.order(job)
+
+    def orders(self) -> Collection[int]:
+        return self.member.news.orders
+
+    def carried_out(self, job: int) -> None:
+        with self.transaction():
+            self.spool.carried_out(job)
+
     def tell_slowed(self, rates: Mapping[str, float]) -> None:
         self.member.tell_slowed(rates)
 
@@ -269,7 +284,7 @@ class PostgresStore(Store):
         """Those of packs that are ours, or that can be, because nothing of them is in another node's hands."""
         found = self.rows.failed(which, BEFORE_ALL, limit)
         with self.transaction():
-            ours = {job for job in {single.job for single in found} if self.spool.own(job)}
+            ours = {job for job in {single.job for single in found} if self.spool.own(job, done=True)}
         return [single for single in found if single.job in ours]
 
     def is_counted(self, job: int) -> bool:

@@ -218,7 +218,8 @@ class Spool:
         """Store.is_sound."""
         [[alone, sound]] = self.db.execute(
             f"SELECT count(*), count(*) FILTER (WHERE state = {OVER} AND failure NOT IN"
-            " ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders')) FROM single WHERE job = ?",
+            " ('rejected', 'bad_message', 'attempts', 'expired', 'killed_senders', 'cancelled'))"
+            " FROM single WHERE job = ?",
             (job,),
         )
         if sound:

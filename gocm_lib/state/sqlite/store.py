@@ -154,6 +154,18 @@ class SqliteStore(Store):
     def sharers(self) -> int:
         return 1
 
+    def own(self, job: int) -> Stored | None:
+        return None
+
+    def order(self, job: int) -> None:
+        pass
+
+    def orders(self) -> Collection[int]:
+        return ()
+
+    def carried_out(self, job: int) -> None:
+        pass
+
     def tell_slowed(self, rates: Mapping[str, float]) -> None:
         pass
 
