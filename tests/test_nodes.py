@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,38 @@ def test_a_spool_is_made_checked_and_used_by_a_role_that_owns_nothing(careful, t
         assert second.returncode == 75 and "another GoCM runs here as node" in second.stderr
     finally:
         server.kill_group()
+
+
+def test_what_spool_commands_cannot_do_is_said(careful, tmp_path):
+    with contextlib.closing(psycopg.connect(careful.address(), autocommit=True)) as db:
+        db.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+        db.execute("CREATE DATABASE bare")
+    made = gocm("spool", "init", "--spool", careful.address("latin"))
+    assert made.returncode == 78 and "LATIN1, not UTF8" in made.stderr
+    bare = careful.address("bare")
+    for action in ("nodes", "upgrade"):
+        done = gocm("spool", action, "--spool", bare)
+        assert done.returncode == 78 and "gocm spool init" in done.stderr
+    spool = tmp_path / "gocm.db"
+    server = Server(spool, "--sandbox", "--sandbox-port", "0")
+    server.send(["a"])
+    server.settled()
+    server.process.terminate()
+    server.process.wait(30)
+    copy = tmp_path / "copy.db"
+    shutil.copy(spool, copy)
+    done = gocm("spool", "move", spool, bare)
+    assert done.returncode == 78 and "gocm spool init" in done.stderr
+    there = careful.spool()
+    assert gocm("spool", "move", spool, there).returncode == 0
+    done = gocm("spool", "move", copy, there)
+    assert (
+        done.returncode == 78 and "messages of that file already" in done.stderr and "begin it again" not in done.stderr
+    )
+    os.rename(copy, spool)
+    assert "gocm.db.moved2" in gocm("spool", "move", spool, careful.spool()).stdout
+    listed = gocm("spool", "nodes", "--spool", there).stdout
+    assert listed.splitlines()[0].split("\t")[:3] == ["number", "name", "is"]
 
 
 def test_a_password_is_in_a_file_and_in_no_log(careful, tmp_path):

@@ -90,18 +90,22 @@ class Lists:
             return unavailable("another reader of this list is not done yet")
         try:
             with self.one_page():
-                entries = self.client.page(which, 0, limit)
+                found = self.client.hand_out(which, limit)
+                entries = found or []
                 body = page(entries)
         except BaseException:
             turn.release()
             raise
+        if found is None:
+            turn.release()
+            return unavailable("another node hands out this list just now")
 
         count, last = len(entries), entries[-1][0] if entries else 0  # not they: a slow reader would keep them
 
         def written(whole: bool) -> None:
             try:
-                if whole and last:
-                    self.client.forget(which, last)
+                if last:
+                    self.client.handed_out(which, last if whole else 0)
             except StateUnavailable as error:
                 log.logger.warning("%d entries of %s will be given again: %s", count, which, error)
             finally:

@@ -118,7 +118,7 @@ ROUTES = (
     Route("GET", "/api/status", "figures", Handlers.status_figures, "what that page shows"),
     Route("GET", "/help", "help", pages.help_index, "the topics of the help", public=True),
     Route("GET", "/help/{topic}", "helpTopic", pages.help_topic, "one of them, as `gocm help` shows it", public=True),
-    Route("GET", "/openapi.json", "openapi", _openapi, "this API, as OpenAPI 3.1 describes it"),
+    Route("GET", "/openapi.json", "openapi", _openapi, "this API, as OpenAPI 3.0 describes it"),
     Route("GET", "/metrics", "metrics", Handlers.metrics, "all figures, for Prometheus"),
     Route("GET", "/livez", "livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
     Route(

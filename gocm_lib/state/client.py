@@ -116,6 +116,13 @@ class Client(Shared):
         entries: Sequence[Entry] = self._call("page", which, after, limit)
         return entries
 
+    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
+        entries: Sequence[Entry] | None = self._call("hand_out", which, limit)
+        return entries
+
+    def handed_out(self, which: str, upto: int) -> None:
+        self._call("handed_out", which, upto)
+
     def forget(self, which: str, upto: int) -> bool:
         known: bool = self._call("forget", which, upto)
         return known

@@ -349,6 +349,14 @@ class Shared(Protocol):
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
         """Entries of one of LISTS with numbers above `after`."""
 
+    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
+        """The first entries of one of LISTS, for the only reader that gets them; `handed_out` says that he has. None:
+        another node hands them out just now.
+        """
+
+    def handed_out(self, which: str, upto: int) -> None:
+        """What was handed out is deleted up to number `upto`; 0: nobody has it."""
+
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`, because the application has them. Returns whether that number
         ever existed.

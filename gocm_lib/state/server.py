@@ -59,6 +59,8 @@ def _leave_spool(reason: str) -> NoReturn:
 def _give_up(verb: str, error: Exception) -> NoReturn:
     if isinstance(error, Lost):
         _leave_spool("another node has what was ours")
+    if isinstance(error, Unsure):
+        _leave_spool(f"nobody knows what became of the last change ({error}): looking at what the spool has")
     log.logger.error("state failed in %s", verb, exc_info=error)
     # An fsync that failed once must not be tried again: the kernel has dropped what it could not write, and would say
     # that all is well. A whole new start reads what is really there.

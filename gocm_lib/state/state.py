@@ -989,6 +989,12 @@ class State(Shared):
         """Entries of one of LISTS numbered above `after`."""
         return self.store.page(which, after, limit)
 
+    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
+        return self.store.hand_out(which, limit)
+
+    def handed_out(self, which: str, upto: int) -> None:
+        self.store.handed_out(which, upto)
+
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
         return self.store.forget(which, upto)
@@ -1104,7 +1110,7 @@ class State(Shared):
 
     def replay(self, which: Which, now: float) -> int:
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
-        with self._change(now) as work:
+        with self.turn(), self._change(now) as work:
             done = 0
             for upstream in [which.upstream] if which.upstream else self.pacing.standings:
                 room = self.keeping.limits.share - self.store.totals.open.get(upstream, 0)

@@ -250,7 +250,7 @@ class Store(Protocol):
         """Failed tokens, in the order of places."""
 
     def failed_singles(self, which: Which, limit: int) -> list[Single]:
-        """The same as Singles, from the first."""
+        """The same as Singles, from the first. Within a turn nobody else deals with them before it ends."""
 
     def is_counted(self, job: int) -> bool:
         """Whether a finished job is among those that are kept, and not only because of its failed tokens."""
@@ -289,6 +289,14 @@ class Store(Protocol):
 
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to a number. Returns whether any entry ever had it; else nothing is deleted."""
+
+    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
+        """The first entries of a list, which nobody else who shares the Store gets until they are `handed_out`. None:
+        somebody else is handing them out.
+        """
+
+    def handed_out(self, which: str, upto: int) -> None:
+        """Delete what was handed out, up to a number (0: nothing was)."""
 
     def newest_entry(self, which: str) -> int:
         """The highest number that an entry of a list has or had."""

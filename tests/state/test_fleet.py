@@ -32,7 +32,7 @@ from gocm_lib.state.contract import (  # noqa: E402
 )
 from gocm_lib.state.packs import pack  # noqa: E402
 from gocm_lib.state.postgres import node, schema  # noqa: E402
-from gocm_lib.state.postgres.database import Database, connect  # noqa: E402
+from gocm_lib.state.postgres.database import Database, connect, reason  # noqa: E402
 from gocm_lib.state.postgres.node import Identity, join  # noqa: E402
 from gocm_lib.state.postgres.schema import Durability  # noqa: E402
 from gocm_lib.state.store import Finish, Spot  # noqa: E402
@@ -559,6 +559,89 @@ def test_failed_tokens_are_replayed_and_discarded_from_any_node(enter):
 
 
 # --------------------------------------------------------------------------------------------- broken connections
+
+
+def fail_some(state, count=6):
+    """Messages of two tokens that have failed."""
+    accept(state, jobs(state, *["xy"] * count))
+    now, no = time.time(), Outcome(Verdict.DEFERRED, "x", answered=False)
+    while tally(state)["tokens"]:
+        for (job, n), token in claim(state, now=now, room=1000).items():
+            state.settle(1, [Result("gcm", job, n, token.attempt, no)], now)
+        state.pacing.pauses.clear()
+        now += 200
+    assert tally(state)["failed"] == 2 * count
+
+
+def exact(*states):
+    """How much there is, asked of each node, and by counting rows."""
+    for each in states:
+        each.store.member._beat()
+        each.store.counts()
+    [found] = {tuple(sorted(tally(each).items())) for each in states}
+    return dict(found)
+
+
+@pytest.mark.parametrize("verbs", [("replay", "replay"), ("replay", "discard"), ("discard", "discard")])
+def test_two_nodes_deal_with_failed_tokens_at_once(enter, address, verbs):
+    """Each token is dealt with by one of them, and counted once."""
+    one, two = enter("one"), enter("two")
+    fail_some(one)
+    every = Which(0, "", "", math.inf)
+    done = dict.fromkeys(("one", "two"), 0)
+
+    def deal(name, state, verb):
+        while count := state.replay(every, time.time()) if verb == "replay" else state.discard(every):
+            done[name] += count
+
+    pairs = zip(done, (one, two), verbs)
+    threads = [threading.Thread(target=deal, args=each) for each in pairs]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sum(done.values()) == 12, done
+    found = exact(one, two)
+    [[open_, failed]] = sql(address, "SELECT (SELECT sum(open) FROM pack), count(*) FROM single WHERE state = -2")
+    assert (found["tokens"], found["failed"]) == (open_, failed) and failed == 0
+    replayed = one.snapshot().counters["replayed"]
+    assert replayed == open_ and found["jobs"] == sql(address, "SELECT sum(jobs) FROM pack")[0][0]
+
+
+def test_a_list_is_handed_out_by_one_node_at_a_time(enter, address, quick):
+    one, two = enter("one"), enter("two")
+    accept(one, jobs(one, "abc"))
+    one.settle(1, [Result("gcm", *place, 1, GONE) for place in claim(one, now=time.time())], time.time())
+    entries = one.hand_out("notregistered", 100)
+    assert len(entries) == 3 and two.hand_out("notregistered", 100) is None
+    assert one.hand_out("notregistered", 100) == entries, "its next state process may ask again"
+    assert two.hand_out("canonical", 100) == [] == one.hand_out("canonical", 100), "of nothing nobody keeps others"
+    one.handed_out("notregistered", 0)
+    assert two.hand_out("notregistered", 100) == entries, "nobody has them"
+    two.handed_out("notregistered", entries[1].number)
+    assert [each.number for each in one.hand_out("notregistered", 100)] == [entries[2].number]
+    fall_silent(one)
+    assert eventually(lambda: two.hand_out("notregistered", 100)), "who is gone keeps nobody"
+
+
+def test_who_has_left_is_no_node_that_is_gone(enter):
+    one = enter("one")
+    enter("two").close()
+    one.store.member._beat()
+    assert [(each.name, each.alive) for each in one.store.nodes()] == [("one", True)]
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        ('connection failed: connection to server at "a" failed: refused\n\tIs the server running there?', "refused"),
+        ("x failed: one\nAll failures were:\n- host: a: one\n- host: b: two", "host: a: one; host: b: two"),
+        ("", "OperationalError"),
+    ],
+)
+def test_why_a_server_cannot_be_asked_is_told_in_a_line(said, told):
+    found = reason(psycopg.OperationalError(said))
+    assert told in found and "running" not in found and "\n" not in found
 
 
 def end_sessions(address, which="true"):

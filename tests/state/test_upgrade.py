@@ -61,7 +61,8 @@ def as_after_a_restart(told):
         return told
     *first, states, fates, skipped = told
     fates = [["ready" if column == "sending" else column for column in fate] for fate in fates]
-    return [*first, states | {"ready": states["ready"] + states["sending"], "sending": 0, "cancelled": 0}, fates, skipped]
+    states |= {"ready": states["ready"] + states["sending"], "sending": 0, "cancelled": 0}
+    return [*first, states, fates, skipped]
 
 
 def state_of(store):

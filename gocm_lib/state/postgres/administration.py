@@ -3,9 +3,9 @@
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import psycopg
+from psycopg import errors
 
 from gocm_lib.config import spool_address, values
 from gocm_lib.config.settings import Exit, Fatal, MoveSettings, SpoolSettings
@@ -35,6 +35,9 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         with contextlib.closing(psycopg.connect(spool_address.complete(url, "spool"), autocommit=True)) as connection:
             return run(connection, settings)
+    except errors.UndefinedTable:
+        problem = f"there is no spool at {spool_address.shown(url)}: make one (gocm spool init)"
+        raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
     except psycopg.Error as error:
         problem = f"the spool {spool_address.shown(url)}: {reason(error)}"
         raise Fatal(problem, Exit.SPOOL_UNWRITABLE, topic="fleet") from None
@@ -52,6 +55,10 @@ def _move(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
     try:
         transfer.move(here, there, connect_to, _show)
+    except errors.UndefinedTable:
+        place = spool_address.shown(there if spool_address.is_address(there) else here)
+        problem = f"there is no spool at {place}: make one (gocm spool init)"
+        raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
     except psycopg.Error as error:
         raise Fatal(f"the move failed: {reason(error)}; begin it again", Exit.SPOOL_UNWRITABLE, topic="fleet") from None
     return Exit.OK
@@ -77,6 +84,8 @@ def _init(connection: Connection, settings: SpoolSettings) -> int:
         raise Fatal(f"--grant {settings.grant} is no role's name", Exit.USAGE)
     with connection.transaction():
         there = connection.execute("SELECT to_regclass('gocm.meta') IS NOT NULL").fetchone() == (True,)
+        if problems := Durability(_ask(connection)).unfit():
+            raise Fatal(f"no spool can be there: {'; '.join(problems)}", Exit.CONFIG, topic="fleet")
         if not there:
             connection.execute(SCHEMA)
         if settings.grant:
@@ -89,10 +98,7 @@ def _init(connection: Connection, settings: SpoolSettings) -> int:
 
 def _check(connection: Connection, settings: SpoolSettings) -> int:
     """Say what a message's `ok` means here, and what is wrong. Exit code 1 when something is."""
-
-    def ask(statement: str) -> list[tuple[Any, ...]]:
-        return connection.execute(statement.encode()).fetchall()
-
+    ask = _ask(connection)
     durability = Durability(ask)
     problems = durability.problems(settings.spool_durable)
     if not ask("SELECT 1 WHERE to_regclass('gocm.meta') IS NOT NULL"):
@@ -105,6 +111,10 @@ def _check(connection: Connection, settings: SpoolSettings) -> int:
     if not problems:
         _show(f"good: what is answered with ok is {where}")
     return Exit.FAILED if problems else Exit.OK
+
+
+def _ask(connection: Connection) -> schema.Ask:
+    return lambda statement: connection.execute(statement.encode()).fetchall()
 
 
 def _upgrade(connection: Connection, _: SpoolSettings) -> int:
@@ -129,15 +139,19 @@ def _upgrade(connection: Connection, _: SpoolSettings) -> int:
 
 def _nodes(connection: Connection, _: SpoolSettings) -> int:
     """List the nodes: number, name, whether its lease lasts, open tokens of its packs, version, since when."""
+    [[moving]] = connection.execute("SELECT moving FROM gocm.meta")
+    if moving:
+        _show(f"the spool is, or was, moved {moving}: no node may start on it")
     rows = connection.execute(
-        "SELECT node.id, name, CASE WHEN lease > now() THEN 'alive' ELSE 'gone' END, coalesce(sum(open), 0), version,"
+        "SELECT node.id, name, CASE WHEN lease > now() THEN 'alive' WHEN departed THEN 'left' ELSE 'gone' END,"
+        " coalesce(sum(open), 0), version,"
         " to_char(joined, 'YYYY-MM-DD HH24:MI:SS') FROM gocm.node LEFT JOIN gocm.pack ON pack.node = node.id AND"
         " NOT done GROUP BY node.id ORDER BY node.id"
     )
-    for row in rows:
+    for row in [("number", "name", "is", "to send", "version", "since"), *rows]:
         _show(*row)
     [[waiting]] = connection.execute("SELECT coalesce(sum(open), 0) FROM gocm.pack WHERE node = 0 AND NOT done")
-    if waiting:
+    if waiting and not moving:
         _show(f"{waiting} tokens are nobody's, and taken by who is free")
     return Exit.OK
 

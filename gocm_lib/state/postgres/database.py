@@ -49,7 +49,9 @@ def reason(error: Exception) -> str:
     """Why the server cannot be asked, in a line."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return error.diag.message_primary
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Of several hosts the library tells each in a line of its own, after the first one's; else what follows are hints.
+    return "; ".join([line.removeprefix("- ") for line in lines if line.startswith("- ")] or lines[:1])
 
 
 _FULL = (errors.DiskFull,)

@@ -60,6 +60,10 @@ class HistoryRows(Rows):
         values: Sequence[Any] = (*after, which.before, *wanted.values(), limit)
         return self.spool.failed_singles(f"AND (job, n) > (%s, %s) AND {conditions} ORDER BY job, n LIMIT %s", values)
 
+    def hold(self) -> None:
+        """Be the only node that deals with what has ended, until the end of the transaction."""
+        self.db.tell("SELECT 1 FROM forgotten FOR UPDATE")
+
     def oldest_failed(self, before: float, limit: int) -> list[Single]:
         rest = "AND due_at < %s ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
         return self.spool.failed_singles(rest, (before, limit))

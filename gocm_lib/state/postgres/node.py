@@ -67,7 +67,7 @@ WHERE id = %(id)s AND epoch = %(epoch)s RETURNING extract(epoch FROM clock_times
 """
 # All in one query: an idle node is to cost the server little.
 _NEWS = f"""
-SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), version, fenced,
+SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), version, fenced, departed,
             lease <= now() AND EXISTS (SELECT 1 FROM pack WHERE pack.node = node.id AND NOT done), slowed)
             ORDER BY id), '[]')
         FROM node),
@@ -105,7 +105,8 @@ SELECT count(*) FROM rescued
 
 class Member(NamedTuple):
     """A node as another sees it: whether its lease lasts, its version, whether somebody has taken note that it is gone,
-    whether there are packs that it left behind, and the rates to which it slowed down, by upstream, with the times.
+    whether it has left by itself, whether there are packs that it left behind, and the rates to which it slowed down,
+    by upstream, with the times.
     """
 
     id: int
@@ -113,6 +114,7 @@ class Member(NamedTuple):
     alive: bool
     version: str
     fenced: bool
+    departed: bool
     behind: bool
     slowed: Mapping[str, Sequence[float]] = {}
 

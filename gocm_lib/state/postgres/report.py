@@ -152,6 +152,30 @@ class RunReport:
         entries: Iterable[Any] = (kind(*row) for row in rows)
         return admission.page(entries)
 
+    def borrow(self, which: str) -> bool:
+        """Have a list for this node alone, so that no entry is handed out by two. Whether that can be: not while a node
+        has it that is there, for as long as the slowest reader may take.
+        """
+        return bool(
+            self.db.changed(
+                "UPDATE list SET reader = %(node)s, until = now() + interval '15 minutes'"
+                " WHERE name = %(which)s AND (reader IN (0, %(node)s) OR until < now() OR NOT EXISTS"
+                " (SELECT 1 FROM node WHERE id = reader AND lease > now())) RETURNING 1",
+                {"node": self.db.node, "which": which},
+            )
+        )
+
+    def hand_out(self, which: str, limit: int) -> list[Entry]:
+        """The first entries of a list that we have borrowed; it is given back if there are none."""
+        entries = self.page(which, 0, limit)
+        if not entries:
+            self.give_back(which)
+        return entries
+
+    def give_back(self, which: str) -> None:
+        """Let others have a list."""
+        self.db.tell("UPDATE list SET reader = 0 WHERE name = %s AND reader = %s", (which, self.db.node))
+
     def forget(self, which: str, upto: int) -> bool:
         """Delete a list's entries up to number `upto`. Whether there ever was that number; else nothing is deleted."""
         self._hold(which)

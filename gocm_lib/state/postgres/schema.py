@@ -16,10 +16,11 @@ nothing else.
     counter    where those rows go in time; both together are the count
     answers    each minute's answers of an upstream (module waves), appended, too
     list       of each list of the report the highest number; who adds to one holds its row until the commit, so numbers
-               come in the order of commits, and a reader's "up to N" never passes over what comes later
+               come in the order of commits, and a reader's "up to N" never passes over what comes later. `reader` is
+               the node that hands it out just now, 0: none
     canonical, notregistered, invalid, held    the lists. `key` is a hash: a token may be too long for an index
     idempotency    keys that requests came with
-    forgotten  the highest job that is forgotten
+    forgotten  the highest job that is forgotten; who deals with what has ended holds its row until the commit
     cancelled  jobs that somebody wants to have cancelled, for the nodes that have them, until they have done so
     moved      files that were moved into this spool, and how far
 """
@@ -126,7 +127,10 @@ CREATE TABLE answers (
     upstream text NOT NULL, minute bigint NOT NULL, answers bigint NOT NULL, unregistered bigint NOT NULL,
     first bigint NOT NULL
 ) {_BUSY};
-CREATE TABLE list (name text PRIMARY KEY, newest bigint NOT NULL) WITH (fillfactor = 50);
+CREATE TABLE list (
+    name text PRIMARY KEY, newest bigint NOT NULL, reader smallint NOT NULL DEFAULT 0,
+    until timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
 INSERT INTO list VALUES ('canonical', 0), ('notregistered', 0), ('invalid', 0), ('held', 0);
 CREATE TABLE canonical (
     seq bigint PRIMARY KEY, key bytea NOT NULL UNIQUE, original text NOT NULL, canonical text NOT NULL
@@ -175,12 +179,16 @@ class Durability:
         """Whether a commit waits for another machine."""
         return bool(self._values[4]) and self._values[3] in ("on", "remote_apply")
 
+    def unfit(self) -> list[str]:
+        """Why no spool can be here, whatever is set."""
+        version, encoding = int(self._values[0]), self._values[5]
+        found = [f"the server is older than PostgreSQL {OLDEST // 10000}"] if version < OLDEST else []
+        return found + ([f"the database's encoding is {encoding}, not UTF8"] if encoding != "UTF8" else [])
+
     def problems(self, wanted: str) -> list[str]:
         """Why this server does not keep what is wanted: "disk", or "standby": a second machine has it, too."""
-        version, fsync, pages, commit, standbys, encoding = self._values
-        found = []
-        if int(version) < OLDEST:
-            found.append(f"the server is older than PostgreSQL {OLDEST // 10000}")
+        _, fsync, pages, commit, standbys, _ = self._values
+        found = self.unfit()
         if self.recovers:
             found.append(
                 "the server is a standby: name the primary, or all of them and target_session_attrs=read-write"
@@ -191,6 +199,4 @@ class Durability:
             found.append(f"synchronous_commit is {commit}: a commit is answered before it is kept")
         if wanted == "standby" and not standbys:
             found.append("synchronous_standby_names is empty: what is accepted is on one machine only")
-        if encoding != "UTF8":
-            found.append(f"the database's encoding is {encoding}, not UTF8")
         return found

@@ -282,8 +282,9 @@ class PostgresStore(Store):
 
     def failed_singles(self, which: Which, limit: int) -> list[Single]:
         """Those of packs that are ours, or that can be, because nothing of them is in another node's hands."""
-        found = self.rows.failed(which, BEFORE_ALL, limit)
         with self.transaction():
+            self.rows.hold()
+            found = self.rows.failed(which, BEFORE_ALL, limit)
             ours = {job for job in {single.job for single in found} if self.spool.own(job, done=True)}
         return [single for single in found if single.job in ours]
 
@@ -292,6 +293,7 @@ class PostgresStore(Store):
 
     def discard(self, which: Which, limit: int) -> int:
         with self.transaction():
+            self.rows.hold()
             found = self.rows.failed(which, BEFORE_ALL, limit)
             if found:
                 self._gave_up(len(found), self.history.give_up(found))
@@ -304,6 +306,7 @@ class PostgresStore(Store):
         if self.totals.failed <= most and self._rests("failed", before):
             return 0, False
         with self.transaction():
+            self.rows.hold()
             count, too_many, sizes = self.history.prune_failed(before, self.totals.failed - most)
             self._gave_up(count, sizes)
         self._due["failed"] = before + REST if not count else 0.0
@@ -313,6 +316,7 @@ class PostgresStore(Store):
         if self.totals.finished <= most and self._rests("jobs", before):
             return False
         with self.transaction():
+            self.rows.hold()
             gone = self.history.forget(before, self.totals.finished - most)
             if gone:
                 self.db.count({Count("over"): -gone.over, Count("finished"): -gone.finished})
@@ -342,6 +346,7 @@ class PostgresStore(Store):
         return [
             Node(each.name, each.id == self.number, each.alive or each.id == self.number, each.version)
             for each in self.member.news.nodes
+            if each.alive or not each.departed
         ]
 
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
@@ -353,6 +358,16 @@ class PostgresStore(Store):
     def forget(self, which: str, upto: int) -> bool:
         with self.transaction():
             return self.report.forget(which, upto)
+
+    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
+        with self.transaction():
+            return self.report.hand_out(which, limit) if self.report.borrow(which) else None
+
+    def handed_out(self, which: str, upto: int) -> None:
+        with self.transaction():
+            if upto:
+                self.report.forget(which, upto)
+            self.report.give_back(which)
 
     def newest_entry(self, which: str) -> int:
         return self.report.newest(which)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
+from psycopg import errors
 
 from gocm_lib.config import spool_address
 from gocm_lib.config.settings import Exit, Fatal
@@ -65,10 +66,15 @@ def _move_in(file: File, connection: Connection, tell: Tell) -> None:
     [[upto, done]] = connection.execute("SELECT upto, done FROM moved WHERE source = %s", (source,))
     count = 0
     while not done and (found := file.packs_after(upto)).rows:
+        try:
+            with connection.transaction():
+                _take(connection, found)
+                connection.execute("UPDATE moved SET upto = %s WHERE source = %s", (found.rows[-1][0], source))
+        except errors.UniqueViolation:
+            if not upto:  # nothing of it is there but what was there before: nodes may start
+                connection.execute("UPDATE meta SET moving = ''")
+            raise Fatal("the spool has messages of that file already: was a copy of it moved before?") from None
         upto = found.rows[-1][0]
-        with connection.transaction():
-            _take(connection, found)
-            connection.execute("UPDATE moved SET upto = %s WHERE source = %s", (upto, source))
         count += len(found.rows)
         tell(f"{count} packs moved")
     if not done:

@@ -292,6 +292,13 @@ class SqliteStore(Store):
         with self.transaction():
             return self.report.forget(which, upto)
 
+    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
+        return self.report.page(which, 0, limit)
+
+    def handed_out(self, which: str, upto: int) -> None:
+        if upto:
+            self.forget(which, upto)
+
     def newest_entry(self, which: str) -> int:
         return self.report.newest(which)
 

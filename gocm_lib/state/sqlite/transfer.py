@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from itertools import count
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.state.sqlite.database import BESIDE, open_spool
@@ -66,8 +67,10 @@ class File:
         """All of it is elsewhere: let nobody send it again. Returns the file's name from now on."""
         self._db.execute("PRAGMA journal_mode = DELETE")
         self.close()
-        os.rename(self.path, self.path + ".moved")
-        return self.path + ".moved"
+        names = (f"{self.path}.moved{number if number > 1 else ''}" for number in count(1))
+        place = next(name for name in names if not os.path.lexists(name))  # others of this name were moved before
+        os.rename(self.path, place)
+        return place
 
 
 class NewFile:
