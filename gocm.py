@@ -23,7 +23,7 @@ gocm_lib/
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
         front listener server loop deadlines connection wire gate workers request chunked auth routes handlers posts
-        lists query response render answered intake endings openapi pages webhook
+        lists query response render answered intake endings door openapi pages webhook
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
         feeder generation pipe in_hand sender loop settler pool places width dialler connection streams upstream
@@ -33,7 +33,7 @@ gocm_lib/
         sqlite/    database spool history report keys upgrade transfer
         postgres/  opening schema database node store spool history report keys transfer administration
     message/     what a push is, how each upstream wants it, what its answer means; pure
-        bad_request strict_json forms condition job idempotency outcome retry suspect dialects
+        bad_request strict_json forms condition job legacy idempotency outcome retry suspect dialects
         v1_schema platforms fcm gcm
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export

@@ -134,7 +134,11 @@ def check_clearing(headers: Mapping[str, str]) -> None:
 
 
 def _token(authorization: str) -> bytes | None:
-    """The token in a Bearer header, or the password in a Basic one (RFC 6750, RFC 7617); None: there is neither."""
+    """The token in a Bearer header, the password in a Basic one (RFC 6750, RFC 7617), or the key of Google's legacy
+    protocol; None: there is none.
+    """
+    if authorization.startswith("key="):
+        return authorization.removeprefix("key=").strip().encode("latin-1")
     scheme, _, rest = authorization.partition(" ")
     given = rest.strip().encode("latin-1")
     if scheme.lower() == "bearer" and given:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.front import auth, posts, query, response
+from gocm_lib.front import auth, door, posts, query, response
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
 from gocm_lib.front.intake import Intake, Kept
@@ -19,14 +19,14 @@ from gocm_lib.front.lists import Lists
 from gocm_lib.front.posts import Keep
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, refusal, unavailable
-from gocm_lib.message import job
+from gocm_lib.message import job, legacy
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.monitoring import dashboard, health, metrics
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Which
+from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Status, Which
 
 Answer = Response | Keep | Await  # what a handler gives
 
@@ -109,7 +109,15 @@ class Handlers:
         """POST /gcm/send: keep a message for its tokens, then answer."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
+        if legacy.speaks(request.headers, request.body):
+            return door.send(request, self.settings, self.upstreams)
         return posts.send(request, self.settings, self.upstreams)
+
+    def legacy(self, request: Request) -> Response | Keep:
+        """POST /fcm/send: the same in Google's legacy protocol."""
+        if self.draining:
+            return unavailable("stopping: send it again in a moment")
+        return door.send(request, self.settings, self.upstreams)
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""
@@ -164,7 +172,7 @@ class Handlers:
         if (patience := query.wait(fields)) is not None:
             if len(fields) > 1:
                 raise BadRequest("wait gives the first page of all states: ask for others then", "wait")
-            return Await(job_id, patience, _status)
+            return Await(job_id, patience, _first_page)
         state = fields.get("state", "")
         if "state" in fields and state not in STATES:
             raise BadRequest("a token is " + ", ".join(STATES), "state")
@@ -299,6 +307,10 @@ class Handlers:
         figures = self._look()
         shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
         return Response(200, json.dumps(shown).encode() + b"\n")
+
+
+def _first_page(found: Ending) -> Response:
+    return _status(response.first_page(found) if isinstance(found, Status) else found)
 
 
 def _status(found: Ending) -> Response:

@@ -252,6 +252,15 @@ SCHEMAS: Json = {
             "next": _or_null({**TEXT, "description": "the next page's `after`"}),
         }
     ),
+    "LegacyPush": _object(
+        {"registration_ids": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1000}},
+        additionalProperties=False,
+    ),
+    "LegacyAnswer": _object(
+        dict.fromkeys(("multicast_id", "success", "failure", "canonical_ids"), COUNT)
+        | {"results": _list(_ref("LegacyResult"))}
+    ),
+    "LegacyResult": _object({}, {"message_id": TEXT, "registration_id": TEXT, "error": TEXT}),
     "Cancelled": _object(
         {"job": ID, "cancelled": _or_null(COUNT), "in_air": _or_null(COUNT)},
         description="How many tokens were cancelled, and how many are on their way; null: another node does it.",
@@ -376,6 +385,20 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "422": _no("the key was used for another message"),
             "507": _no("there is no room on the disk", AGAIN),
             **TYPED,
+        },
+    },
+    ("POST", "/fcm/send"): {
+        "description": "For clients of Google's legacy protocol: all of its fields are taken, and its plain-text form. "
+        "A token whose result is not known after three seconds counts as sent: it is kept, and will be.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("LegacyPush")}}},
+        "responses": {
+            "200": _answer(_ref("LegacyAnswer")),
+            "400": {
+                "description": "malformed, in a text of Google's",
+                "content": {"text/plain": {"schema": TEXT}, "application/json": {"schema": _ref("Error")}},
+            },
+            "422": {"description": "the Idempotency-Key was used", "content": {"text/plain": {"schema": TEXT}}},
+            "507": _no("there is no room on the disk", AGAIN),
         },
     },
     ("GET", "/gcm/report"): {"responses": {"200": _answer(_ref("Report"))}},

@@ -45,7 +45,7 @@ def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Resp
         if patience is not None:
             raise BadRequest("wait is for one message: send lines without it", "wait")
         return _send_lines(list(_lines(request.body, most, settings, upstreams)))
-    accepted = _accept(job.parse(content_type, request.body, most), settings, upstreams, key)
+    accepted = accept(job.parse(content_type, request.body, most), settings, upstreams, key)
     if patience is None:
         return Keep([accepted], lambda kept: _sent(request, accepted, kept[0]))
     accepted = accepted._replace(awaited=True)
@@ -71,7 +71,9 @@ def _await(patience: int, sent: Response, kept: Job | NotKept) -> Response | Awa
             body = json.dumps({"job": job.format_id(job_id)}).encode() + b"\n"
             return sent._replace(status=202, body=body, content_type="application/json")
         status = 200 if found.finished else 202
-        return sent._replace(status=status, body=response.status(found), content_type="application/json")
+        return sent._replace(
+            status=status, body=response.status(response.first_page(found)), content_type="application/json"
+        )
 
     job_id = kept.job if isinstance(kept, Known) else kept.id
     return Await(job_id, patience, answer)
@@ -90,8 +92,8 @@ def _sent(request: Request, accepted: Job, became: Job | NotKept) -> Response:
             return _taken(kept, kept.id, request, {}, _to_many([kept]))
 
 
-def _accept(draft: Draft, settings: Settings, upstreams: Sequence[str], key: IdempotencyKey | None = None) -> Job:
-    """The job that a draft becomes. Raises BadRequest when it cannot be sent."""
+def accept(draft: Draft, settings: Settings, upstreams: Sequence[str], key: IdempotencyKey | None = None) -> Job:
+    """The job that a draft becomes, without its id. Raises BadRequest when it cannot be sent."""
     name = draft.upstream or upstreams[0]
     if name not in upstreams:
         raise BadRequest("no such upstream here; there is " + ", ".join(upstreams), "upstream")
@@ -110,7 +112,7 @@ def _lines(body: bytes, most: int, settings: Settings, upstreams: Sequence[str])
     """The job of each line, or what is wrong with it."""
     for draft in job.parse_lines(body, most):
         try:
-            yield draft if isinstance(draft, BadRequest) else _accept(draft, settings, upstreams)
+            yield draft if isinstance(draft, BadRequest) else accept(draft, settings, upstreams)
         except BadRequest as problem:
             yield problem
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Job, Skip, format_id
-from gocm_lib.state.contract import Failed, Fate, Invalid, Refused, Replaced, Snapshot, Status, Unregistered
+from gocm_lib.state.contract import SHOWN, Failed, Fate, Invalid, Refused, Replaced, Snapshot, Status, Unregistered
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -109,6 +109,14 @@ def of_wave(entries: Sequence[Unregistered]) -> dict[str, object]:
 def invalid(entries: Sequence[Invalid]) -> bytes:
     """The list of what is no token of ours, each with the reason; `null` when empty."""
     return go_json({"tokens": [{"token": entry.token, "reason": entry.reason} for entry in entries] or None})
+
+
+def first_page(found: Status) -> Status:
+    """The same with the first SHOWN of its tokens."""
+    if len(found.fates) <= SHOWN:
+        return found
+    fates = found.fates[:SHOWN]
+    return found._replace(fates=fates, skipped=[skip for skip in found.skipped if skip.n < fates[-1].n][:SHOWN])
 
 
 def status(found: Status) -> bytes:

@@ -39,6 +39,7 @@ def _openapi(handlers: Handlers, request: Request) -> Response:
 # HEAD is answered wherever GET is, and never clears anything.
 ROUTES = (
     Route("POST", "/gcm/send", "send", Handlers.send, "keep a message and send it to its tokens", waits=False),
+    Route("POST", "/fcm/send", "legacySend", Handlers.legacy, "the same in Google's legacy protocol", waits=False),
     Route("GET", "/gcm/report", "report", Handlers.report, "the counters"),
     Route(
         "GET",

@@ -333,6 +333,10 @@ def _check_payload(found: dict[str, Any]) -> dict[str, Any] | None:
     return payload
 
 
+class TooHeavy(BadRequest):
+    """A message has more bytes than Google takes."""
+
+
 def weigh(fields: Mapping[str, Any]) -> int:
     """The bytes of an object as Google counts them: its names and values in UTF-8, what is no text as its JSON. Raises
     BadRequest for what JSON cannot hold.
@@ -352,7 +356,7 @@ def check_weight(size: int, target: str, place: str = "") -> None:
     most = MAX_TO_TOPIC if target in ("topic", "condition") else MAX_PAYLOAD
     if size > most:
         what = f"{place} has" if place else "payload and notification have"
-        raise BadRequest(f"{what} {size} bytes; {most} is Google's limit", "message" if place else "payload")
+        raise TooHeavy(f"{what} {size} bytes; {most} is Google's limit", "message" if place else "payload")
 
 
 def _check_options(found: dict[str, Any]) -> dict[str, Any]:
@@ -390,7 +394,7 @@ def parse(content_type: str, body: bytes, max_tokens: int) -> Draft:
             found = _json_fields(body, max_tokens)
         case _:
             raise BadRequest("Content-Type must be " + " or ".join(TYPES), "Content-Type", 415)
-    return _draft(found, max_tokens)
+    return draft(found, max_tokens)
 
 
 def _check_bytes(body: bytes) -> None:
@@ -414,16 +418,17 @@ def parse_lines(body: bytes, max_tokens: int) -> list[Draft | BadRequest]:
     left = max_tokens
     for line in lines:
         try:
-            draft = _draft(_json_fields(line, left), left)
-            drafts.append(draft)
-            left -= len(draft.tokens)
+            found = draft(_json_fields(line, left), left)
+            drafts.append(found)
+            left -= len(found.tokens)
         except BadRequest as problem:
             # As it is, its traceback holds this very list: memory that only the garbage collector frees.
             drafts.append(BadRequest(problem.error, problem.field, problem.status))
     return drafts
 
 
-def _draft(found: dict[str, Any], max_tokens: int) -> Draft:
+def draft(found: dict[str, Any], max_tokens: int) -> Draft:
+    """The Draft of a message's fields. Raises BadRequest."""
     upstream, template = found.get("upstream", ""), found.get("message")
     if not isinstance(upstream, str):
         raise BadRequest("upstream must be a text", "upstream")

@@ -146,6 +146,7 @@ class Status(NamedTuple):
 
 
 SHOWN = 100  # tokens of a job that are told when no number is asked for
+MANY_SHOWN = 1000  # that are told to who waits for its end: as many as Google's legacy protocol has in a request
 
 
 class Past(NamedTuple):
@@ -343,7 +344,7 @@ class Shared(Protocol):
 
     def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
         """What became of those `jobs` of which nothing is to be sent any more, and of others `anyway`, each with up to
-        SHOWN of its tokens. `now` is monotonic.
+        MANY_SHOWN of its tokens. `now` is monotonic.
         """
 
     def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:

@@ -39,7 +39,7 @@ from gocm_lib.state.blame import remember
 from gocm_lib.state.contract import (
     LISTS,
     MANY_DEFERRED,
-    SHOWN,
+    MANY_SHOWN,
     Accepted,
     Cancelled,
     Claimed,
@@ -1007,7 +1007,7 @@ class State(Shared):
         return found._replace(paused=self.pacing.pauses[found.upstream].reason)
 
     def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
-        found = {job: self.status(job, "", -1, SHOWN) for job in anyway}
+        found = {job: self.status(job, "", -1, MANY_SHOWN) for job in anyway}
         before, self.looked_up = self.looked_up, {}
         for job in jobs:
             pack = self.backlog.of_job.get(job)
@@ -1018,7 +1018,7 @@ class State(Shared):
                 self.looked_up[job] = look_at
                 continue
             self.looked_up[job] = now + LOOKED_UP_AGAIN
-            status = self.status(job, "", -1, SHOWN)
+            status = self.status(job, "", -1, MANY_SHOWN)
             if not isinstance(status, Status) or status.finished:
                 found[job] = status
         return found

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kit import Http, Program
+from kit import Http, Program, Server
 
 from gocm_lib.help.topics import source
 
@@ -80,6 +80,27 @@ def test_a_recipe(language, name, code, sandbox, easy):
     place, port = easy if language == "javascript" else sandbox
     printed = run(language, name, code, place, port)
     assert all(each in printed for each in SAID[language, name]), printed
+
+
+LEGACY = [each for each in RECIPES if each[1] in ("python-gcm", "node-gcm", "fcm-node")]
+
+
+@there
+@pytest.mark.parametrize("language, name, code", LEGACY, ids=[name for _, name, _ in LEGACY])
+def test_a_library_for_the_legacy_protocol_sends_by_us(language, name, code, easy, tmp_path):
+    """The same program, which has GoCM's address instead of the sandbox's, prints the same."""
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("any-key")
+    words = ("--gcm-url", f"http://127.0.0.1:{easy[1]}/gcm/send", "--apikey-file", str(key))
+    # Turned by the way it connects, fcm-node goes on calling the server by Google's name.
+    server = Server(tmp_path / "gocm.db", *words, "--allowed-hosts", "fcm.googleapis.com")
+    try:
+        printed = run(language, name, code, tmp_path, str(server.port))
+        assert all(each in printed for each in SAID[language, name]), printed
+        assert server.settled()["attempts"] == len(re.findall(r"(?:phone|canonical)-\d", code))
+    finally:
+        server.kill_group()
 
 
 # --------------------------------------------------------------------------------------------------- more of each SDK

@@ -1,0 +1,63 @@
+"""The legacy door: who still speaks Google's legacy protocol sends by us, with another address and nothing else.
+
+Promises what POST /gcm/send does: what is answered with 200 is on disk. The answer waits for results for LEGACY_WAIT
+seconds, as these clients want one for each token; what has none by then counts as sent (module message/legacy).
+"""
+
+from collections.abc import Sequence
+
+from gocm_lib.config.settings import Settings
+from gocm_lib.front import posts
+from gocm_lib.front.endings import Await, Ending
+from gocm_lib.front.posts import Keep
+from gocm_lib.front.request import Request
+from gocm_lib.front.response import Response, unavailable
+from gocm_lib.message import idempotency, job, legacy
+from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.legacy import Asked, Result
+from gocm_lib.state.contract import Conflict, Known, NotKept, Refused, Status
+
+LEGACY_WAIT = 3.0  # seconds: clients of this protocol give up after ten, or five
+
+
+def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
+    """What a request of the legacy protocol asks for, to be kept."""
+    try:
+        asked = legacy.read(request.headers.get("content-type", ""), request.body)
+    except BadRequest as problem:
+        return Response(400, problem.error.encode(), legacy.TEXT)
+    try:
+        key = idempotency.read(request.headers.get("idempotency-key"), request.body)
+        accepted = posts.accept(job.draft(asked.fields, legacy.MOST), settings, upstreams, key)
+    except BadRequest as problem:
+        return _response(legacy.refusal(asked, problem))
+    return Keep([accepted._replace(awaited=True)], lambda kept: _kept(asked, kept[0]))
+
+
+def _response(told: tuple[int, str, bytes]) -> Response:
+    status, content_type, body = told
+    return Response(status, body, content_type)
+
+
+def _kept(asked: Asked, became: job.Job | NotKept) -> Response | Await:
+    match became:
+        case Refused() as refused:
+            return unavailable(refused.reason, refused.status, refused.retry_after)
+        case Conflict():
+            return Response(422, b"this key was used for another message: take a new one", legacy.TEXT)
+        case Known() as known:
+            return Await(known.job, LEGACY_WAIT, lambda found: _told(asked, known.job, found))
+        case kept:
+            return Await(kept.id, LEGACY_WAIT, lambda found: _told(asked, kept.id, found))
+
+
+def _told(asked: Asked, job_id: int, found: Ending) -> Response:
+    if not isinstance(found, Status):
+        return _response(legacy.answer(asked, job_id, {}, ()))
+    results = {
+        fate.n: Result(
+            fate.receipt, fate.canonical, fate.failure if fate.state in ("failed", "cancelled") else "", fate.reason
+        )
+        for fate in found.fates
+    }
+    return _response(legacy.answer(asked, job_id, results, [skip.n for skip in found.skipped]))
