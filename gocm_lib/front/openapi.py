@@ -252,10 +252,7 @@ SCHEMAS: Json = {
             "next": _or_null({**TEXT, "description": "the next page's `after`"}),
         }
     ),
-    "LegacyPush": _object(
-        {"registration_ids": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1000}},
-        additionalProperties=False,
-    ),
+    "LegacyPush": _object({}, {"registration_ids": {"type": "array", "items": TEXT, "maxItems": 1000}}),
     "LegacyAnswer": _object(
         dict.fromkeys(("multicast_id", "success", "failure", "canonical_ids"), COUNT)
         | {"results": _list(_ref("LegacyResult"))}

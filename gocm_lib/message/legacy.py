@@ -71,6 +71,8 @@ def read(content_type: str, body: bytes) -> Asked:
     condition = found.get("condition")
     if tokens is not None and not isinstance(tokens, list):
         raise BadRequest('"registration_ids" field is not a JSON array')
+    if not all(isinstance(token, str) for token in tokens or ()):
+        raise BadRequest('JSON_TYPE_ERROR: "registration_ids" must have texts only')
     if to is not None and not isinstance(to, str):
         raise BadRequest('Field "to" must be a JSON string')
     if sum([bool(given) for given in (tokens, to, condition)]) > 1:
