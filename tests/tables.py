@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gocm_lib import cli
 from gocm_lib.config import settings
-from gocm_lib.front import routes
+from gocm_lib.front import auth, routes
 from gocm_lib.message import outcome, platforms
 from gocm_lib.monitoring import metrics
 from gocm_lib.monitoring.collector import CAUSES
@@ -78,6 +78,7 @@ def tables():
     }
     figures = ((f"`{m.name}`", m.kind, ", ".join(m.labels), m.help) for m in metrics.METRICS)
     return {
+        "rights": meanings("may", auth.RIGHTS),
         **of_commands,
         "gocm": server_options(),
         "clients": option_rows(fields(settings.ClientSettings)),

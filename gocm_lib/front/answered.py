@@ -25,13 +25,15 @@ class Answered:
         if self._handlers.settings.access_log:
             fields = {
                 "request_id": rid,
-                "client": str(asker),
+                "client": asker.address or "local",
                 "method": method,
                 "path": path if routes.is_ours(path) else log.token(path),
                 "status": response.status,
                 "bytes": len(response.body),
                 "ms": round(took * 1000, 1),
             }
+            if asker.name:
+                fields["name"] = asker.name
             if job := response.headers.get("X-GoCM-Job"):
                 fields["job"] = job
             log.logger.info("access", extra={"fields": fields})

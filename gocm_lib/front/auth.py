@@ -8,6 +8,7 @@ refused, and so is a name that the operator has not allowed. Secrets are compare
 
 import base64
 import binascii
+import datetime
 import functools
 import hashlib
 import hmac
@@ -21,37 +22,62 @@ from gocm_lib.message.bad_request import BadRequest
 
 SHORTEST = 16  # characters of a token: shorter ones can be guessed
 LONGEST = 4096
+MOST_ALIKE = 6  # different characters: with fewer a token can be guessed, however long it is
 LARGEST = 1 << 20  # characters in the file
 
 
-class Policy(NamedTuple):
-    """What a request needs. `digests`: SHA-256 of each valid token; empty when no token is needed. `names`: the host
-    names that clients may use; None: any.
+# What a token may be bounded to. Each route needs one of these, "" none in particular.
+RIGHTS = {
+    "send": "send messages to tokens",
+    "topics": "send to topics and conditions, which may reach everybody",
+    "read": "the report, messages, failed tokens and the status page",
+    "lists": "read and clear the lists of tokens to replace and to delete",
+    "manage": "cancel, replay, discard and release",
+    "metrics": "/metrics, so that Prometheus holds a token that can do nothing else",
+}
+_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class Grant(NamedTuple):
+    """What a token is good for: the SHA-256 of it, whose it is ("": nobody said), which RIGHTS it has, and until when
+    (seconds since 1970).
     """
 
-    digests: tuple[bytes, ...] = ()
+    digest: bytes
+    name: str = ""
+    may: frozenset[str] = frozenset(RIGHTS)
+    until: float = float("inf")
+
+
+class Policy(NamedTuple):
+    """What a request needs. `grants`: of each valid token; empty when no token is needed. `names`: the host names that
+    clients may use; None: any.
+    """
+
+    grants: tuple[Grant, ...] = ()
     names: frozenset[str] | None = None
 
 
 def read_policy(settings: Settings) -> Policy:
     """The Policy for these settings. Raises Fatal when the file of tokens is malformed."""
-    digests = _read_tokens(settings.auth_token_file) if settings.auth_token_file else ()
-    if digests and not settings.allowed_hosts:
-        return Policy(digests)
+    path = settings.auth_token_file
+    grants = tuple(grant for _, grant in _read(path)) if path else ()
+    if grants and not settings.allowed_hosts:
+        return Policy(grants)
     # A page that was led here by a name of its own has no token; where none is asked for, only the name tells.
-    return Policy(digests, frozenset(settings.allowed_hosts) | {host.lower() for host in settings.host})
+    return Policy(grants, frozenset(settings.allowed_hosts) | {host.lower() for host in settings.host})
 
 
 def first_token(path: str) -> str:
     """The first token in a file, for a client of the server. Raises Fatal."""
-    return _tokens(path)[0]
+    for token, _ in _read(path):
+        if token:
+            return token
+    raise Fatal(f"--auth-token-file {path} has hashes only: a client needs a token", topic="security")
 
 
-def _read_tokens(path: str) -> tuple[bytes, ...]:
-    return tuple(hashlib.sha256(token.encode()).digest() for token in _tokens(path))
-
-
-def _tokens(path: str) -> list[str]:
+def _read(path: str) -> list[tuple[str, Grant]]:
+    """The tokens of a file ("" where it has a hash only), and what they are good for. Raises Fatal."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file.read(LARGEST).splitlines()]
@@ -60,38 +86,95 @@ def _tokens(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise Fatal(f"--auth-token-file {path} cannot be read: {reason}", topic="security") from None
-    tokens = []
-    for number, token in enumerate(lines, 1):
-        if not token or token.startswith("#"):
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
             continue
-        if not re.fullmatch(r"[\x21-\x7e]+", token) or not SHORTEST <= len(token) <= LONGEST:
-            raise Fatal(
-                f"--auth-token-file {path}, line {number}: a token is {SHORTEST} or more printable ASCII characters "
-                "without spaces, like those of: openssl rand -hex 32",
-                topic="security",
-            )
-        tokens.append(token)
-    if not tokens:
+        try:
+            found.append(_grant(line))
+        except ValueError as error:
+            raise Fatal(f"--auth-token-file {path}, line {number}: {error}", topic="security") from None
+    if not found:
         raise Fatal(f"--auth-token-file {path} has no token: put one on each line", topic="security")
-    return tokens
+    return found
 
 
-def check(headers: Mapping[str, str], policy: Policy, *, local: bool, public: bool) -> None:
+def _grant(line: str) -> tuple[str, Grant]:
+    """A line: TOKEN, or sha256: and its hash, then name=, may= and until= as wanted. Raises ValueError, which does not
+    show the token.
+    """
+    token, *words = line.split()
+    if token.startswith("sha256:"):
+        if not re.fullmatch("sha256:[0-9a-fA-F]{64}", token):
+            raise ValueError("after sha256: come 64 hexadecimal digits, like those of: printf %s TOKEN | sha256sum")
+        token, digest = "", bytes.fromhex(token.removeprefix("sha256:"))
+    elif not re.fullmatch(r"[\x21-\x7e]+", token) or not SHORTEST <= len(token) <= LONGEST:
+        raise ValueError(
+            f"a token is {SHORTEST} or more printable ASCII characters without spaces, like those of: "
+            "openssl rand -hex 32"
+        )
+    elif len(set(token)) < MOST_ALIKE:
+        raise ValueError("the token can be guessed: make one by openssl rand -hex 32")
+    else:
+        digest = hashlib.sha256(token.encode()).digest()
+    grant = Grant(digest)
+    for word in words:
+        name, given, value = word.partition("=")
+        if not given or name not in ("name", "may", "until"):
+            raise ValueError("after the token may be name=NAME, may=RIGHT,RIGHT and until=YYYY-MM-DD")
+        grant = _bounded(grant, name, value)
+    return token, grant
+
+
+def _bounded(grant: Grant, name: str, value: str) -> Grant:
+    if name == "may":
+        may = frozenset(value.split(","))
+        if unknown := sorted(may - RIGHTS.keys()):
+            raise ValueError(f"may={unknown[0][:64]} is no right: there is " + ", ".join(RIGHTS))
+        return grant._replace(may=may)
+    if name == "name":
+        if not re.fullmatch("[A-Za-z0-9._-]{1,64}", value):
+            raise ValueError("a name is 1 to 64 letters, digits and ._-")
+        return grant._replace(name=value)
+    try:
+        day = datetime.datetime.strptime(value if _DAY.fullmatch(value) else "", "%Y-%m-%d")
+    except ValueError:
+        raise ValueError("until=YYYY-MM-DD is the last day, in UTC, on which the token is good") from None
+    after = day.replace(tzinfo=datetime.UTC) + datetime.timedelta(days=1)
+    return grant._replace(until=after.timestamp())
+
+
+def check(
+    headers: Mapping[str, str], policy: Policy, *, local: bool, public: bool, right: str = "", now: float = 0.0
+) -> str:
     """Raise BadRequest when a request is not allowed: 421 for a host name that is not ours, 403 for a page of another
-    site, 401 without a valid token. `local`: it came by a UNIX socket. `public`: what it asks for needs no token.
+    site, 401 without a valid token, 403 when its token has not this right. `local`: it came by a UNIX socket. `public`:
+    what it asks for needs no token. Returns whose token it is ("": nobody said).
     """
     if not local and policy.names is not None and not _is_ours(headers.get("host", ""), policy.names):
         raise BadRequest("this server is not called so: use its address, or --allowed-hosts", "host", 421)
     if _is_foreign(headers):
         raise BadRequest("pages of other sites may not ask here", "origin", 403)
-    if policy.digests and not public:
-        token = _token(headers.get("authorization", ""))
-        if token is None:
-            raise BadRequest("a token is needed: Authorization: Bearer TOKEN", "authorization", 401)
-        digest = hashlib.sha256(token).digest()
-        # All are compared, whichever fits.
-        if not sum([hmac.compare_digest(digest, known) for known in policy.digests]):
-            raise BadRequest("this token is not known here", "authorization", 401)
+    if not policy.grants or public:
+        return ""
+    grant = _find(headers, policy, now)
+    if right and right not in grant.may:
+        raise BadRequest(f"this token may not do that: it needs may={right}", "authorization", 403)
+    return grant.name
+
+
+def _find(headers: Mapping[str, str], policy: Policy, now: float) -> Grant:
+    token = _token(headers.get("authorization", ""))
+    if token is None:
+        raise BadRequest("a token is needed: Authorization: Bearer TOKEN", "authorization", 401)
+    digest = hashlib.sha256(token).digest()
+    # All are compared, whichever fits.
+    found = [grant for grant in policy.grants if hmac.compare_digest(digest, grant.digest)]
+    if not found:
+        raise BadRequest("this token is not known here", "authorization", 401)
+    if now >= found[0].until:
+        raise BadRequest("this token's time is over", "authorization", 401)
+    return found[0]
 
 
 @functools.lru_cache(maxsize=64)  # clients call us by the same few names

@@ -264,7 +264,7 @@ class ClientConnection:
 
     def _admit(self, head: Head | Request) -> Route:
         """The route of a request. Raises BadRequest when it may not be made."""
-        route = _find_route(head, self._watcher.handlers, self._asker)
+        route, self._asker = _find_route(head, self._watcher.handlers, self._asker)
         if self.place.probes_only and not route.public:
             raise BadRequest(CROWDED, status=503)
         if not route.public:
@@ -396,11 +396,11 @@ class ClientConnection:
             self._listen()
 
 
-def _find_route(head: Head | Request, handlers: Handlers, asker: Asker) -> Route:
-    """The route of a request. Raises BadRequest when this client may not make it."""
+def _find_route(head: Head | Request, handlers: Handlers, asker: Asker) -> tuple[Route, Asker]:
+    """The route of a request, and who asks. Raises BadRequest when this client may not make it."""
     route = routes.find(head.method, head.path)
     check_no_body(head)
-    handlers.admit(head.headers, asker, route.public)
+    name = handlers.admit(head.headers, asker, route.public, route.right)
     if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
         raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)
-    return route
+    return route, asker if name == asker.name else Asker(asker.address, name)

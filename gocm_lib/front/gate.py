@@ -29,9 +29,10 @@ TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
 class Asker(NamedTuple):
-    """The client behind a request: its address ("" on a UNIX socket). When tokens get names, the name will be here."""
+    """The client behind a request: its address ("" on a UNIX socket), and the name of its token ("": it has none)."""
 
     address: str
+    name: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -39,7 +40,7 @@ class Asker(NamedTuple):
         return not self.address
 
     def __str__(self) -> str:
-        return self.address or "local"
+        return f"{self.address or 'local'}{self.name and f' ({self.name})'}"
 
 
 class Line(Protocol):

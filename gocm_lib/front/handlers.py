@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.front import auth, door, posts, query, response
+from gocm_lib.front.auth import Policy
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
 from gocm_lib.front.intake import Intake, Kept
@@ -28,6 +29,7 @@ from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Status, Which
 
+TO_MANY = ("topic", "condition")
 Answer = Response | Keep | Await  # what a handler gives
 
 
@@ -68,9 +70,11 @@ class Handlers:
         self.policy = auth.read_policy(settings)
         self.settings = settings
 
-    def admit(self, headers: Mapping[str, str], asker: Asker, public: bool) -> None:
-        """Raise BadRequest when a client may not ask for what is, or is not, `public`."""
-        auth.check(headers, self.policy, local=asker.is_local, public=public)
+    def admit(self, headers: Mapping[str, str], asker: Asker, public: bool, right: str) -> str:
+        """Raise BadRequest when a client may not ask for what is, or is not, `public`, and needs this right. Returns
+        whose token it has ("": nobody said).
+        """
+        return auth.check(headers, self.policy, local=asker.is_local, public=public, right=right, now=time.time())
 
     def answer(self, request: Request, handler: Callable[["Handlers", Request], Answer]) -> Answer:
         """This handler's answer to an admitted request. Raises nothing."""
@@ -110,14 +114,20 @@ class Handlers:
         if self.draining:
             return unavailable("stopping: send it again in a moment")
         if legacy.speaks(request.headers, request.body):
-            return door.send(request, self.settings, self.upstreams)
-        return posts.send(request, self.settings, self.upstreams)
+            return self.legacy(request)
+        return self._allowed(request, posts.send(request, self.settings, self.upstreams))
 
     def legacy(self, request: Request) -> Response | Keep:
         """POST /fcm/send: the same in Google's legacy protocol."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
-        return door.send(request, self.settings, self.upstreams)
+        return self._allowed(request, door.send(request, self.settings, self.upstreams))
+
+    def _allowed(self, request: Request, what: Response | Keep) -> Response | Keep:
+        """What is to be kept, if it reaches nobody whom the request's token may not reach. Raises BadRequest."""
+        if self.policy.grants and isinstance(what, Keep) and any(job.target in TO_MANY for job in what.jobs):
+            auth.check(request.headers, Policy(self.policy.grants), local=True, public=False, right="topics")
+        return what
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""

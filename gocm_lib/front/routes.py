@@ -18,7 +18,8 @@ from gocm_lib.message.bad_request import BadRequest
 class Route(NamedTuple):
     """A row of the table. `name`: what clients that are made of /openapi.json call it. `public`: answered without a
     token, for probes that have none. `most`: how many bytes its body may have, where that is less than the general
-    limit. `waits`: its handler may wait for something, so that it is not called in the front's loop.
+    limit. `waits`: its handler may wait for something, so that it is not called in the front's loop. `right`: which of
+    auth.RIGHTS a token must have, "" any.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Route(NamedTuple):
     public: bool = False
     most: int = 1 << 30
     waits: bool = True
+    right: str = ""
 
 
 def _openapi(handlers: Handlers, request: Request) -> Response:
@@ -38,15 +40,32 @@ def _openapi(handlers: Handlers, request: Request) -> Response:
 
 # HEAD is answered wherever GET is, and never clears anything.
 ROUTES = (
-    Route("POST", "/gcm/send", "send", Handlers.send, "keep a message and send it to its tokens", waits=False),
-    Route("POST", "/fcm/send", "legacySend", Handlers.legacy, "the same in Google's legacy protocol", waits=False),
-    Route("GET", "/gcm/report", "report", Handlers.report, "the counters"),
+    Route(
+        "POST",
+        "/gcm/send",
+        "send",
+        Handlers.send,
+        "keep a message and send it to its tokens",
+        waits=False,
+        right="send",
+    ),
+    Route(
+        "POST",
+        "/fcm/send",
+        "legacySend",
+        Handlers.legacy,
+        "the same in Google's legacy protocol",
+        waits=False,
+        right="send",
+    ),
+    Route("GET", "/gcm/report", "report", Handlers.report, "the counters", right="read"),
     Route(
         "GET",
         "/gcm/report/canonical",
         "canonical",
         Handlers.canonical,
         "tokens that were replaced; clears what it gives",
+        right="lists",
     ),
     Route(
         "GET",
@@ -54,6 +73,7 @@ ROUTES = (
         "notregistered",
         Handlers.notregistered,
         "tokens to delete; clears what it gives",
+        right="lists",
     ),
     Route(
         "POST",
@@ -62,6 +82,7 @@ ROUTES = (
         Handlers.ack_canonical,
         "take entries that were read off that list",
         most=SMALL_FORM,
+        right="lists",
     ),
     Route(
         "POST",
@@ -70,6 +91,7 @@ ROUTES = (
         Handlers.ack_notregistered,
         "the same for tokens to delete",
         most=SMALL_FORM,
+        right="lists",
     ),
     Route(
         "GET",
@@ -77,6 +99,7 @@ ROUTES = (
         "invalid",
         Handlers.invalid,
         "what is no token of ours, and why; clears what it gives",
+        right="lists",
     ),
     Route(
         "POST",
@@ -85,6 +108,7 @@ ROUTES = (
         Handlers.ack_invalid,
         "the same for what is no token of ours",
         most=SMALL_FORM,
+        right="lists",
     ),
     Route(
         "POST",
@@ -93,6 +117,7 @@ ROUTES = (
         Handlers.release,
         "put unregistered tokens that --hold-waves holds back into their list",
         most=SMALL_FORM,
+        right="manage",
     ),
     Route(
         "POST",
@@ -101,10 +126,27 @@ ROUTES = (
         Handlers.drop,
         "forget those that are held back",
         most=SMALL_FORM,
+        right="manage",
     ),
-    Route("GET", "/gcm/jobs/{id}", "job", Handlers.status, "what became of a message, and of each of its tokens"),
-    Route("DELETE", "/gcm/jobs/{id}", "cancel", Handlers.cancel, "end all of a message that is not on its way"),
-    Route("GET", "/gcm/failed", "failed", Handlers.failed, "tokens that were set aside as failed, and why"),
+    Route(
+        "GET",
+        "/gcm/jobs/{id}",
+        "job",
+        Handlers.status,
+        "what became of a message, and of each of its tokens",
+        right="read",
+    ),
+    Route(
+        "DELETE",
+        "/gcm/jobs/{id}",
+        "cancel",
+        Handlers.cancel,
+        "end all of a message that is not on its way",
+        right="manage",
+    ),
+    Route(
+        "GET", "/gcm/failed", "failed", Handlers.failed, "tokens that were set aside as failed, and why", right="read"
+    ),
     Route(
         "POST",
         "/gcm/failed/replay",
@@ -112,15 +154,31 @@ ROUTES = (
         Handlers.replay,
         "send failed tokens again, as if they were new",
         most=SMALL_FORM,
+        right="manage",
     ),
-    Route("POST", "/gcm/failed/discard", "discard", Handlers.discard, "forget failed tokens", most=SMALL_FORM),
-    Route("GET", "/status", "statusPage", Handlers.status_page, "a page for people: what goes on, and what to do"),
-    Route("GET", "/", "startPage", Handlers.status_page, "the same"),
-    Route("GET", "/api/status", "figures", Handlers.status_figures, "what that page shows"),
+    Route(
+        "POST",
+        "/gcm/failed/discard",
+        "discard",
+        Handlers.discard,
+        "forget failed tokens",
+        most=SMALL_FORM,
+        right="manage",
+    ),
+    Route(
+        "GET",
+        "/status",
+        "statusPage",
+        Handlers.status_page,
+        "a page for people: what goes on, and what to do",
+        right="read",
+    ),
+    Route("GET", "/", "startPage", Handlers.status_page, "the same", right="read"),
+    Route("GET", "/api/status", "figures", Handlers.status_figures, "what that page shows", right="read"),
     Route("GET", "/help", "help", pages.help_index, "the topics of the help", public=True),
     Route("GET", "/help/{topic}", "helpTopic", pages.help_topic, "one of them, as `gocm help` shows it", public=True),
     Route("GET", "/openapi.json", "openapi", _openapi, "this API, as OpenAPI 3.0 describes it"),
-    Route("GET", "/metrics", "metrics", Handlers.metrics, "all figures, for Prometheus"),
+    Route("GET", "/metrics", "metrics", Handlers.metrics, "all figures, for Prometheus", right="metrics"),
     Route("GET", "/livez", "livez", Handlers.livez, "200 while every part moves, else 503: restart it", public=True),
     Route(
         "GET",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, ROOT, Http, Program, ends, eventually, form, output, secret
+from kit import FORM, ROOT, TOKEN, Http, Program, ends, eventually, form, output, secret
 
 from gocm_lib import cli
 from gocm_lib.config import hide_key, settings, values
@@ -308,7 +308,7 @@ def test_check_config_says_what_a_start_would(tmp_path, key_file):
 
 
 def test_print_config_and_ping(start, tmp_path):
-    server = start("--auth-token-file", secret(tmp_path / "tokens"))
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
     assert output("ping", "--port", str(server.port)) == (0, "ok: ready\n")
     assert output("ping", "--to", f"http://127.0.0.1:{server.port}") == (0, "ok: ready\n")
     code, printed = output("print-config", "--sandbox", "--port", "7")

@@ -2,12 +2,14 @@
 
 import base64
 import datetime
+import hashlib
 import json
 import re
 import signal
 import ssl
 import stat
 import time
+import urllib.parse
 import warnings
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
@@ -20,7 +22,7 @@ from kit import FORM, OTHER, TOKEN, Http, dial, eventually, form, https, issue, 
 
 from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.front import auth, listener
-from gocm_lib.front.auth import Policy
+from gocm_lib.front.auth import RIGHTS, Grant, Policy
 from gocm_lib.message.bad_request import BadRequest
 
 short = pytest.mark.short
@@ -71,12 +73,84 @@ def test_one_of_the_tokens_is_needed(tmp_path, given, expected):
     assert status({"authorization": given}, asked, local=True) == expected, "a UNIX socket is no token"
 
 
+def allowed(headers, policy, right, now=0.0):
+    try:
+        return auth.check(headers, policy, local=True, public=False, right=right, now=now)
+    except BadRequest as problem:
+        return problem.status
+
+
+@short
+def test_a_token_may_be_bounded(tmp_path):
+    hashed = hashlib.sha256(OTHER.encode()).hexdigest()
+    asked = policy(tmp_path, f"{TOKEN} name=shop may=send,read", f"sha256:{hashed} until=2027-01-31 may=metrics")
+    shop, other = ({"authorization": f"Bearer {token}"} for token in (TOKEN, OTHER))
+    assert {right for right in RIGHTS if allowed(shop, asked, right) == "shop"} == {"send", "read"}
+    assert allowed(shop, asked, "lists") == 403 and allowed(shop, asked, "") == "shop"
+    last = datetime.datetime(2027, 1, 31, 23, 59, tzinfo=datetime.UTC).timestamp()
+    assert allowed(other, asked, "metrics", last) == "" and allowed(other, asked, "metrics", last + 60) == 401
+    plain = Policy((Grant(hashlib.sha256(TOKEN.encode()).digest()),))
+    assert all(allowed(shop, plain, right) == "" for right in RIGHTS), "a plain line means all"
+
+
+@short
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (f"{TOKEN} may=send,fly", "fly is no right"),
+        (f"{TOKEN} may=", "is no right"),
+        (f"{TOKEN} name=a/b", "a name is"),
+        (f"{TOKEN} until=2027-02-30", "until=YYYY-MM-DD"),
+        (f"{TOKEN} until=tomorrow", "until=YYYY-MM-DD"),
+        (f"{TOKEN} {OTHER}", "name=NAME"),
+        ("sha256:abc", "64 hexadecimal digits"),
+        ("abababababababababab", "can be guessed"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_told_without_its_token(tmp_path, line, said):
+    with pytest.raises(Fatal, match=re.escape(said)) as problem:
+        policy(tmp_path, line)
+    assert "line 2" in str(problem.value) and TOKEN not in str(problem.value) and OTHER not in str(problem.value)
+
+
+@short
+def test_a_client_takes_the_first_token_that_is_one(tmp_path):
+    path = secret(tmp_path / "tokens", f"sha256:{'0' * 64}\n{TOKEN} name=a\n")
+    assert auth.first_token(path) == TOKEN
+    with pytest.raises(Fatal, match="hashes only"):
+        auth.first_token(secret(tmp_path / "hashes", f"sha256:{'0' * 64}\n"))
+
+
+def test_a_bounded_token_at_a_server(start, tmp_path):
+    lines = f"{TOKEN} name=shop may=send\n{OTHER} name=eyes may=metrics,read\n"
+    server = start("--auth-token-file", secret(tmp_path / "t", lines), "--access-log")
+
+    def ask(method, path, token, body=None, kind=FORM):
+        headers = {"Authorization": f"Bearer {token}", **(kind if body else {})}
+        return server.http().ask(method, path, body, headers)[0]
+
+    assert ask("POST", "/gcm/send", TOKEN, form(["a"])) == 200
+    topic = urllib.parse.urlencode({"topic": "news", "payload": "{}"})
+    assert ask("POST", "/gcm/send", TOKEN, topic) == 403, "a topic reaches everybody"
+    lines = json.dumps({"topic": "news", "payload": {}}) + "\n"
+    assert ask("POST", "/gcm/send", TOKEN, lines, {"Content-Type": "application/x-ndjson"}) == 403
+    legacy = json.dumps({"to": "/topics/news", "data": {}})
+    assert ask("POST", "/fcm/send", TOKEN, legacy, {"Content-Type": "application/json"}) == 403
+    for path in ("/metrics", "/gcm/report", "/status", "/gcm/report/canonical", "/gcm/failed"):
+        assert ask("GET", path, TOKEN) == 403
+    assert ask("GET", "/metrics", OTHER) == 200 == ask("GET", "/gcm/report", OTHER)
+    assert ask("POST", "/gcm/send", OTHER, form(["a"])) == 403 == ask("GET", "/gcm/report/canonical", OTHER)
+    assert ask("DELETE", f"/gcm/jobs/{'0' * 15}1", OTHER) == 403
+    assert eventually(lambda: [line for line in server.lines if "name=shop" in line and "status=200" in line])
+    assert server.http().ask("GET", "/livez")[0] == 200
+
+
 @short
 @given(st.binary(max_size=64))
 def test_any_bytes_for_a_token_are_an_answer(given):
     header = given.decode("latin-1")
     for scheme in ("Bearer ", "Basic ", ""):
-        assert status({"authorization": scheme + header}, Policy((b"\0" * 32,))) == 401
+        assert status({"authorization": scheme + header}, Policy((Grant(b"\0" * 32),))) == 401
 
 
 @short

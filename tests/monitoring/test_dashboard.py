@@ -7,7 +7,7 @@ import signal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import FORM, eventually, form, secret
+from kit import FORM, TOKEN, eventually, form, secret
 
 from gocm_lib.help.topics import TOPICS
 from gocm_lib.message import outcome
@@ -78,7 +78,7 @@ def test_the_page_is_one_file_and_asks_nobody_else(server):
 
 
 def test_the_page_asks_for_a_token_as_all_else_does(start, tmp_path):
-    server = start("--auth-token-file", secret(tmp_path / "tokens", "t" * 32))
+    server = start("--auth-token-file", secret(tmp_path / "tokens", TOKEN))
     for path in ("/", "/status", "/api/status"):
         status, headers, _ = server.http().ask("GET", path)
         assert status == 401 and 'Basic realm="gocm"' in headers.get_all("WWW-Authenticate"), (
