@@ -48,7 +48,8 @@ def _kept(asked: Asked, became: job.Job | NotKept) -> Response | Await:
         case Known() as known:
             return Await(known.job, LEGACY_WAIT, lambda found: _told(asked, known.job, found))
         case kept:
-            return Await(kept.id, LEGACY_WAIT, lambda found: _told(asked, kept.id, found))
+            audit = posts.to_many([kept])
+            return Await(kept.id, LEGACY_WAIT, lambda found: _told(asked, kept.id, found)._replace(audit=audit))
 
 
 def _told(asked: Asked, job_id: int, found: Ending) -> Response:

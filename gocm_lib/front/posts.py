@@ -89,7 +89,7 @@ def _sent(request: Request, accepted: Job, became: Job | NotKept) -> Response:
         case Known() as known:
             return _taken(accepted, known.job, request, {"Idempotency-Replayed": "true"})
         case kept:
-            return _taken(kept, kept.id, request, {}, _to_many([kept]))
+            return _taken(kept, kept.id, request, {}, to_many([kept]))
 
 
 def accept(draft: Draft, settings: Settings, upstreams: Sequence[str], key: IdempotencyKey | None = None) -> Job:
@@ -137,7 +137,7 @@ def _sent_lines(given: Sequence[Job | BadRequest], became: Sequence[Job | NotKep
     status = 200 if any(isinstance(line, Job) for line in lines) or isinstance(first, Job) else first.status
     waits = [line.retry_after for line in lines if isinstance(line, Refused)]
     headers: dict[str, str | Sequence[str]] = {"Retry-After": str(max(waits))} if waits else {}
-    audit = _to_many([line for line in lines if isinstance(line, Job)])
+    audit = to_many([line for line in lines if isinstance(line, Job)])
     return Response(status, b"".join(map(response.line, lines)), job.LINES, headers, audit=audit)
 
 
@@ -162,7 +162,7 @@ def _wants_json(accept: str) -> bool:
     return "application/json" in taken and not any(name.startswith(("text/", "*/")) for name in taken)
 
 
-def _to_many(jobs: Sequence[Job]) -> str:
+def to_many(jobs: Sequence[Job]) -> str:
     """The audit text for messages that may reach everybody: those to topics and conditions."""
     sent = [each for each in jobs if each.target in ("topic", "condition")]
     if not sent:

@@ -205,7 +205,9 @@ class Store(Protocol):
         """Have the job cancelled by whoever has it."""
 
     def orders(self) -> Collection[int]:
-        """Jobs that somebody wants to have cancelled, of whom nobody may know whose they are."""
+        """Jobs that somebody who does not have them wants to have cancelled: each is told now and then until it is
+        `carried_out`.
+        """
 
     def carried_out(self, job: int) -> None:
         """That order is carried out."""

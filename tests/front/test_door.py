@@ -50,6 +50,7 @@ def test_a_single_token_a_topic_and_a_condition(start_both, sandbox):
     topic = told(server, {"to": "/topics/news", "data": {"a": "1"}, "priority": "HIGH", "time_to_live": "60"})
     assert topic.keys() == {"message_id"} and 0 < topic["message_id"] < 1 << 31
     assert told(server, {"condition": "'a' in topics || 'b' in topics"}).keys() == {"message_id"}
+    assert [line for line in server.lines if "audit: 127.0.0.1 sent to topic 'news'" in line]
     assert sandbox.received()["requests"] == 3 and sandbox.received()["arrived"]["a"] == 1
 
 

@@ -61,6 +61,7 @@ class PostgresStore(Store):
         self.most_keys = keeping.max_keys
         self._due: dict[str, float] = {}  # nothing is there to be forgotten from before that time
         self._news = member.news
+        self._orders: Collection[int] = member.news.orders  # that the last beat brought
         self._slowed: dict[str, float] = {}  # what others told of since it was last asked
         self._pool = set(self._news.pool)  # upstreams and lanes of which there may be packs that are nobody's
         self._others: Mapping[Count, int]
@@ -137,7 +138,7 @@ class PostgresStore(Store):
             for upstream, told in each.slowed.items() if each.id in before and each.id != self.number else ():
                 if before[each.id].get(upstream) != told:
                     self._slowed[upstream] = min(told[0], self._slowed.get(upstream, math.inf))
-        self._news, self._pool, self._others = news, set(news.pool), news.others
+        self._news, self._pool, self._others, self._orders = news, set(news.pool), news.others, news.orders
 
     # ------------------------------------------------------------------------------------------------------ accepting
 
@@ -200,7 +201,9 @@ class PostgresStore(Store):
             self.spool.order(job)
 
     def orders(self) -> Collection[int]:
-        return self.member.news.orders
+        self._hear()
+        orders, self._orders = self._orders, ()
+        return orders
 
     def carried_out(self, job: int) -> None:
         with self.transaction():
