@@ -467,9 +467,7 @@ class Settings:
     )
     metadata_host: str = option("metadata.google.internal", text, "Google's metadata host", metavar="HOST")
     fcm_project: str = option("", project, "Firebase project id; if the credentials do not name it", metavar="ID")
-    fcm_url: str = option(
-        "https://fcm.googleapis.com", upstream_url, "base URL to post FCM v1 messages to", metavar="URL"
-    )
+    fcm_url: str = option("https://fcm.googleapis.com", upstream_url, "base URL of FCM v1", metavar="URL")
     fcm_rate: int = option(
         600000, number(0, 10**8), "FCM messages per minute; Google's quota for the project; 0: no limit", metavar="N"
     )
@@ -574,6 +572,13 @@ class Settings:
         5.0,
         seconds(0.1, 300),
         "seconds for the head of a request; its body gets as much, and a second per 16 KiB",
+        metavar="S",
+        live=True,
+    )
+    legacy_wait: float = option(
+        3.0,
+        seconds(0, 30),
+        "seconds to wait for results at /fcm/send; what has none by then counts as sent",
         metavar="S",
         live=True,
     )
@@ -747,7 +752,7 @@ GROUPS = {
     ),
     "limits": (
         *("max_pending", "max_spool", "min_free_disk", "max_tokens", "max_body", "max_connections"),
-        *("head_timeout", "idle_timeout"),
+        *("head_timeout", "idle_timeout", "legacy_wait"),
     ),
     "keeping": (
         *("spool", "spool_file", "spool_durable", "node"),

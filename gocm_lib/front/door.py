@@ -1,6 +1,6 @@
 """The legacy door: who still speaks Google's legacy protocol sends by us, with another address and nothing else.
 
-Promises what POST /gcm/send does: what is answered with 200 is on disk. The answer waits for results for LEGACY_WAIT
+Promises what POST /gcm/send does: what is answered with 200 is on disk. The answer waits for results for --legacy-wait
 seconds, as these clients want one for each token; what has none by then counts as sent (module message/legacy).
 """
 
@@ -17,8 +17,6 @@ from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.legacy import Asked, Result
 from gocm_lib.state.contract import Conflict, Known, NotKept, Refused, Status
 
-LEGACY_WAIT = 3.0  # seconds: clients of this protocol give up after ten, or five
-
 
 def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
     """What a request of the legacy protocol asks for, to be kept."""
@@ -31,7 +29,7 @@ def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Resp
         accepted = posts.accept(job.draft(asked.fields, legacy.MOST), settings, upstreams, key)
     except BadRequest as problem:
         return _response(legacy.refusal(asked, problem))
-    return Keep([accepted._replace(awaited=True)], lambda kept: _kept(asked, kept[0]))
+    return Keep([accepted._replace(awaited=True)], lambda kept: _kept(asked, kept[0], settings.legacy_wait))
 
 
 def _response(told: tuple[int, str, bytes]) -> Response:
@@ -39,17 +37,17 @@ def _response(told: tuple[int, str, bytes]) -> Response:
     return Response(status, body, content_type)
 
 
-def _kept(asked: Asked, became: job.Job | NotKept) -> Response | Await:
+def _kept(asked: Asked, became: job.Job | NotKept, patience: float) -> Response | Await:
     match became:
         case Refused() as refused:
             return unavailable(refused.reason, refused.status, refused.retry_after)
         case Conflict():
             return Response(422, b"this key was used for another message: take a new one", legacy.TEXT)
         case Known() as known:
-            return Await(known.job, LEGACY_WAIT, lambda found: _told(asked, known.job, found))
+            return Await(known.job, patience, lambda found: _told(asked, known.job, found))
         case kept:
             audit = posts.to_many([kept])
-            return Await(kept.id, LEGACY_WAIT, lambda found: _told(asked, kept.id, found)._replace(audit=audit))
+            return Await(kept.id, patience, lambda found: _told(asked, kept.id, found)._replace(audit=audit))
 
 
 def _told(asked: Asked, job_id: int, found: Ending) -> Response:

@@ -74,8 +74,8 @@ def test_the_form_of_before_json(start, sandbox):
 
 
 def test_who_has_no_result_in_time_counts_as_sent(start, sandbox):
-    sandbox.mode(latency=6.0)
-    server = start()
+    sandbox.mode(latency=3.0)
+    server = start("--legacy-wait", "1")
     found = told(server, {"registration_ids": ["a", "gone-b"], "data": {}})
     assert found["success"] == 2 and all(each["message_id"].startswith("0:") for each in found["results"])
     server.settled()

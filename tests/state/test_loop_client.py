@@ -52,7 +52,9 @@ class Watching:
 @pytest.fixture
 def address(temporary):
     yield str(temporary / "state")
-    multiprocessing.util._run_finalizers()  # the Manager's server removes its socket, while there is one
+    # The Manager's server removes its socket, while there is one. What has a lower priority removes the place where the
+    # forkserver of other tests is reached.
+    multiprocessing.util._run_finalizers(0)
 
 
 def serve(address):
