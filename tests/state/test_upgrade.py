@@ -253,7 +253,7 @@ INSERT INTO token (job, n, token, rank, due_at, upstream)
 def test_it_is_killed_again_and_again(tmp_path, seed):
     """At fifty random moments together. It goes on where it was, and is right in the end, each time."""
     chance, kills, rounds, halfway = random.Random(seed), 0, 0, 0
-    while kills < 17:
+    while kills < 17 or halfway < 4:  # fast machines are halfway for a moment only
         rounds += 1
         path = old_spool(tmp_path / f"{rounds}.db", MORE)
         while True:
@@ -275,4 +275,3 @@ def test_it_is_killed_again_and_again(tmp_path, seed):
         places = list(tokens_of(slices))
         assert len(places) == len(set(places)) == open_tokens(state)["gcm"]
         state.close()
-    assert halfway > 3, "most came in the middle of it"
