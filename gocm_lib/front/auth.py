@@ -35,6 +35,7 @@ RIGHTS = {
     "manage": "cancel, replay, discard and release",
     "metrics": "/metrics, so that Prometheus holds a token that can do nothing else",
 }
+WORDS = ("name=", "may=", "until=")  # that may come after a token
 _DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -86,12 +87,15 @@ def _read(path: str) -> list[tuple[str, Grant]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise Fatal(f"--auth-token-file {path} cannot be read: {reason}", topic="security") from None
-    found = []
+    found: list[tuple[str, Grant]] = []
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue
         try:
-            found.append(_grant(line))
+            token, grant = _grant(line)
+            if any(hmac.compare_digest(grant.digest, known.digest) for _, known in found):
+                raise ValueError("this token is on a line before")
+            found.append((token, grant))
         except ValueError as error:
             raise Fatal(f"--auth-token-file {path}, line {number}: {error}", topic="security") from None
     if not found:
@@ -104,7 +108,9 @@ def _grant(line: str) -> tuple[str, Grant]:
     show the token.
     """
     token, *words = line.split()
-    if token.startswith("sha256:"):
+    if token.startswith(WORDS):
+        raise ValueError("the token is missing: it comes first")
+    if token.lower().startswith("sha256:"):
         if not re.fullmatch("sha256:[0-9a-fA-F]{64}", token):
             raise ValueError("after sha256: come 64 hexadecimal digits, like those of: printf %s TOKEN | sha256sum")
         token, digest = "", bytes.fromhex(token.removeprefix("sha256:"))
@@ -119,9 +125,9 @@ def _grant(line: str) -> tuple[str, Grant]:
         digest = hashlib.sha256(token.encode()).digest()
     grant = Grant(digest)
     for word in words:
-        name, given, value = word.partition("=")
-        if not given or name not in ("name", "may", "until"):
-            raise ValueError("after the token may be name=NAME, may=RIGHT,RIGHT and until=YYYY-MM-DD")
+        name, _, value = word.partition("=")
+        if not word.startswith(WORDS) or sum(each.startswith(f"{name}=") for each in words) > 1:
+            raise ValueError("after the token may be name=NAME, may=RIGHT,RIGHT and until=YYYY-MM-DD, each once")
         grant = _bounded(grant, name, value)
     return token, grant
 
@@ -129,8 +135,8 @@ def _grant(line: str) -> tuple[str, Grant]:
 def _bounded(grant: Grant, name: str, value: str) -> Grant:
     if name == "may":
         may = frozenset(value.split(","))
-        if unknown := sorted(may - RIGHTS.keys()):
-            raise ValueError(f"may={unknown[0][:64]} is no right: there is " + ", ".join(RIGHTS))
+        if may - RIGHTS.keys():  # not shown: it may be the next token
+            raise ValueError("may= has what is no right: there is " + ", ".join(RIGHTS))
         return grant._replace(may=may)
     if name == "name":
         if not re.fullmatch("[A-Za-z0-9._-]{1,64}", value):
@@ -140,8 +146,7 @@ def _bounded(grant: Grant, name: str, value: str) -> Grant:
         day = datetime.datetime.strptime(value if _DAY.fullmatch(value) else "", "%Y-%m-%d")
     except ValueError:
         raise ValueError("until=YYYY-MM-DD is the last day, in UTC, on which the token is good") from None
-    after = day.replace(tzinfo=datetime.UTC) + datetime.timedelta(days=1)
-    return grant._replace(until=after.timestamp())
+    return grant._replace(until=day.replace(tzinfo=datetime.UTC).timestamp() + 86400)
 
 
 def check(

@@ -51,12 +51,14 @@ def _kept(asked: Asked, became: job.Job | NotKept, patience: float) -> Response 
 
 
 def _told(asked: Asked, job_id: int, found: Ending) -> Response:
+    headers: dict[str, str | Sequence[str]] = {"X-GoCM-Job": job.format_id(job_id)}
     if not isinstance(found, Status):
-        return _response(legacy.answer(asked, job_id, {}, ()))
+        return _response(legacy.answer(asked, job_id, {}, ()))._replace(headers=headers)
     results = {
         fate.n: Result(
             fate.receipt, fate.canonical, fate.failure if fate.state in ("failed", "cancelled") else "", fate.reason
         )
         for fate in found.fates
     }
-    return _response(legacy.answer(asked, job_id, results, [skip.n for skip in found.skipped]))
+    invalid = [skip.n for skip in found.skipped]
+    return _response(legacy.answer(asked, job_id, results, invalid))._replace(headers=headers)

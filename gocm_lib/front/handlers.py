@@ -29,6 +29,7 @@ from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Status, Which
 
+CANCEL_PATIENCE = 10.0  # seconds that a cancel goes on asking a state process that is busy
 TO_MANY = ("topic", "condition")
 Answer = Response | Keep | Await  # what a handler gives
 
@@ -195,17 +196,18 @@ class Handlers:
         """DELETE /gcm/jobs/{id}: end all of a message that is not on its way."""
         query.parse(request.query, set())
         job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
-        found: Cancelled | Past | None = None
-
-        def some() -> int:
-            nonlocal found
-            found = self.client.cancel(job_id, time.time())
-            return found.tokens if isinstance(found, Cancelled) else 0
-
-        count, lost = _until_none_is_left(some)
-        name = job.format_id(job_id)
-        if lost:
-            return _count_lost("cancelled", count, f"tokens of {name}")
+        name, count, patient_until = job.format_id(job_id), 0, time.monotonic() + CANCEL_PATIENCE
+        while True:
+            try:
+                found = self.client.cancel(job_id, time.time())
+            except StateUnavailable:  # it may be busy: what is said twice is done once
+                if time.monotonic() > patient_until:
+                    return _count_lost("cancelled", count, f"tokens of {name}")
+                time.sleep(0.05)
+                continue
+            if not isinstance(found, Cancelled) or not found.tokens:
+                break
+            count, patient_until = count + found.tokens, time.monotonic() + CANCEL_PATIENCE
         if not isinstance(found, Cancelled):
             return _status(found)
         if found.elsewhere:

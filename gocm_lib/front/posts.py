@@ -67,9 +67,11 @@ def _await(patience: int, sent: Response, kept: Job | NotKept) -> Response | Awa
         return sent
 
     def answer(found: Ending) -> Response:
-        if not isinstance(found, Status):  # it is on disk all the same
-            body = json.dumps({"job": job.format_id(job_id)}).encode() + b"\n"
-            return sent._replace(status=202, body=body, content_type="application/json")
+        if not isinstance(
+            found, Status
+        ):  # it has ended, and is forgotten; or it is not known, and on disk all the same
+            status, body = 202 if isinstance(found, Exception) else 200, {"job": job.format_id(job_id)}
+            return sent._replace(status=status, body=json.dumps(body).encode() + b"\n", content_type="application/json")
         status = 200 if found.finished else 202
         return sent._replace(
             status=status, body=response.status(response.first_page(found)), content_type="application/json"

@@ -154,7 +154,7 @@ def _result(fate: Fate) -> dict[str, object]:
         told["message_id"] = fate.receipt
     if fate.canonical:
         told["canonical"] = fate.canonical
-    if fate.state in ("delivered", "failed"):
+    if fate.state in ("delivered", "failed", "cancelled"):
         told["ended_at"] = round(fate.at, 3)
     return told
 

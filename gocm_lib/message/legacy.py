@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from gocm_lib.message import platforms
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import FORM, OPTIONS, TooHeavy, media_type
 from gocm_lib.message.strict_json import MAX_VALUES, read_json
 
 MOST = 1000  # tokens in a request
+OURS = {"payload", "message", "tokens"}  # fields of our own API, which knows `condition` as well
 JSON, TEXT = "application/json; charset=UTF-8", "text/plain; charset=UTF-8"
 # Our words for why a token failed, and theirs. What is not here may be tried again, as far as a client knows.
 WORDS = {
@@ -60,12 +62,19 @@ def speaks(headers: Mapping[str, str], body: bytes) -> bool:
     """
     if not headers.get("authorization", "").startswith("key="):
         return False
-    return any(name in body for name in (b'"registration_ids"', b'"to"', b'"condition"', b"registration_id="))
+    if media_type(headers.get("content-type", "")) == FORM:
+        return bool(re.search(rb"(?:^|&)registration_id=", body))
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    names = found.keys() if isinstance(found, dict) else set()
+    return bool(names & {"to", "registration_ids", "notification_key"}) or ("condition" in names and not names & OURS)
 
 
 def read(content_type: str, body: bytes) -> Asked:
     """What a request asks for. Raises BadRequest with Google's text: 400."""
-    plain = media_type(content_type) in (FORM, "")
+    plain = media_type(content_type) in (FORM, "") and not body.lstrip().startswith(b"{")
     found = _form(body) if plain else _json(body)
     tokens, to = found.get("registration_ids"), found.get("to") or found.get("notification_key")
     condition = found.get("condition")
@@ -109,17 +118,23 @@ def _form(body: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {name: value for name, value in pairs if not name.startswith("data.")}
     found["data"] = {name.removeprefix("data."): value for name, value in pairs if name.startswith("data.")}
     found["to"] = found.pop("registration_id", "")
-    found["dry_run"] = found.get("dry_run") in ("1", "true")
     return found
 
 
 def _options(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, in the types that they have: some clients write numbers as text, and priorities in capitals."""
+    """The options, in the types that they have: some clients write numbers and truths as text, and priorities in
+    capitals. Of a notification what is known.
+    """
     given = {name: found[name] for name in OPTIONS if found.get(name) is not None}
     if isinstance(seconds := given.get("time_to_live"), str) and re.fullmatch("[0-9]{1,9}", seconds):
         given["time_to_live"] = int(seconds)
     if isinstance(priority := given.get("priority"), str):
         given["priority"] = priority.lower()
+    for name in ("content_available", "mutable_content", "dry_run"):
+        if (spelt := str(given.get(name, "")).lower()) in ("true", "1", "false", "0"):
+            given[name] = spelt in ("true", "1")
+    if isinstance(shown := given.get("notification"), dict):
+        given["notification"] = {name: value for name, value in shown.items() if name in platforms.NOTIFICATION}
     return given
 
 

@@ -72,6 +72,7 @@ AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
 # Of those, after which a token is as good as not sent, unless it is charged.
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
+_GOES_ON = (Action.RETURN, Action.RETRY, Action.SET_ASIDE)  # after which a token is sent again, or may be replayed
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 LOOKED_UP_AGAIN = 0.25  # seconds between two looks in the Store for a job that somebody waits for
@@ -469,10 +470,10 @@ class State(Shared):
                 pieces = self.backlog.probe(upstream, last_trouble, now)
             else:
                 pieces = self.backlog.take(upstream, min(free, allowed), now)
-            if any(piece.expires_at <= now for piece in pieces):
-                pieces = self._set_aside_expired(work, pieces)
             if any([piece.single and piece.single.reason == CANCELLED for piece in pieces]):
                 pieces = self._without_cancelled(work, pieces)
+            if any(piece.expires_at <= now for piece in pieces):
+                pieces = self._set_aside_expired(work, pieces)
             if self.pacing.holds(upstream, now):
                 pieces = self._put_off_held(work, pieces)
             if any([piece.pack.losses >= LOSSES for piece in pieces]):
@@ -730,7 +731,7 @@ class State(Shared):
         ruling = self.pacing.rule(result, held, now) if ruled else Ruling(held.charged)
         step = next_step(outcome, ruling, held.expires_at, now, self.draw(), self.policy)
         tried = ruling.charged > held.charged or outcome.verdict not in _UNTRIED
-        if step.action in (Action.RETURN, Action.RETRY) and token.single and token.single.reason == CANCELLED:
+        if step.action in _GOES_ON and token.single and token.single.reason == CANCELLED:
             return self._settle_cancelled(work, result, token, tried)
         if step.action is Action.RETURN:
             if single := token.single:

@@ -86,6 +86,8 @@ def test_a_token_may_be_bounded(tmp_path):
     asked = policy(tmp_path, f"{TOKEN} name=shop may=send,read", f"sha256:{hashed} until=2027-01-31 may=metrics")
     shop, other = ({"authorization": f"Bearer {token}"} for token in (TOKEN, OTHER))
     assert {right for right in RIGHTS if allowed(shop, asked, right) == "shop"} == {"send", "read"}
+    endless = policy(tmp_path, f"{TOKEN} until=9999-12-31")
+    assert allowed(shop, endless, "send", 4e9) == ""
     assert allowed(shop, asked, "lists") == 403 and allowed(shop, asked, "") == "shop"
     last = datetime.datetime(2027, 1, 31, 23, 59, tzinfo=datetime.UTC).timestamp()
     assert allowed(other, asked, "metrics", last) == "" and allowed(other, asked, "metrics", last + 60) == 401
@@ -97,8 +99,13 @@ def test_a_token_may_be_bounded(tmp_path):
 @pytest.mark.parametrize(
     "line, said",
     [
-        (f"{TOKEN} may=send,fly", "fly is no right"),
-        (f"{TOKEN} may=", "is no right"),
+        (f"{TOKEN} may=send,{OTHER}", "no right"),
+        (f"{TOKEN} may=send may=read", "each once"),
+        ("until=2027-12-31-and-more", "the token is missing"),
+        ("name=shop-backend may=send", "the token is missing"),
+        (f"SHA256:{TOKEN}", "64 hexadecimal digits"),
+        (f"{OTHER}\n{OTHER} may=read", "on a line before"),
+        (f"{TOKEN} may=", "no right"),
         (f"{TOKEN} name=a/b", "a name is"),
         (f"{TOKEN} until=2027-02-30", "until=YYYY-MM-DD"),
         (f"{TOKEN} until=tomorrow", "until=YYYY-MM-DD"),
@@ -110,7 +117,11 @@ def test_a_token_may_be_bounded(tmp_path):
 def test_a_line_that_cannot_be_read_is_told_without_its_token(tmp_path, line, said):
     with pytest.raises(Fatal, match=re.escape(said)) as problem:
         policy(tmp_path, line)
-    assert "line 2" in str(problem.value) and TOKEN not in str(problem.value) and OTHER not in str(problem.value)
+    assert (
+        f"line {2 + line.count(chr(10))}" in str(problem.value)
+        and TOKEN not in str(problem.value)
+        and OTHER not in str(problem.value)
+    )
 
 
 @short

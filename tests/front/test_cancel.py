@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from kit import ALL, accept, claim, eventually, new_job, new_state, succeed, tally
+from kit import ALL, POLICY, accept, claim, eventually, new_job, new_state, succeed, tally
 
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.state.contract import BEFORE_ALL, Cancelled, Passing
@@ -92,6 +92,22 @@ def test_what_was_on_its_way_when_its_senders_died_is_not_sent_again():
     assert claim(state, generation=2) == {} and tally(state)["tokens"] == 0
     assert state.status(1 << 8, "", -1, 9).states["cancelled"] == 3
     assert state.snapshot().counters["cancelled"] == 3 and state.snapshot().counters["failures"] == 0
+
+
+@short
+def test_what_fails_for_good_when_it_comes_back_was_cancelled_too():
+    """Else it could be replayed."""
+    state = new_state()
+    accept(state, [new_job(1 << 8, "a")])
+    now = 1000.0
+    for attempt in range(1, POLICY.max_attempts + 1):
+        held = claim(state, now=now)
+        assert len(held) == 1
+        if attempt == POLICY.max_attempts:
+            assert state.cancel(1 << 8, now) == Cancelled(0, 1)
+        state.settle(1, [Result("gcm", 1 << 8, 0, attempt, LATER)], now)
+        now += 1000
+    assert state.failed(ALL, BEFORE_ALL, 9) == [] and state.status(1 << 8, "", -1, 9).states["cancelled"] == 1
 
 
 @short

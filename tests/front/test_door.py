@@ -82,6 +82,14 @@ def test_who_has_no_result_in_time_counts_as_sent(start, sandbox):
     assert server.report()["notregistered"] == 1, "it was told wrongly, and is in the list"
 
 
+def test_what_clients_spell_otherwise_is_understood(start_both):
+    server = start_both()
+    message = {"to": "a", "dry_run": "false", "content_available": 1, "mutable_content": "true"}
+    message |= {"notification": {"title": "x", "foo": {"bar": 1}}, "time_to_live": "5"}
+    assert told(server, message)["success"] == 1
+    assert json.loads(post(server, {"to": "b"}, headers={"Authorization": "key=x"})[2])["success"] == 1
+
+
 def test_a_thousand_tokens(start, sandbox):
     server = start()
     tokens = [f"{'gone-' if n % 3 else ''}{n}" for n in range(1000)]
@@ -162,8 +170,13 @@ def test_words_of_the_upstream_are_told_if_they_are_googles():
 @short
 def test_what_is_of_this_protocol_is_known():
     key = {"authorization": "key=a"}
-    assert legacy.speaks(key, b'{"to": "x"}') and legacy.speaks(key, b"registration_id=x")
+    assert legacy.speaks(key, b'{"to": "x"}') and not legacy.speaks(key, b"{")
     assert not legacy.speaks({"authorization": "Bearer a"}, b'{"to": "x"}')
-    assert not legacy.speaks(key, b"tokens=x&payload={}")
+    form = {**key, "content-type": FORM["Content-Type"]}
+    assert legacy.speaks(form, b"a=b&registration_id=x")
+    assert not legacy.speaks(form, b"tokens=x&payload={%22u%22:%22?registration_id=5%22}")
+    assert not legacy.speaks(key, b'{"tokens": ["x"], "payload": {"to": "Bob"}}')
+    assert not legacy.speaks(key, b'{"condition": "x", "payload": {"registration_ids": 1}}')
+    assert legacy.speaks(key, b'{"condition": "x", "data": {"payload": "to"}}')
     with pytest.raises(BadRequest, match="form cannot be read"):
         legacy.read("", b"a=\xff")

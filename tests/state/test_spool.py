@@ -254,7 +254,7 @@ class Model(RuleBasedStateMachine):
             self.counters["retries"] = self.state.snapshot().counters["retries"]  # it depends on what others met
             return
         self.counters["attempts"] += attempt == 1
-        if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts and place in self.marked:
+        if outcome.verdict is Verdict.DEFERRED and place in self.marked:
             self.stop(place)
             return
         if outcome.verdict is Verdict.DEFERRED and attempt < POLICY.max_attempts:
