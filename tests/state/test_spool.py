@@ -240,6 +240,8 @@ class Model(RuleBasedStateMachine):
     )
     def settle(self, place, twice, by, outcome):
         generation, attempt = self.held.get(place, (self.generation, 1))
+        if generation + by in self.living:
+            by = 0  # those are believed what they say, and speak only of what they have
         results = [Result("gcm", *place, attempt, outcome)] * (1 + twice)
         self.state.settle(generation + by, results, self.now)
         self.state.pacing.pauses.clear()
