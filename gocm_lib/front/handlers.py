@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.front import auth, door, posts, query, response
-from gocm_lib.front.auth import Policy
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
 from gocm_lib.front.intake import Intake, Kept
@@ -127,7 +126,7 @@ class Handlers:
     def _allowed(self, request: Request, what: Response | Keep) -> Response | Keep:
         """What is to be kept, if it reaches nobody whom the request's token may not reach. Raises BadRequest."""
         if self.policy.grants and isinstance(what, Keep) and any(job.target in TO_MANY for job in what.jobs):
-            auth.check(request.headers, Policy(self.policy.grants), local=True, public=False, right="topics")
+            auth.check(request.headers, self.policy, local=True, public=False, right="topics")
         return what
 
     def report(self, request: Request) -> Response:

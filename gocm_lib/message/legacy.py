@@ -30,8 +30,12 @@ WORDS = {
     "rejected": "InvalidParameters",
 }
 OTHER = "InternalServerError"
-_OF_FIELD = {"tokens": "InvalidRegistration", "topic": "InvalidRegistration", "time_to_live": "InvalidTtl"}
-_OF_FIELD["restricted_package_name"] = "InvalidPackageName"
+_OF_FIELD = {
+    "tokens": "InvalidRegistration",
+    "topic": "InvalidRegistration",
+    "time_to_live": "InvalidTtl",
+    "restricted_package_name": "InvalidPackageName",
+}
 
 
 class Asked(NamedTuple):

@@ -22,6 +22,14 @@ def post(server, tokens, wait=10, headers=FORM, **options):
     return status, told, json.loads(body)
 
 
+def begin_to_wait(server, patience):
+    """A thread that posts and waits, and the list in which its answer will be."""
+    found = []
+    client = threading.Thread(target=lambda: found.append(post(server, ["a"], patience)))
+    client.start()
+    return client, found
+
+
 def test_a_post_that_waits_is_answered_with_what_became_of_it(start, sandbox):
     server = start()
     status, told, found = post(server, ["a", "gone-b"])
@@ -100,9 +108,7 @@ def test_many_wait_without_a_thread_each(start, sandbox):
 def test_who_waits_while_the_server_stops_is_told_at_once(start, sandbox):
     sandbox.mode(latency=20.0)
     server = start()
-    found = []
-    client = threading.Thread(target=lambda: found.append(post(server, ["a"], 30)))
-    client.start()
+    client, found = begin_to_wait(server, 30)
     eventually(lambda: server.report()["pending"])
     began = time.monotonic()
     server.process.terminate()
@@ -113,9 +119,7 @@ def test_who_waits_while_the_server_stops_is_told_at_once(start, sandbox):
 def test_who_waits_is_told_though_the_state_process_dies(start, sandbox):
     sandbox.mode(latency=2.0)
     server = start()
-    found = []
-    client = threading.Thread(target=lambda: found.append(post(server, ["a"], 20)))
-    client.start()
+    client, found = begin_to_wait(server, 20)
     eventually(lambda: sandbox.received()["requests"] or server.report()["pending"])
     os.kill(server.children("state")[-1], signal.SIGKILL)
     client.join(30)

@@ -36,8 +36,7 @@ def command(words: Sequence[str], environ: Mapping[str, str]) -> int:
         with contextlib.closing(psycopg.connect(spool_address.complete(url, "spool"), autocommit=True)) as connection:
             return run(connection, settings)
     except errors.UndefinedTable:
-        problem = f"there is no spool at {spool_address.shown(url)}: make one (gocm spool init)"
-        raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
+        raise _no_spool(url) from None
     except psycopg.Error as error:
         problem = f"the spool {spool_address.shown(url)}: {reason(error)}"
         raise Fatal(problem, Exit.SPOOL_UNWRITABLE, topic="fleet") from None
@@ -56,12 +55,15 @@ def _move(words: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         transfer.move(here, there, connect_to, _show)
     except errors.UndefinedTable:
-        place = spool_address.shown(there if spool_address.is_address(there) else here)
-        problem = f"there is no spool at {place}: make one (gocm spool init)"
-        raise Fatal(problem, Exit.CONFIG, topic="fleet") from None
+        raise _no_spool(there if spool_address.is_address(there) else here) from None
     except psycopg.Error as error:
         raise Fatal(f"the move failed: {reason(error)}; begin it again", Exit.SPOOL_UNWRITABLE, topic="fleet") from None
     return Exit.OK
+
+
+def _no_spool(url: str) -> Fatal:
+    problem = f"there is no spool at {spool_address.shown(url)}: make one (gocm spool init)"
+    return Fatal(problem, Exit.CONFIG, topic="fleet")
 
 
 def _place(word: str) -> str:
