@@ -23,15 +23,15 @@ gocm_lib/
     front/       from a client to the spool: listens, reads strictly, commits, then answers. webhook tells the
                  application what became of its tokens
         front listener server loop deadlines connection wire gate workers request chunked auth routes handlers posts
-        lists query response render answered intake endings door openapi pages webhook
+        lists query response render answered intake endings door openapi pages webhook jobs holds rates
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
-        feeder generation pipe in_hand sender loop settler pool places width dialler connection streams upstream
-        credentials access_token quarantine crash_log
+        feeder generation pipe in_hand sender loop settler pool pools places width dialler connection streams upstream
+        credentials access_token quarantine crash_log appetite trust changes
     state/       what is shared: one process. Other rooms know its contract, client and packs alone
         contract client server loop state backlog store history transfer packs admission pacing pace blame turns waves
-        sqlite/    database spool history report keys upgrade transfer
-        postgres/  opening schema database node store spool history report keys transfer administration
+        sqlite/    database spool notes history report keys upgrade transfer
+        postgres/  opening schema database node store spool notes history report keys transfer administration
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job legacy idempotency outcome retry suspect dialects
         v1_schema platforms fcm gcm
@@ -40,14 +40,14 @@ gocm_lib/
     process/     what every process of ours has: its start, its log, its place, its time limits
         early log logwriter framing bell child forkserver restarts resources cpu systemd init run_directory deadline
     config/      every option once, where its value comes from, and what must not be seen of it
-        settings usage values proxy hide_key spool_address
+        settings upstreams usage values proxy hide_key spool_address
     http2/       HTTP/2 without a socket, for the senders and the sandbox; pure
         huffman hpack frames budget peer client server
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
         sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups strain
-        bench bundle api_client send watch failed feedback manual completion
+        bench bundle api_client send watch failed feedback cancel hold token manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help | http2.

@@ -12,6 +12,7 @@ from gocm_lib.config.settings import (
     NO_HOST,
     BenchSettings,
     BundleSettings,
+    CancelSettings,
     ClientSettings,
     CompletionSettings,
     Exit,
@@ -23,6 +24,7 @@ from gocm_lib.config.settings import (
     SendSettings,
     Settings,
     SpoolSettings,
+    TokenSettings,
     WatchSettings,
     needs_psycopg,
 )
@@ -238,6 +240,30 @@ def _failed(words: Sequence[str]) -> int:
     return _print_all(lambda: failed.command(words))
 
 
+def _cancel(words: Sequence[str]) -> int:
+    from gocm_lib.tools import cancel
+
+    return _print_all(lambda: cancel.command(words))
+
+
+def _hold(words: Sequence[str]) -> int:
+    from gocm_lib.tools import hold
+
+    return _print_all(lambda: hold.command("hold", words))
+
+
+def _resume(words: Sequence[str]) -> int:
+    from gocm_lib.tools import hold
+
+    return _print_all(lambda: hold.command("resume", words))
+
+
+def _token(words: Sequence[str]) -> int:
+    from gocm_lib.tools import token
+
+    return _print_all(lambda: token.command(words))
+
+
 def _spool(words: Sequence[str]) -> int:
     with needs_psycopg():
         from gocm_lib.state.postgres import administration
@@ -288,6 +314,10 @@ COMMANDS = {
     "watch": Command(_watch, WatchSettings, "show live what goes on in a running server"),
     "feedback": Command(_feedback, ClientSettings, "release or discard unregistered tokens that are held back"),
     "failed": Command(_failed, FailedSettings, "list, replay or discard the failed tokens of a running server"),
+    "cancel": Command(_cancel, CancelSettings, "stop messages of a running server, by id or by tag"),
+    "hold": Command(_hold, ClientSettings, "send nothing to an upstream, and keep its messages"),
+    "resume": Command(_resume, ClientSettings, "send to it again"),
+    "token": Command(_token, TokenSettings, "make an auth token: `gocm token new NAME`"),
     "spool": Command(_spool, SpoolSettings, "make, check or look at a spool in PostgreSQL"),
     "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),
     "bench": Command(_bench, BenchSettings, "measure this machine"),

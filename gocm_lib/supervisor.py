@@ -11,8 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
@@ -21,9 +20,8 @@ from gocm_lib import __version__
 from gocm_lib.config import spool_address
 from gocm_lib.config.proxy import DIRECTLY, ways
 from gocm_lib.config.settings import Exit, Fatal, Settings
+from gocm_lib.config.upstreams import described, differ
 from gocm_lib.front.front import Front
-from gocm_lib.message import fcm, gcm
-from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.monitoring import health
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.process import child, early, log, resources
@@ -31,35 +29,16 @@ from gocm_lib.process.child import Child
 from gocm_lib.process.forkserver import Forkserver
 from gocm_lib.process.restarts import Restarts
 from gocm_lib.process.systemd import Systemd
-from gocm_lib.senders import credentials, in_hand
+from gocm_lib.senders import changes, credentials, in_hand
+from gocm_lib.senders.changes import fit_files
 from gocm_lib.senders.credentials import Credentials, Source
 from gocm_lib.senders.feeder import WAIT, Feeder
 from gocm_lib.senders.generation import Generations
-from gocm_lib.state.client import Client, LoopClient
+from gocm_lib.state.client import Client, LoopClient, StateUnavailable
 from gocm_lib.tools import sandbox
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
 ASK_EVERY = 5.0  # seconds between two questions to each child whether it is alive
-OF_UPSTREAMS = {"apikey", "apikey_file", "credentials", "token_command"}  # options that the sandbox stands in for
-FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 56, 12, 32  # open files but connections: here, for each sender, in one
-
-
-def fit_files(settings: Settings, files: int) -> Settings:
-    """The settings with no more connections than a process with this many open files can serve. Otherwise the last
-    connections would take files that we need ourselves. Logs when they are fewer; raises Fatal when none is left.
-    """
-    clients = files - FRONT_FILES - FILES_PER_SENDER * settings.senders
-    upstream = (files - SENDER_FILES) // len(DIALECTS)
-    if min(clients, upstream) < 1:
-        raise Fatal(f"{files} open files are too few for {settings.senders} senders: raise ulimit -n", Exit.CONFIG)
-    clients, upstream = min(settings.max_connections, clients), min(settings.connections, upstream)
-    if (clients, upstream) != (settings.max_connections, settings.connections):
-        log.logger.warning(
-            "%d files may be open: serving at most %d clients, %d upstream connections per sender; raise ulimit -n; "
-            "see gocm help limits",
-            *(files, clients, upstream),
-        )
-    return replace(settings, max_connections=clients, connections=upstream)
 
 
 class Supervisor:
@@ -77,6 +56,7 @@ class Supervisor:
         """`files` is how many files each process may have open, `home` where we were started; `reread` gives the
         settings as they are then (SIGHUP). Raises Fatal.
         """
+        self.files = files
         self.settings = fit_files(settings, files)
         self.given = settings  # as it was given, to tell what SIGHUP changes
         self.home = home
@@ -129,35 +109,44 @@ class Supervisor:
         """Apply those changed settings that may change now, name the others, and open the log files again."""
         assert self.front and self.credentials
         try:
-            fresh = self.reread()
-            names = [row.name for row in fields(fresh) if getattr(fresh, row.name) != getattr(self.given, row.name)]
-            live = {row.name for row in fields(fresh) if row.metadata["live"]}
-            live -= OF_UPSTREAMS if self.settings.sandbox else set()
-            changed = {name: getattr(fresh, name) for name in names if name in live}
-            settings = replace(self.settings, **changed)
-            found = {} if settings.sandbox else self._sources(fresh)
-            self.front.follow(self.settings, settings)
+            waiting = partial(_waiting, self._client())
+            change = changes.read(
+                self.settings, self.given, self.reread(), self.files, self.home, self._pointed, waiting
+            )
+            self.front.follow(self.settings, change.settings)
         except Fatal as problem:
             log.logger.error("SIGHUP: nothing is changed: %s; see gocm help %s", problem, problem.topic)
             return
-        self.credentials.replace(found)
-        self.settings, self.given = settings, replace(self.given, **changed)
-        log.restart(settings.log_level)
+        self.credentials.replace(change.sources)
+        before, self.settings, self.given = self.settings, change.settings, change.given
+        self._serve_upstreams(before)
+        log.restart(self.settings.log_level)
         for each in self.children:
-            each.tell(("log", settings.log_level))
+            each.tell(("log", self.settings.log_level))
         log.logger.info("SIGHUP: keys, tokens and certificates were read again, log files opened again")
-        if changed:
-            log.logger.info("SIGHUP: changed: %s", ", ".join(changed))
-        if fixed := [name for name in names if name not in live]:
-            log.logger.warning("SIGHUP: these need a restart: %s", ", ".join(fixed))
+        change.tell()
 
-    def _sources(self, fresh: Settings) -> dict[str, Source]:
-        """The sources of credentials in these settings. Raises Fatal when they are for other upstreams than ours."""
-        assert self.credentials
-        found, project = credentials.sources(fresh, self.home)
-        if set(found) != self.credentials.upstreams or project != self.settings.fcm_project:
-            raise Fatal("an upstream or its project that is given, changed or taken away needs a restart")
-        return found
+    def _pointed(self, settings: Settings) -> Settings:
+        """The settings, sending to our own sandbox if there is one."""
+        here = self.sandbox_listener
+        return sandbox.point_at(settings, here.getsockname()[1]) if here else settings
+
+    def _serve_upstreams(self, before: Settings) -> None:
+        """Send to the upstreams of today's settings from now on."""
+        assert self.feeder
+        found = described(self.settings)
+        self.collector.serve(found)
+        try:
+            self._client().follow({name: each.rate / 60 for name, each in found.items()}, time.time())
+        except StateUnavailable as error:
+            log.logger.error("SIGHUP: the state process has not heard of it, and will when it starts: %s", error)
+        if not differ(before, self.settings):
+            return
+        if self.generations.end_all(self.settings.upstream_timeout, "the upstreams have changed"):
+            self.restarts.put_off("sender", self._start_generation, time.monotonic())
+        self.feeder.follow(in_hand.terms(self.settings))
+        for name in described(before).keys() - found.keys():
+            log.logger.warning("SIGHUP: upstream %s is taken away: what is left of its messages is kept", name)
 
     def _start(self) -> None:
         """Listen first, so that a taken port is told at once. Serve last, when every child is ready."""
@@ -171,17 +160,17 @@ class Supervisor:
         resources.collect_seldom()
         held = self.credentials = Credentials(found)
         waiting = self._client(WAIT + self._client().limit)
-        self.feeder = Feeder(waiting, held, in_hand.limits(self.settings), self.collector)
+        self.feeder = Feeder(waiting, held, in_hand.terms(self.settings), self.collector)
         self.generations.feed(self.feeder)
-        upstreams = sorted(found)  # fcm before gcm: v1 is the default where there are both
         [newest_job] = [each.fact[0] for each in self.children if each.kind == "state"]
-        front.serve(self.settings, upstreams, newest_job, held.expiry, self.feeder.put)
-        self._tell_started(upstreams, front.listeners)
+        front.serve(self.settings, newest_job, held.expiry, self.feeder.put)
+        self.collector.serve(found)
+        _tell_started(self.settings, front.listeners)
+        self.systemd.notify(f"READY=1\nSTATUS=listening on {' and '.join(map(str, front.listeners))}")
 
     def _start_children(self) -> dict[str, Source]:
         """Start the first children; they get ready side by side. Returns the sources of credentials. Raises Fatal."""
-        found, project = credentials.sources(self.settings, self.home)
-        self.settings = replace(self.settings, fcm_project=project)
+        found, self.settings = credentials.sources(self.settings, self.home)
         if self.settings.sandbox:
             self._start_sandbox()
         self._start_state()
@@ -199,17 +188,6 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise Fatal(f"not every process was ready within {START_LIMIT:.0f} s", Exit.FAILED)
             self._turn(1.0)
-
-    def _tell_started(self, upstreams: Sequence[str], listeners: Iterable[object]) -> None:
-        settings = self.settings
-        places = " and ".join(map(str, listeners))
-        log.logger.info("gocm %s listens on %s, keeps messages in %s", __version__, places, settings.spool)
-        if (out := ways(settings, os.environ)) is not DIRECTLY:
-            log.logger.info("%s", out)
-        for name in upstreams:
-            url = {gcm.NAME: settings.gcm_url, fcm.NAME: settings.fcm_url}[name]
-            log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else url)
-        self.systemd.notify(f"READY=1\nSTATUS=listening on {places}")
 
     def _turn(self, patience: float) -> None:
         """Wait for something to happen, for `patience` seconds at most, and deal with it."""
@@ -270,8 +248,8 @@ class Supervisor:
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise Fatal(f"cannot listen on port {port}: {reason}; give another --sandbox-port", Exit.ADDRESS) from None
+        self.settings = self._pointed(self.settings)
         port = self.sandbox_listener.getsockname()[1]
-        self.settings = sandbox.point_at(self.settings, port)
         log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
 
     def _start_sandbox(self) -> None:
@@ -288,7 +266,8 @@ class Supervisor:
 
     def _replace_generations(self, rescued: bool) -> None:
         """A state process has taken over: end the senders that may have something in hand, and start others."""
-        if self.generations.end_all(self.settings.upstream_timeout, rescued):
+        why = "nobody knows any more what it has in hand"
+        if self.generations.end_all(self.settings.upstream_timeout, why, rescued):
             self.restarts.put_off("sender", self._start_generation, time.monotonic())
 
     def _start_due(self, now: float) -> None:
@@ -362,6 +341,23 @@ class Supervisor:
             each.process.join(2.0)
         if self.front:
             self.front.remove()
+
+
+def _waiting(client: Client) -> Mapping[str, int]:
+    """How many tokens upstreams have to send still. Raises Fatal."""
+    try:
+        return client.snapshot().waiting
+    except StateUnavailable as error:
+        raise Fatal(f"nobody knows what upstreams have to send: {error}") from None
+
+
+def _tell_started(settings: Settings, listeners: Iterable[object]) -> None:
+    places = " and ".join(map(str, listeners))
+    log.logger.info("gocm %s listens on %s, keeps messages in %s", __version__, places, settings.spool)
+    if (out := ways(settings, os.environ)) is not DIRECTLY:
+        log.logger.info("%s", out)
+    for name, each in described(settings).items():
+        log.logger.info("upstream %s: %s", name, "the sandbox" if settings.sandbox else each.url)
 
 
 def _lease(forkserver: Forkserver, settings: Settings) -> Sequence[float]:

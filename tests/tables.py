@@ -4,7 +4,6 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A test says wh
 """
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 from gocm_lib import cli
@@ -37,9 +36,17 @@ def option_rows(found):
     )
 
 
+def upstream_rows():
+    """Spelt as the configuration file has them."""
+    found = settings.rows(settings.UpstreamSettings)
+    return rows(
+        ("in the table", "meaning"), ((f"`{row.name.replace('_', '-')}`", row.metadata["help"]) for row in found)
+    )
+
+
 def server_options():
     """A table for each group."""
-    named = {row.name: row for row in fields(settings.Settings)}
+    named = {row.name: row for row in settings.rows(settings.Settings)}
     parts = (
         f"## {group[0].upper()}{group[1:]}\n\n{option_rows(named[name] for name in names)}"
         for group, names in settings.GROUPS.items()
@@ -63,16 +70,18 @@ def of_cause(cause):
 
 def sighup():
     return (
-        "\n".join(f"* `{settings.option_flag(row)}`" for row in fields(settings.Settings) if row.metadata["live"])
+        "\n".join(
+            f"* `{settings.option_flag(row)}`" for row in settings.rows(settings.Settings) if row.metadata["live"]
+        )
         + "\n"
     )
 
 
 def tables():
     """The text of each table, by its name."""
-    shared = {row.name for row in fields(settings.ClientSettings)}
+    shared = {row.name for row in settings.rows(settings.ClientSettings)}
     of_commands = {
-        f"gocm {name}": option_rows(row for row in fields(command.options) if row.name not in shared)
+        f"gocm {name}": option_rows(row for row in settings.rows(command.options) if row.name not in shared)
         for name, command in cli.COMMANDS.items()
         if name in ("send", "watch", "failed", "sandbox", "bench", "bundle")
     }
@@ -81,7 +90,8 @@ def tables():
         "rights": meanings("may", auth.RIGHTS),
         **of_commands,
         "gocm": server_options(),
-        "clients": option_rows(fields(settings.ClientSettings)),
+        "upstreams": upstream_rows(),
+        "clients": option_rows(settings.rows(settings.ClientSettings)),
         "sighup": sighup(),
         "commands": meanings("command", {f"gocm {name}": each.meaning for name, each in cli.COMMANDS.items()}),
         "routes": rows(("route", "what it does"), ((f"`{r.method} {r.path}`", r.meaning) for r in routes.ROUTES)),

@@ -20,10 +20,10 @@ PURE = {
     "help": {path.stem for path in MODULES if path.parts[0] == "help"},
     "http2": {path.stem for path in MODULES if path.parts[0] == "http2"},
     "state": {"contract", "admission", "pace", "blame", "turns", "waves", "packs", "backlog", "schema"},
-    "senders": {"quarantine", "crash_log", "width", "in_hand", "pool", "places"},
+    "senders": {"quarantine", "crash_log", "width", "in_hand", "pool", "places", "appetite"},
     "process": {"restarts", "framing"},
     "front": {"deadlines", "request", "chunked", "response", "query", "openapi"},
-    "config": {"spool_address", "proxy"},
+    "config": {"spool_address", "proxy", "upstreams"},
     "monitoring": {"counters", "health", "dashboard"},
     "tools": {"lines", "strain", "pretend_schema", "pretend_answers", "pretend_groups"},
 }

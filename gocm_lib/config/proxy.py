@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from gocm_lib.config.settings import Fatal, Settings, is_loopback
+from gocm_lib.config.settings import Fatal, Settings, UpstreamSettings, is_loopback
 
 VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 EXCEPTIONS = ("no_proxy", "NO_PROXY")
@@ -66,7 +66,7 @@ class Ways:
 DIRECTLY = Ways(None, "", "")
 
 
-def ways(settings: Settings, environ: Mapping[str, str]) -> Ways:
+def ways(settings: Settings | UpstreamSettings, environ: Mapping[str, str]) -> Ways:
     """The Ways that these settings and variables describe. Raises Fatal."""
     if settings.proxy == NONE:
         return DIRECTLY

@@ -9,9 +9,9 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -310,6 +310,46 @@ def option(
     )
 
 
+def rows(kind: Any) -> list[Field[Any]]:
+    """The options of a kind, or of an instance of it: those fields that a text may give."""
+    return [row for row in fields(kind) if "read" in row.metadata]
+
+
+NAME = "[a-z0-9][a-z0-9_-]{0,30}"  # of an upstream: it is a label of metrics and a word of URLs
+
+
+def upstream_name(value: str) -> str:
+    if value and not re.fullmatch(NAME, value):
+        raise ValueError("must be the name of an upstream: up to 31 of a-z 0-9 _ -")
+    return value
+
+
+@dataclass(frozen=True)
+class UpstreamSettings:
+    """The options of a table `[upstream.NAME]` in the configuration file; and what the server's own options say of the
+    upstreams `fcm` and `gcm`.
+    """
+
+    dialect: str = option(
+        "fcm", one_of("fcm", "gcm"), "protocol that it speaks; fcm: FCM HTTP v1, gcm: the legacy one", metavar="fcm|gcm"
+    )
+    credentials: str = option("", secret_file_to_be, "file with Google credentials; as --credentials", metavar="FILE")
+    token_command: str = option("", text, "command that prints an access token", metavar="COMMAND")
+    metadata: bool = option(False, flag, "take access tokens from Google's metadata server")
+    project: str = option("", project, "Firebase project id; if the credentials do not name it", metavar="ID")
+    apikey_file: str = option("", secret_file, "file that holds the API key; of dialect gcm", metavar="FILE")
+    apikey: str = option("", secret, "the API key itself; better give apikey-file", metavar="KEY", hidden=True)
+    url: str = option("", upstream_url, "where to post; default --fcm-url or --gcm-url", metavar="URL")
+    rate: int = option(
+        -1, number(0, 10**8), "messages per minute; 0: no limit; default --fcm-rate, of dialect gcm 0", metavar="N"
+    )
+    ca: str = option("", readable_file, "PEM file of authorities to trust; default --upstream-ca", metavar="FILE")
+    proxy: str = option("", text, "HTTP proxy to it; default --proxy", metavar="URL")
+    proxy_auth_file: str = option(
+        "", secret_file, "file with `user:password` for its proxy; default --proxy-auth-file", metavar="FILE"
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """The server's options. The field's name gives the flag `--name-with-dashes`, the variable GOCM_NAME, and the key
@@ -317,6 +357,15 @@ class Settings:
     """
 
     config: str = option("", path, "configuration file in TOML; it has options by name: `port = 5601`", metavar="FILE")
+    # By name, from the configuration file only; module upstreams has all there are.
+    upstream: Mapping[str, UpstreamSettings] = field(default_factory=dict, metadata={"live": True})
+    default_upstream: str = option(
+        "",
+        upstream_name,
+        "upstream of messages that name none; default fcm, gcm, or the first of the configuration file",
+        metavar="NAME",
+        live=True,
+    )
     apikey: str = option(
         "",
         secret,
@@ -450,7 +499,7 @@ class Settings:
         metavar="auto|off",
     )
     gcm_url: str = option(
-        "https://android.googleapis.com/gcm/send", upstream_url, "URL to post GCM messages to", metavar="URL"
+        "https://android.googleapis.com/gcm/send", upstream_url, "GCM URL; to post messages to", metavar="URL"
     )
     credentials: str = option(
         "",
@@ -704,9 +753,28 @@ class FailedSettings(ClientSettings):
         "", text, "only tokens that failed for this reason: attempts, expired or killed_senders", metavar="WORD"
     )
     upstream: str = option("", text, "only tokens of this upstream", metavar="NAME")
+    by: str = option("", text, "only tokens that were sent with the auth token of this name", metavar="NAME")
     older: int = option(0, number(0, 10**9), "only tokens that failed at least this many seconds ago", metavar="S")
     all: bool = option(False, flag, "replay or discard all failed tokens")
     json: bool = option(False, flag, "list lines of JSON instead of a table")
+
+
+@dataclass(frozen=True)
+class CancelSettings(ClientSettings):
+    """The options of `gocm cancel`."""
+
+    tag: str = option("", text, "all messages with this tag, instead of those with these ids", metavar="TAG")
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """The options of `gocm token`."""
+
+    may: str = option("", text, "what it may do: rights separated by commas; default all", metavar="RIGHTS")
+    upstream: str = option("", text, "upstreams that it is for, separated by commas; default all", metavar="NAMES")
+    rate: str = option("", text, "how many tokens it may send to; 100/s or 30/m", metavar="N/s")
+    until: str = option("", text, "the last day on which it is good; YYYY-MM-DD, in UTC", metavar="DAY")
+    file: str = option("", text, "file of tokens to add its hash to", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -739,22 +807,23 @@ class WatchSettings(ClientSettings):
 
 # The server's options as --help and the help show them: what they are about, and their fields.
 GROUPS = {
-    "configuration": ("config",),
-    "listen": ("host", "port", "socket", "socket_mode", "socket_group", "tls_cert", "tls_key"),
-    "who may send": ("auth_token_file", "no_auth", "allowed_hosts", "tls_client_ca"),
+    "configuration and log": ("config", "logto", "log_level", "log_format", "access_log"),
+    "listen, and who may send": (
+        *("host", "port", "socket", "socket_mode", "socket_group", "tls_cert", "tls_key"),
+        *("auth_token_file", "no_auth", "allowed_hosts", "tls_client_ca"),
+    ),
     "upstreams": (
         *("credentials", "token_command", "fcm_metadata", "metadata_host", "fcm_project", "fcm_url"),
-        *("apikey_file", "apikey", "gcm_url", "upstream_ca", "proxy", "proxy_auth_file"),
+        *("apikey_file", "apikey", "gcm_url", "upstream_ca", "proxy", "proxy_auth_file", "default_upstream"),
+        *("sandbox", "sandbox_port"),
     ),
     "sending": (
         *("senders", "connections", "http2", "fcm_rate", "upstream_timeout", "retry_base", "retry_cap", "max_attempts"),
         *("max_age", "drain"),
     ),
-    "limits": (
+    "limits, and how much is kept": (
         *("max_pending", "max_spool", "min_free_disk", "max_tokens", "max_body", "max_connections"),
         *("head_timeout", "idle_timeout", "legacy_wait"),
-    ),
-    "keeping": (
         *("spool", "spool_file", "spool_durable", "node"),
         *("failed_age", "max_failed", "keep_jobs", "max_kept", "max_keys", "max_report"),
     ),
@@ -762,8 +831,6 @@ GROUPS = {
         *("graphite", "statsd", "metrics_prefix", "metrics_interval"),
         *("feedback_url", "feedback_url_file", "feedback_secret_file", "feedback_plain", "hold_waves"),
     ),
-    "log": ("logto", "log_level", "log_format", "access_log"),
-    "try it": ("sandbox", "sandbox_port"),
 }
 
 

@@ -2,10 +2,10 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
-from gocm_lib.config.settings import GROUPS, Settings, option_flag, show
+from gocm_lib.config.settings import GROUPS, Settings, option_flag, rows, show
 
 MARGIN = 30  # columns of an option's name
 NOTHING: Mapping[str, str] = {}
@@ -15,9 +15,9 @@ def overview(program: str, kind: type = Settings, purpose: str = "", commands: M
     """The text, at most 80 columns wide. `commands` are their names and what they do; `kind` is Settings, or what has
     options beside those.
     """
-    rows = {row.name: row for row in fields(kind)}
+    known = {row.name: row for row in rows(kind)}
     grouped = {name for names in GROUPS.values() for name in names}
-    groups = {f"of {program}": tuple(name for name in rows if name not in grouped), **GROUPS}
+    groups = {f"of {program}": tuple(name for name in known if name not in grouped), **GROUPS}
     lines = [f"usage: {program} {'[COMMAND] ' if commands else ''}[OPTIONS]", "", *([purpose, ""] if purpose else [])]
     lines += ["commands:"] if commands else []
     for name, meaning in commands.items():
@@ -27,8 +27,8 @@ def overview(program: str, kind: type = Settings, purpose: str = "", commands: M
     for group, names in groups.items():
         lines += [f"{group}:"] if names else []
         for name in names:
-            words = f"{option_flag(rows[name])} {rows[name].metadata['metavar']}"
-            lines += _entry(words.strip(), brief(rows[name]), MARGIN)
+            words = f"{option_flag(known[name])} {known[name].metadata['metavar']}"
+            lines += _entry(words.strip(), brief(known[name]), MARGIN)
     return "\n".join(lines) + "\n"
 
 

@@ -9,13 +9,13 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, fields, replace
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from gocm_lib import __version__
-from gocm_lib.config import spool_address, usage
+from gocm_lib.config import spool_address, upstreams, usage
 from gocm_lib.config.proxy import ways
 from gocm_lib.config.settings import (
     NO_HOST,
@@ -24,15 +24,18 @@ from gocm_lib.config.settings import (
     Fatal,
     SandboxSettings,
     Settings,
+    UpstreamSettings,
     as_flag,
     as_variable,
     file_mode,
     flag,
     is_loopback,
     option_flag,
+    rows,
     secret,
     show,
     spellings,
+    upstream_name,
 )
 
 AnySettings = TypeVar("AnySettings")
@@ -104,7 +107,7 @@ def _parser(kind: type, program: str, text: str, words: str) -> argparse.Argumen
     parser = _Parser(prog=program, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.text = text
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
-    for row in fields(kind):
+    for row in rows(kind):
         # Python's argparse takes one-dash long names as they stand, so Go's spelling needs no second parser.
         names = (option_flag(row), *row.metadata["also"])
         help_text = row.metadata["help"].replace("%", "%%")
@@ -123,24 +126,30 @@ def _parser(kind: type, program: str, text: str, words: str) -> argparse.Argumen
     return parser
 
 
-def _from_file(path: str, kind: type) -> dict[str, tuple[Sequence[str], Source]]:
-    """The options in a TOML file, as texts. Raises Fatal."""
+Texts = dict[str, tuple[Sequence[str], Source]]  # of options: one, or several of one that may be repeated
+
+
+def _load_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
         with open(path, "rb") as file:
-            found = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise Fatal(f"--config {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fatal(f"--config {path} is not TOML: {error}") from None
-    rows = [row for row in fields(kind) if row.name != "config"]
-    known = {name: row for row in rows for name in spellings(row)}
-    texts: dict[str, tuple[Sequence[str], Source]] = {}
+
+
+def _from_table(found: Mapping[str, Any], path: str, kind: type, table: str = "") -> Texts:
+    """The options in a table of a TOML file, as texts. Raises Fatal."""
+    of_kind = [row for row in rows(kind) if row.name != "config"]
+    known = {name: row for row in of_kind for name in spellings(row)}
+    texts: Texts = {}
     for key, value in found.items():
-        spelt, where = key.replace("-", "_"), f"{key} in {path}"
+        spelt, where = key.replace("-", "_"), f"{key} in {table}{path}"
         if spelt not in known:
-            raise Fatal(f"{where[:200]!r} is no option{nearest(spelt, [row.name for row in rows])}")
+            raise Fatal(f"{where[:200]!r} is no option{nearest(spelt, [row.name for row in of_kind])}")
         name = known[spelt].name
         where += "" if spelt == name else f" (old name of {name})"
         if name in texts:
@@ -176,28 +185,56 @@ def parse(
     end = argv.index("--") if words and "--" in argv else len(argv)
     argv, rest = argv[:end], argv[end + 1 :]  # argparse forgets what -- means when options and words mix
     found = vars(parser.parse_intermixed_args(argv) if words else parser.parse_args(argv))
-    texts: dict[str, tuple[Sequence[str], Source]] = {}  # one, or several of an option that may be repeated
-    rows = {row.name: row for row in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    texts: Texts = {}
+    known = {row.name: row for row in rows(kind)}
     variables = {
         name: environ[as_variable(name)]
-        for row in rows.values()
+        for row in known.values()
         for name in spellings(row)
         if as_variable(name) in environ and not _is_kubernetes(as_variable(name), environ)
     }
-    for row in rows.values():
+    for row in known.values():
         if (word := _spelling(row, found, as_flag)) is not None:
             given = found[word.key] if row.metadata["many"] else [found[word.key]]
             texts[row.name] = given, Source(COMMAND_LINE, word.shown)
         elif (word := _spelling(row, variables, as_variable)) is not None:
             texts[row.name] = [variables[word.key]], Source(ENVIRONMENT, word.shown)
+    tables: Mapping[str, Any] = {}
     if "config" in texts and (file := texts["config"][0][0]):
-        texts = _from_file(os.path.join(home, file), kind) | texts
+        texts, tables = _with_file(texts, os.path.join(home, file), kind, home)
     values: dict[str, Any] = {}
     for name, (given, source) in texts.items():
-        found_values = [_read(rows[name], text, source, home) for text in given]
-        values[name] = _together(found_values) if rows[name].metadata["many"] else found_values[0]
+        found_values = [_read(known[name], text, source, home) for text in given]
+        values[name] = _together(found_values) if known[name].metadata["many"] else found_values[0]
     sources = {name: source for name, (_, source) in texts.items()}
-    return Given(kind(**values), sources, (*found.get(WORDS, ()), *rest))
+    settings = kind(**values)
+    if tables and isinstance(settings, Settings):
+        named = {name: upstreams.named(settings, name, table) for name, table in tables.items()}
+        settings = replace(settings, upstream=named)
+    return Given(settings, sources, (*found.get(WORDS, ()), *rest))
+
+
+def _with_file(texts: Texts, path: str, kind: type, home: str) -> tuple[Texts, Mapping[str, Any]]:
+    """The options with those of the configuration file, and what its tables of upstreams have. Raises Fatal."""
+    in_file = _load_toml(path)
+    tables = _tables(in_file.pop("upstream", {}), path, home) if issubclass(kind, Settings) else {}
+    return _from_table(in_file, path, kind) | texts, tables
+
+
+def _tables(found: Any, path: str, home: str) -> dict[str, dict[str, Any]]:
+    """The options of each table `[upstream.NAME]` of the file. Raises Fatal."""
+    if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
+        raise Fatal(f"upstream in {path} must be tables: [upstream.NAME]", topic="upstreams")
+    known = {row.name: row for row in rows(UpstreamSettings)}
+    tables = {}
+    for name, table in found.items():
+        try:
+            upstream_name(name or "-")
+        except ValueError as error:
+            raise Fatal(f"[upstream.{name[:64]}] in {path}: {error}", topic="upstreams") from None
+        texts = _from_table(table, path, UpstreamSettings, f"[upstream.{name}] of ")
+        tables[name] = {key: _read(known[key], text, source, home) for key, ([text], source) in texts.items()}
+    return tables
 
 
 class _Spelling(NamedTuple):
@@ -242,11 +279,11 @@ def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
 
 def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
     """Raise Fatal for a GOCM_ variable that belongs to no option: a misspelt one would silently do nothing."""
-    rows = [row for kind in kinds for row in fields(kind)]
-    known = {as_variable(name) for row in rows for name in spellings(row)}
+    of_kinds = [row for kind in kinds for row in rows(kind)]
+    known = {as_variable(name) for row in of_kinds for name in spellings(row)}
     for name in environ:
         if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
-            near = nearest(name, [as_variable(row.name) for row in rows])
+            near = nearest(name, [as_variable(row.name) for row in of_kinds])
             raise Fatal(f"{name[:64]} is no option's variable{near}")
 
 
@@ -293,7 +330,7 @@ def _secret_of(given: Given[Settings], environ: Mapping[str, str], name: str, wh
     """A secret and the name of its source. The option itself counts most, then the option that ends in `-file`, then
     systemd's credential of that name. `what` the secret is, in words.
     """
-    read = next(row for row in fields(Settings) if row.name == name).metadata["read"]
+    read = next(row for row in rows(Settings) if row.name == name).metadata["read"]
     value, path = getattr(given.settings, name), getattr(given.settings, f"{name}_file")
     direct, by_file = given.rank(name), given.rank(f"{name}_file")
     if value and path and direct == by_file:
@@ -336,9 +373,20 @@ def _complete(given: Given[Settings], environ: Mapping[str, str], home: str) -> 
     for name in [name for name in wanted if not getattr(settings, name)]:
         fill(name, _credential(environ, wanted[name]), "systemd's credential")
     _fill_spool(given, environ, fill)
+    values["upstream"] = {name: _with_secret(name, each, environ) for name, each in settings.upstream.items()}
     if not settings.senders:
         fill("senders", min(4, os.cpu_count() or 1), "default")
     return Given(replace(settings, **values), sources)
+
+
+def _with_secret(name: str, found: UpstreamSettings, environ: Mapping[str, str]) -> UpstreamSettings:
+    """An upstream of the configuration file, with its key read; its credential may be systemd's `upstream-NAME`."""
+    if not upstreams.is_complete(found) and (kept := _credential(environ, f"upstream-{name}")):
+        is_key = found.dialect == upstreams.GCM
+        found = replace(found, apikey_file=kept) if is_key else replace(found, credentials=kept)
+    if found.apikey_file:
+        found = replace(found, apikey=read_key(found.apikey_file, f"apikey-file of [upstream.{name}]"))
+    return found
 
 
 def _fill_spool(given: Given[Settings], environ: Mapping[str, str], fill: Callable[[str, Any, str], None]) -> None:
@@ -393,7 +441,13 @@ def _check_upstreams(given: Given[Settings]) -> None:
     named = [given.name(kind) for kind in kinds if getattr(settings, kind)]
     if len(named) > 1:
         raise Fatal(f"{named[0]} and {named[1]} both give access tokens for FCM: choose one")
-    if not settings.apikey and not settings.sandbox and not named:
+    for name, each in settings.upstream.items():
+        if name in upstreams.of_options(settings):
+            raise Fatal(f"[upstream.{name}] and the options both describe upstream {name}: choose one")
+        if not upstreams.is_complete(each) and not settings.sandbox:
+            wanted = "apikey-file" if each.dialect == upstreams.GCM else "credentials, token-command or metadata"
+            raise Fatal(f"[upstream.{name}] in {settings.config} needs {wanted}", topic="upstreams")
+    if not settings.apikey and not settings.sandbox and not named and not settings.upstream:
         raise Fatal(
             "--apikey-file is missing, and so is --credentials: give a key for GCM or credentials for FCM, "
             "or --sandbox to try GoCM without Google",
@@ -401,6 +455,11 @@ def _check_upstreams(given: Given[Settings]) -> None:
         )
     if settings.token_command and not settings.fcm_project:
         raise Fatal(f"--fcm-project is missing: the command of {given.name('token_command')} does not name the project")
+    there = (
+        {upstreams.FCM, upstreams.GCM, *settings.upstream} if settings.sandbox else upstreams.described(settings).keys()
+    )
+    if settings.default_upstream and settings.default_upstream not in there:
+        raise Fatal(f"{given.name('default_upstream')} must be one of {', '.join(there)}", topic="upstreams")
     if settings.sandbox and settings.port == settings.sandbox_port != 0:
         raise Fatal(f"{given.name('sandbox_port')} is also --port: choose another")
 
@@ -461,7 +520,7 @@ def _toml(row: Field[Any], value: Any) -> str:
 
 def describe(given: Given[Settings]) -> Iterable[str]:
     """The lines of a configuration file that would give the same settings, each with its source. Secrets are hidden."""
-    for row in fields(given.settings):
+    for row in rows(given.settings):
         value = getattr(given.settings, row.name)
         source = given.sources.get(row.name)
         said = source.name if source else "default"
@@ -471,3 +530,11 @@ def describe(given: Given[Settings]) -> Iterable[str]:
             yield f"# config = {_toml(row, value)} ({said})"
         else:
             yield f"{row.name} = {_toml(row, value)}  # {said}"
+    for name, each in given.settings.upstream.items():
+        yield f"[upstream.{name}]"
+        for row in rows(each):
+            value = getattr(each, row.name)
+            if row.metadata["hidden"] and value:
+                yield f"# {row.name} is hidden"
+            elif value != row.default:
+                yield f"{row.name} = {_toml(row, value)}"

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gocm_lib.config.settings import Fatal, Settings
+from gocm_lib.config.settings import NAME, Fatal, Settings
 from gocm_lib.message.bad_request import BadRequest
 
 SHORTEST = 16  # characters of a token: shorter ones can be guessed
@@ -35,19 +35,31 @@ RIGHTS = {
     "manage": "cancel, replay, discard and release",
     "metrics": "/metrics, so that Prometheus holds a token that can do nothing else",
 }
-WORDS = ("name=", "may=", "until=")  # that may come after a token
+WORDS = ("name=", "may=", "until=", "upstream=", "rate=")  # that may come after a token
+FOR_ALL = {"metrics"}  # rights that a token of some upstreams has only if it is given them: they show all of them
+NAME_OF_TOKEN = "[A-Za-z0-9._-]{1,64}"
 _DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_RATE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)/([sm])")
 
 
 class Grant(NamedTuple):
-    """What a token is good for: the SHA-256 of it, whose it is ("": nobody said), which RIGHTS it has, and until when
-    (seconds since 1970).
+    """What a token is good for: the SHA-256 of it, whose it is ("": nobody said), which RIGHTS it has, until when
+    (seconds since 1970), for which upstreams (none: for all), and how many tokens a second it may send to (0: any).
     """
 
     digest: bytes
     name: str = ""
     may: frozenset[str] = frozenset(RIGHTS)
     until: float = float("inf")
+    upstreams: tuple[str, ...] = ()
+    rate: float = 0.0
+
+    def sees(self, upstream: str) -> bool:
+        """Whether it is for this upstream."""
+        return not self.upstreams or upstream in self.upstreams
+
+
+EVERYBODY = Grant(b"")  # what is good for those who need no token
 
 
 class Policy(NamedTuple):
@@ -92,7 +104,7 @@ def _read(path: str) -> list[tuple[str, Grant]]:
         if not line or line.startswith("#"):
             continue
         try:
-            token, grant = _grant(line)
+            token, grant = read_line(line)
             if any(hmac.compare_digest(grant.digest, known.digest) for _, known in found):
                 raise ValueError("this token is on a line before")
             found.append((token, grant))
@@ -103,9 +115,9 @@ def _read(path: str) -> list[tuple[str, Grant]]:
     return found
 
 
-def _grant(line: str) -> tuple[str, Grant]:
-    """A line: TOKEN, or sha256: and its hash, then name=, may= and until= as wanted. Raises ValueError, which does not
-    show the token.
+def read_line(line: str) -> tuple[str, Grant]:
+    """A line of the file: TOKEN, or sha256: and its hash, then some of WORDS. Raises ValueError, in which the token is
+    not.
     """
     token, *words = line.split()
     if token.startswith(WORDS):
@@ -127,8 +139,13 @@ def _grant(line: str) -> tuple[str, Grant]:
     for word in words:
         name, _, value = word.partition("=")
         if not word.startswith(WORDS) or sum(each.startswith(f"{name}=") for each in words) > 1:
-            raise ValueError("after the token may be name=NAME, may=RIGHT,RIGHT and until=YYYY-MM-DD, each once")
+            raise ValueError(
+                "after the token may be name=NAME, may=RIGHT,RIGHT, upstream=NAME,NAME, rate=NUMBER/s and "
+                "until=YYYY-MM-DD, each once"
+            )
         grant = _bounded(grant, name, value)
+    if grant.upstreams and not any(word.startswith("may=") for word in words):
+        grant = grant._replace(may=grant.may - FOR_ALL)
     return token, grant
 
 
@@ -138,8 +155,17 @@ def _bounded(grant: Grant, name: str, value: str) -> Grant:
         if may - RIGHTS.keys():  # not shown: it may be the next token
             raise ValueError("may= has what is no right: there is " + ", ".join(RIGHTS))
         return grant._replace(may=may)
+    if name == "upstream":
+        names = value.split(",")
+        if not all(re.fullmatch(NAME, each) for each in names):
+            raise ValueError("upstream= has the names of upstreams, separated by commas")
+        return grant._replace(upstreams=tuple(names))
+    if name == "rate":
+        if not (found := _RATE.fullmatch(value)) or not 0 < float(found[1]) <= 1e6:
+            raise ValueError("rate= is how many tokens a second, or a minute, it may send to: 100/s, 30/m")
+        return grant._replace(rate=float(found[1]) / (60 if found[2] == "m" else 1))
     if name == "name":
-        if not re.fullmatch("[A-Za-z0-9._-]{1,64}", value):
+        if not re.fullmatch(NAME_OF_TOKEN, value):
             raise ValueError("a name is 1 to 64 letters, digits and ._-")
         return grant._replace(name=value)
     try:
@@ -151,21 +177,39 @@ def _bounded(grant: Grant, name: str, value: str) -> Grant:
 
 def check(
     headers: Mapping[str, str], policy: Policy, *, local: bool, public: bool, right: str = "", now: float = 0.0
-) -> str:
+) -> Grant:
     """Raise BadRequest when a request is not allowed: 421 for a host name that is not ours, 403 for a page of another
     site, 401 without a valid token, 403 when its token has not this right. `local`: it came by a UNIX socket. `public`:
-    what it asks for needs no token. Returns whose token it is ("": nobody said).
+    what it asks for needs no token. Returns what its token is good for.
     """
     if not local and policy.names is not None and not _is_ours(headers.get("host", ""), policy.names):
         raise BadRequest("this server is not called so: use its address, or --allowed-hosts", "host", 421)
     if _is_foreign(headers):
         raise BadRequest("pages of other sites may not ask here", "origin", 403)
     if not policy.grants or public:
-        return ""
+        return EVERYBODY
     grant = _find(headers, policy, now)
     if right and right not in grant.may:
         raise BadRequest(f"this token may not do that: it needs may={right}", "authorization", 403)
-    return grant.name
+    return grant
+
+
+def check_upstream(grant: Grant, upstream: str) -> None:
+    """Raise BadRequest (403) when a token is not for an upstream."""
+    if not grant.sees(upstream):
+        raise BadRequest(f"this token is not for upstream {upstream}", "upstream", 403)
+
+
+def only_upstream(grant: Grant, asked: str) -> str:
+    """The upstream of which a token may see something that is asked for by upstream ("": by any): all, or the only one
+    that it is for. Raises BadRequest (403).
+    """
+    if asked or not grant.upstreams:
+        check_upstream(grant, asked)
+        return asked
+    if len(grant.upstreams) > 1:
+        raise BadRequest("this token is for some upstreams: say which one, upstream=NAME", "upstream", 403)
+    return grant.upstreams[0]
 
 
 def _find(headers: Mapping[str, str], policy: Policy, now: float) -> Grant:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from gocm_lib.front import routes
 from gocm_lib.front.answered import Answered
+from gocm_lib.front.auth import EVERYBODY
 from gocm_lib.front.endings import Await
 from gocm_lib.front.gate import SMALL, Asker, BodyRoom, Gate, Place
 from gocm_lib.front.handlers import Answer, Handlers
@@ -292,6 +293,7 @@ class ClientConnection:
             self._answer(refusal(problem))
             return
         handlers, workers, handler = self._watcher.handlers, self._watcher.workers, route.handler
+        request = request if self._asker.grant is EVERYBODY else request._replace(grant=self._asker.grant)
         if not route.waits and len(request.body) <= PARSED_AT_ONCE:
             self._decided(handlers.answer(request, handler))
         else:
@@ -400,7 +402,7 @@ def _find_route(head: Head | Request, handlers: Handlers, asker: Asker) -> tuple
     """The route of a request, and who asks. Raises BadRequest when this client may not make it."""
     route = routes.find(head.method, head.path)
     check_no_body(head)
-    name = handlers.admit(head.headers, asker, route.public, route.right)
+    grant = handlers.admit(head.headers, asker, route.public, route.right)
     if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
         raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)
-    return route, asker if name == asker.name else Asker(asker.address, name)
+    return route, asker if grant is asker.grant else Asker(asker.address, grant)

@@ -6,10 +6,9 @@ seconds, as these clients want one for each token; what has none by then counts 
 
 from collections.abc import Sequence
 
-from gocm_lib.config.settings import Settings
 from gocm_lib.front import posts
 from gocm_lib.front.endings import Await, Ending
-from gocm_lib.front.posts import Keep
+from gocm_lib.front.posts import Keep, Reach
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, unavailable
 from gocm_lib.message import idempotency, job, legacy
@@ -18,18 +17,18 @@ from gocm_lib.message.legacy import Asked, Result
 from gocm_lib.state.contract import Conflict, Known, NotKept, Refused, Status
 
 
-def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
-    """What a request of the legacy protocol asks for, to be kept."""
+def send(request: Request, reach: Reach, patience: float) -> Response | Keep:
+    """What a request of the legacy protocol asks for, to be kept; its answer waits for results for so long."""
     try:
         asked = legacy.read(request.headers.get("content-type", ""), request.body)
     except BadRequest as problem:
         return Response(400, problem.error.encode(), legacy.TEXT)
     try:
-        key = idempotency.read(request.headers.get("idempotency-key"), request.body)
-        accepted = posts.accept(job.draft(asked.fields, legacy.MOST), settings, upstreams, key)
+        key = idempotency.read(request.headers.get("idempotency-key"), request.body, request.grant.name)
+        accepted = posts.accept(job.draft(asked.fields, legacy.MOST), reach, request.grant, key)
     except BadRequest as problem:
         return _response(legacy.refusal(asked, problem))
-    return Keep([accepted._replace(awaited=True)], lambda kept: _kept(asked, kept[0], settings.legacy_wait))
+    return Keep([accepted._replace(awaited=True)], lambda kept: _kept(asked, kept[0], patience))
 
 
 def _response(told: tuple[int, str, bytes]) -> Response:

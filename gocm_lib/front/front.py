@@ -6,7 +6,7 @@ is started, and that an unusable change changes nothing.
 
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gocm_lib.config import values
 from gocm_lib.config.settings import NO_HOST, Fatal, Settings
@@ -78,16 +78,15 @@ class Front:
             if not each.is_local:
                 values.check_open(settings, each.host, f"the socket on {each} that systemd has opened")
 
-    def serve(self, settings: Settings, upstreams: Sequence[str], newest_job: int, expiry: Expiry, put: Put) -> None:
-        """Answer clients from now on. `upstreams` are those that messages can be sent to, the default first;
-        `newest_job` is the highest job id on disk; `expiry` tells when each upstream's credential ends; `put` puts
-        slices into the queue of a generation.
+    def serve(self, settings: Settings, newest_job: int, expiry: Expiry, put: Put) -> None:
+        """Answer clients from now on. `newest_job` is the highest job id on disk; `expiry` tells when each upstream's
+        credential ends; `put` puts slices into the queue of a generation.
         """
         bell = Bell()
         intake = Intake(self._for_loops(bell.ring, intake_limit), newest_job, self._collector, put)
         trend = Trend(self._collector, self._clients(), expiry)
         asking, probing = self._clients(), self._clients()
-        handlers = Handlers(settings, upstreams, intake, asking, probing, expiry, self._collector, trend)
+        handlers = Handlers(settings, intake, asking, probing, expiry, self._collector, trend)
         self._collector.expect(route.path for route in ROUTES)
         gate = Gate(settings.max_connections)
         self._servers = [Server(each, handlers, gate, None if each.is_local else self._tls) for each in self.listeners]

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from gocm_lib.front.auth import EVERYBODY, Grant
 from gocm_lib.process import log
 
 RESERVE = 16  # places, but an eighth of all at most
@@ -29,10 +30,15 @@ TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
 class Asker(NamedTuple):
-    """The client behind a request: its address ("" on a UNIX socket), and the name of its token ("": it has none)."""
+    """The client behind a request: its address ("" on a UNIX socket), and what its token is good for."""
 
     address: str
-    name: str = ""
+    grant: Grant = EVERYBODY
+
+    @property
+    def name(self) -> str:
+        """The name of its token; "": it has none."""
+        return self.grant.name
 
     @property
     def is_local(self) -> bool:

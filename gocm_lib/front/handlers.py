@@ -8,27 +8,28 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
 from gocm_lib.front import auth, door, posts, query, response
+from gocm_lib.front.auth import EVERYBODY, Grant
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
 from gocm_lib.front.intake import Intake, Kept
 from gocm_lib.front.lists import Lists
-from gocm_lib.front.posts import Keep
+from gocm_lib.front.posts import Keep, Reach
+from gocm_lib.front.rates import Rates
 from gocm_lib.front.request import Request
-from gocm_lib.front.response import Response, refusal, unavailable
-from gocm_lib.message import job, legacy
+from gocm_lib.front.response import Response, count_lost, refusal, unavailable
+from gocm_lib.message import legacy
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.monitoring import dashboard, health, metrics
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
 from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import BEFORE_ALL, SHOWN, STATES, Cancelled, Past, Place, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, SHOWN, Place, Snapshot, Which
 
-CANCEL_PATIENCE = 10.0  # seconds that a cancel goes on asking a state process that is busy
 TO_MANY = ("topic", "condition")
 Answer = Response | Keep | Await  # what a handler gives
 
@@ -41,7 +42,6 @@ class Handlers:
     def __init__(
         self,
         settings: Settings,
-        upstreams: Sequence[str],
         intake: Intake,
         client: Client,
         probing: Client,
@@ -52,11 +52,11 @@ class Handlers:
         """`client` is for requests that change or read much, `probing` for quick looks, so that neither waits for the
         other. Raises Fatal when the file of auth tokens is unusable.
         """
-        self.upstreams = tuple(upstreams)  # the first is the default
         self.intake = intake
         self.client = client
         self.probing = probing
         self.lists = Lists(client)
+        self.rates = Rates()
         self._looking = threading.Lock()
         self._seen: tuple[float, Figures | None] = 0.0, None  # the last look, and when it began
         self.expiry = expiry
@@ -69,10 +69,11 @@ class Handlers:
         """Apply these settings from now on. Raises Fatal, and keeps the old ones, when they cannot be used."""
         self.policy = auth.read_policy(settings)
         self.settings = settings
+        self.reach = Reach.of(settings)
 
-    def admit(self, headers: Mapping[str, str], asker: Asker, public: bool, right: str) -> str:
+    def admit(self, headers: Mapping[str, str], asker: Asker, public: bool, right: str) -> Grant:
         """Raise BadRequest when a client may not ask for what is, or is not, `public`, and needs this right. Returns
-        whose token it has ("": nobody said).
+        what its token is good for.
         """
         return auth.check(headers, self.policy, local=asker.is_local, public=public, right=right, now=time.time())
 
@@ -115,23 +116,31 @@ class Handlers:
             return unavailable("stopping: send it again in a moment")
         if legacy.speaks(request.headers, request.body):
             return self.legacy(request)
-        return self._allowed(request, posts.send(request, self.settings, self.upstreams))
+        return self._allowed(request, posts.send(request, self.reach))
 
     def legacy(self, request: Request) -> Response | Keep:
         """POST /fcm/send: the same in Google's legacy protocol."""
         if self.draining:
             return unavailable("stopping: send it again in a moment")
-        return self._allowed(request, door.send(request, self.settings, self.upstreams))
+        return self._allowed(request, door.send(request, self.reach, self.settings.legacy_wait))
 
     def _allowed(self, request: Request, what: Response | Keep) -> Response | Keep:
-        """What is to be kept, if it reaches nobody whom the request's token may not reach. Raises BadRequest."""
-        if self.policy.grants and isinstance(what, Keep) and any(job.target in TO_MANY for job in what.jobs):
-            auth.check(request.headers, self.policy, local=True, public=False, right="topics")
+        """What is to be kept, if it reaches nobody whom the request's token may not reach, and not too fast. Raises
+        BadRequest.
+        """
+        grant = request.grant
+        if grant is EVERYBODY or not isinstance(what, Keep):
+            return what
+        if "topics" not in grant.may and any(job.target in TO_MANY for job in what.jobs):
+            raise BadRequest("this token may not do that: it needs may=topics", "authorization", 403)
+        tokens = sum([len(job.tokens) for job in what.jobs])
+        if wait := self.rates.take(grant, tokens, self.collector.nodes, time.monotonic()):
+            return unavailable("this token's rate is used up", 429, wait)
         return what
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""
-        return Response(200, response.report(self.client.snapshot()))
+        return Response(200, response.report(self.client.snapshot(), request.grant.upstreams))
 
     def canonical(self, request: Request) -> Response:
         """GET /gcm/report/canonical: tokens to replace."""
@@ -167,64 +176,25 @@ class Handlers:
 
     def _deal_with_held(self, request: Request, what: str, some: Callable[[], int]) -> Response:
         """Release or discard all entries that are held back, some at a time."""
+        if request.grant.upstreams:
+            raise BadRequest("this token is for some upstreams, and that is about all", "authorization", 403)
         if query.form(request, {"all"}, "all=1").get("all") != "1":
             raise BadRequest("say all=1: all that are held back", "all")
         count, lost = _until_none_is_left(some)
         if lost:
-            return _count_lost(what, count, "entries that were held back")
+            return count_lost(what, count, "entries that were held back")
         audit = f"{what} {count} entries that were held back" if count else ""
         return Response(200, response.done(what, count), audit=audit)
 
-    def status(self, request: Request) -> Response | Await:
-        """GET /gcm/jobs/{id}: what became of a message, and of each of its tokens, in pages."""
-        fields = query.parse(request.query, {"limit", "after", "state", "wait"})
-        job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
-        if (patience := query.wait(fields)) is not None:
-            if len(fields) > 1:
-                raise BadRequest("wait gives the first page of all states: ask for others then", "wait")
-            return Await(job_id, patience, _first_page)
-        state = fields.get("state", "")
-        if "state" in fields and state not in STATES:
-            raise BadRequest("a token is " + ", ".join(STATES), "state")
-        after = query.number(fields, "after", 0, 10**9)
-        limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
-        with self.lists.one_page():
-            return _status(self.client.status(job_id, state, -1 if after is None else after, limit))
-
-    def cancel(self, request: Request) -> Response:
-        """DELETE /gcm/jobs/{id}: end all of a message that is not on its way."""
-        query.parse(request.query, set())
-        job_id = job.parse_id(request.path.removeprefix("/gcm/jobs/"))
-        name, count, patient_until = job.format_id(job_id), 0, time.monotonic() + CANCEL_PATIENCE
-        while True:
-            try:
-                found = self.client.cancel(job_id, time.time())
-            except StateUnavailable:  # it may be busy: what is said twice is done once
-                if time.monotonic() > patient_until:
-                    return _count_lost("cancelled", count, f"tokens of {name}")
-                time.sleep(0.05)
-                continue
-            if not isinstance(found, Cancelled) or not found.tokens:
-                break
-            count, patient_until = count + found.tokens, time.monotonic() + CANCEL_PATIENCE
-        if not isinstance(found, Cancelled):
-            return _status(found)
-        if found.elsewhere:
-            return Response(
-                202, response.cancelled(name, None, None), audit=f"cancelled {name}, which another node has"
-            )
-        audit = f"cancelled {count} tokens of {name}" if count or found.in_air else ""
-        return Response(200, response.cancelled(name, count, found.in_air), audit=audit)
-
     def failed(self, request: Request) -> Response:
         """GET /gcm/failed: a page of tokens that were set aside as failed."""
-        fields = query.parse(request.query, {"limit", "after", "job", "reason", "upstream", "older"})
+        fields = query.parse(request.query, {"limit", "after", "job", "reason", "upstream", "older", "by"})
         after = re.fullmatch(r"([0-3][0-9a-f]{15})\.([0-9]{1,9})", fields.get("after", "0" * 16 + ".0"))
         if not after:  # ids are below 1 << 62: SQLite's integers end at 1 << 63
             raise BadRequest("after must be the `next` of the page before", "after")
         place = Place(int(after[1], 16), int(after[2])) if "after" in fields else BEFORE_ALL
         limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
-        which = query.which(fields, time.time())
+        which = query.which(fields, request.grant, time.time())
         with self.lists.one_page():
             body = response.failed(self.client.failed(which, place, limit))
         return Response(200, body)
@@ -241,18 +211,18 @@ class Handlers:
 
     def _deal(self, request: Request, what: str, some: Callable[[Which], int]) -> Response:
         """Replay or discard all failed tokens asked for, some at a time. Those that fail meanwhile are left."""
-        fields = query.form(request, {"all", "job", "reason", "upstream", "older"}, "all=1")
+        fields = query.form(request, {"all", "job", "reason", "upstream", "older", "by"}, "all=1")
         asked = ", ".join(f"{name}={value}" for name, value in fields.items())
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
-            raise BadRequest("say which: job, reason, upstream, older, or all=1", "all")
-        which = query.which(fields, time.time())
+            raise BadRequest("say which: job, reason, upstream, by, older, or all=1", "all")
+        which = query.which(fields, request.grant, time.time())
         count, lost = _until_none_is_left(lambda: some(which))
         try:
             left = lost or bool(self.client.failed(which, BEFORE_ALL, 1))
         except StateUnavailable:
             lost = True
         if lost:
-            return _count_lost(what, count, f"failed tokens ({asked})")
+            return count_lost(what, count, f"failed tokens ({asked})")
         if not count and not left:
             raise BadRequest("no failed token is so", status=404)
         if not count:
@@ -295,10 +265,11 @@ class Handlers:
             refusing=snapshot.refusing if snapshot else "",
             senders=figures.senders,
             without_token=without,
-            upstreams=len(self.upstreams),
+            upstreams=len(self.reach.dialects),
         )
         paused = snapshot.pause_reasons if snapshot else {}
         reasons, notes = health.unready(able), [f"upstream {name} is paused: {why}" for name, why in paused.items()]
+        notes += _told_of_upstreams(snapshot, self.reach.dialects) if snapshot else []
         waves = snapshot.waves if snapshot else {}
         notes += [
             f"upstream {name} calls far more tokens unregistered than usual: look before you delete" for name in waves
@@ -320,19 +291,19 @@ class Handlers:
         return Response(200, json.dumps(shown).encode() + b"\n")
 
 
-def _first_page(found: Ending) -> Response:
-    return _status(response.first_page(found) if isinstance(found, Status) else found)
-
-
-def _status(found: Ending) -> Response:
-    """The answer to who asks for a message."""
-    if isinstance(found, StateUnavailable):
-        raise found
-    if found is None:
-        raise BadRequest("no such message", "job", status=404)
-    if isinstance(found, Past):
-        raise BadRequest("what became of messages so old is not kept: --keep-jobs, --max-kept", "job", status=410)
-    return Response(200, response.status(found))
+def _told_of_upstreams(snapshot: Snapshot, there: Collection[str]) -> list[str]:
+    """Which upstreams somebody holds, and which are not there any more though they have messages."""
+    held = [
+        f"upstream {name} is held since {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(since))}"
+        f"{f' by {by}' if by else ''}: resume it"
+        for name, (since, by) in snapshot.held_upstreams.items()
+    ]
+    gone = [
+        f"upstream {name} is not there any more, and {count} tokens wait for it"
+        for name, count in snapshot.waiting.items()
+        if name not in there
+    ]
+    return held + gone
 
 
 def _until_none_is_left(some: Callable[[], int]) -> tuple[int, bool]:
@@ -344,12 +315,6 @@ def _until_none_is_left(some: Callable[[], int]) -> tuple[int, bool]:
     except StateUnavailable:
         return count, True
     return count, False
-
-
-def _count_lost(what: str, count: int, of: str) -> Response:
-    """The answer when it is not known with how many was dealt."""
-    reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
-    return unavailable(reason)._replace(audit=f"{what} {count} or more {of}")
 
 
 def _health(reasons: Sequence[str], notes: Sequence[str] = ()) -> Response:

@@ -36,7 +36,7 @@ class Lists:
         """GET: a page of the list `which`, written by `page`; `peeked` writes it for who asks with peek, if that is
         another form. Raises BadRequest, StateUnavailable.
         """
-        fields = query.parse(request.query, {"peek", "ack", "limit"})
+        fields = query.parse(request.query, {"peek", "ack", "limit", "upstream"})
         limit = query.number(fields, "limit", 1, query.LARGEST_PAGE)
         if fields.get("peek", "1") != "1":
             raise BadRequest("peek takes no value but 1", "peek")
@@ -46,12 +46,13 @@ class Lists:
         looks = "peek" in fields or request.method == "HEAD"
         if not (looks or ack == 0):
             auth.check_clearing(request.headers)
+        upstream = auth.only_upstream(request.grant, fields.get("upstream", ""))
         if ack is None and not looks:
-            return self._hand_out(which, page, limit or LARGEST_ANSWER)
-        audit = "" if looks else self._acknowledge(which, ack or 0, 400)
+            return self._hand_out(which, page, limit or LARGEST_ANSWER, upstream)
+        audit = "" if looks else self._acknowledge(which, ack or 0, 400, upstream)
         with self.one_page():
             most = LARGEST_ANSWER if ack is None else query.LARGEST_PAGE
-            entries = self.client.page(which, ack or 0, limit or most)
+            entries = self.client.page(which, ack or 0, limit or most, upstream)
             body = (peeked if peeked and looks else page)(entries)
         return Response(200, body, headers=_cursor(entries, ack or 0), audit=audit)
 
@@ -65,23 +66,25 @@ class Lists:
         finally:
             self._paging.release()
 
-    def _acknowledge(self, which: str, ack: int, unknown: int) -> str:
-        """Take entries up to a cursor off a list; returns the audit text for that, "" for none. Raises BadRequest, with
-        the status `unknown` for a cursor that never was.
+    def _acknowledge(self, which: str, ack: int, unknown: int, upstream: str) -> str:
+        """Take entries of an upstream ("": of all) up to a cursor off a list; returns the audit text for that, "" for
+        none. Raises BadRequest, with the status `unknown` for a cursor that never was.
         """
-        if not self.client.forget(which, ack):
+        if not self.client.forget(which, ack, upstream):
             raise BadRequest("no such cursor was ever given here: begin with ack=0", "ack", unknown)
-        return f"cleared {which} up to {ack}" if ack else ""
+        return f"cleared {which}{f' of {upstream}' if upstream else ''} up to {ack}" if ack else ""
 
     def confirm(self, which: str, request: Request) -> Response:
         """POST: take entries that were read off the list `which`. Raises BadRequest, StateUnavailable."""
-        ack = query.number(query.form(request, {"ack"}, "ack=12"), "ack", 0, LAST)
+        fields = query.form(request, {"ack", "upstream"}, "ack=12")
+        ack = query.number(fields, "ack", 0, LAST)
         if ack is None:
             raise BadRequest("say up to where: the GoCM-Cursor of what you have read", "ack")
-        audit = self._acknowledge(which, ack, 404)  # such as fits the API's description, and is not there
+        upstream = auth.only_upstream(request.grant, fields.get("upstream", ""))
+        audit = self._acknowledge(which, ack, 404, upstream)  # such as fits the API's description, and is not there
         return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
 
-    def _hand_out(self, which: str, page: Page, limit: int) -> Response:
+    def _hand_out(self, which: str, page: Page, limit: int, upstream: str) -> Response:
         """A list as the original gives it: read and cleared in one call. We clear exactly what was in the answer, after
         it was written. The next reader waits until then, so that no entry is given to two.
         """
@@ -90,7 +93,7 @@ class Lists:
             return unavailable("another reader of this list is not done yet")
         try:
             with self.one_page():
-                found = self.client.hand_out(which, limit)
+                found = self.client.hand_out(which, limit, upstream)
                 entries = found or []
                 body = page(entries)
         except BaseException:
@@ -105,7 +108,7 @@ class Lists:
         def written(whole: bool) -> None:
             try:
                 if last:
-                    self.client.handed_out(which, last if whole else 0)
+                    self.client.handed_out(which, last if whole else 0, upstream)
             except StateUnavailable as error:
                 log.logger.warning("%d entries of %s will be given again: %s", count, which, error)
             finally:

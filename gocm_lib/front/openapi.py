@@ -5,13 +5,12 @@ it with the routes, and the server with it, and make clients of it. For these it
 each answer has one shape, no schema is a union without a name, and every operation has a name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gocm_lib import __version__
 from gocm_lib.help.topics import TOPICS
-from gocm_lib.message import platforms, v1_schema
-from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.message import fcm, platforms, v1_schema
 from gocm_lib.message.job import LISTS, MAX_TOKEN, MAX_TTL
 from gocm_lib.message.outcome import FAILURES, INVALID, KEPT_FAILURES
 from gocm_lib.state.contract import LISTS as LISTS_OF_REPORT
@@ -69,7 +68,7 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-UPSTREAM = _word(*DIALECTS)
+UPSTREAM = _ref("Upstream")
 KEPT = _word(*KEPT_FAILURES)
 ANYTHING: Json = {"type": "object", "additionalProperties": True}
 DEVICE: Json = {
@@ -88,6 +87,9 @@ FIELDS: Json = {
     "content_available": FLAG,
     "mutable_content": FLAG,
     "dry_run": FLAG,
+    "tag": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$", "description": "to find it, or to cancel it, by"},
+    "send_at": {"type": "string", "format": "date-time", "description": "up to 30 days ahead"},
+    "express": {**FLAG, "description": "before all that is not, with at most half of the pace"},
     "notification": _ref("LegacyNotification"),
 }
 _TOPIC = "'[a-zA-Z0-9_.~%-]{1,900}' in topics"
@@ -105,14 +107,14 @@ def _pushes() -> Json:
     found: Json = {}
     for name, values in TARGETS.items():
         skips = {"skip_invalid": FLAG} if name in LISTS else {}
-        upstream = _word("fcm") if name == "fid" else UPSTREAM
+        upstream = _ref("FcmUpstream") if name == "fid" else UPSTREAM
         known = {"additionalProperties": False}
         title = name.capitalize()
         found[f"{title}Push"] = _object(
             {name: values, "payload": ANYTHING}, {**skips, "upstream": upstream, **FIELDS}, **known
         )
         found[f"{title}Message"] = _object(
-            {name: values, "message": _ref("Message")}, {**skips, "upstream": _word("fcm"), **FIELDS}, **known
+            {name: values, "message": _ref("Message")}, {**skips, "upstream": _ref("FcmUpstream"), **FIELDS}, **known
         )
     return found
 
@@ -187,6 +189,7 @@ def _notification() -> Json:
 
 CURSOR_NUMBER: Json = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1 << 62}
 OLDER: Json = {"type": "integer", "minimum": 0, "maximum": 10**9, "description": "seconds"}
+BY: Json = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$", "description": "whose token it was sent with"}
 _PUSHES = _pushes()
 SCHEMAS: Json = {
     "Error": _object(
@@ -236,11 +239,33 @@ SCHEMAS: Json = {
         },
         {
             "replayed_at": TIME,
+            "by": BY,
+            "tag": TEXT,
+            "send_at": TIME,
             "paused": {**TEXT, "description": "why the upstream is not sent to"},
             "skipped": _list(_ref("Skipped")),
             "forgotten": {**COUNT, "description": "tokens whose time is over; what is left failed"},
         },
     ),
+    "Jobs": _object(
+        {"jobs": _list(_ref("Summary")), "next": _or_null({**TEXT, "description": "the next page's `after`"})}
+    ),
+    "Summary": _object(
+        {
+            "job": ID,
+            "upstream": UPSTREAM,
+            "accepted_at": TIME,
+            **dict.fromkeys(("tokens", "pending", "delivered", "failed", "cancelled"), COUNT),
+        },
+        {"by": BY, "tag": TEXT, "send_at": TIME},
+    ),
+    "Tag": _object({"tag": FIELDS["tag"]}, additionalProperties=False),
+    "CancelledTagged": _object(
+        {"tag": TEXT, **dict.fromkeys(("jobs", "cancelled", "in_air", "elsewhere"), COUNT)},
+        description="How many messages, how many of their tokens were cancelled and are on their way; and how many of "
+        "the messages another node has, which will do it.",
+    ),
+    "Held": _object({"upstream": TEXT, "held": FLAG}),
     "States": _object(dict.fromkeys(STATES, COUNT)),
     "FailedToken": _object(
         {"job": ID, "n": COUNT, "token": TEXT, "upstream": UPSTREAM, "reason": KEPT, "detail": TEXT}
@@ -252,7 +277,7 @@ SCHEMAS: Json = {
             "next": _or_null({**TEXT, "description": "the next page's `after`"}),
         }
     ),
-    "LegacyPush": _object({}, {"registration_ids": {"type": "array", "items": TEXT, "maxItems": 1000}}),
+    "LegacyPush": _object({}, {"registration_ids": _or_null({**_list(TEXT), "maxItems": 1000})}),
     "LegacyAnswer": _object(
         dict.fromkeys(("multicast_id", "success", "failure", "canonical_ids"), COUNT)
         | {"results": _list(_ref("LegacyResult"))}
@@ -265,10 +290,10 @@ SCHEMAS: Json = {
     "Replayed": _object({"replayed": COUNT, "left": FLAG}),
     "Discarded": _object({"discarded": COUNT, "left": FLAG}),
     "Acknowledged": _object({"acknowledged": COUNT}),
-    "Ack": _object({"ack": CURSOR_NUMBER}, additionalProperties=False),
+    "Ack": _object({"ack": CURSOR_NUMBER}, {"upstream": UPSTREAM}, additionalProperties=False),
     "Which": _object(
         {},
-        {"job": ID, "reason": KEPT, "upstream": UPSTREAM, "older": OLDER},
+        {"job": ID, "reason": KEPT, "upstream": UPSTREAM, "older": OLDER, "by": BY},
         additionalProperties=False,
         minProperties=1,
         description="The failed tokens that all of these are true of. For all of them: `older` 0, or `all=1` alone.",
@@ -310,6 +335,7 @@ LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": 10_000}, "h
 LIST = [
     LIMIT,
     _query("peek", _word("1"), "clear nothing; confirm what was read by a POST of the answer's GoCM-Cursor"),
+    _query("upstream", UPSTREAM, "only those of this upstream"),
 ]
 FAILED_QUERY = [
     LIMIT,
@@ -318,6 +344,7 @@ FAILED_QUERY = [
     _query("reason", KEPT, "only those that failed for this"),
     _query("upstream", UPSTREAM, "only those of this upstream"),
     _query("older", OLDER, "only those that failed so many seconds ago"),
+    _query("by", BY, "only those that were sent with the token of this name"),
 ]
 
 
@@ -345,7 +372,7 @@ SENT = {
 # What is wrong with a request, by status; every route can answer these
 COMMON = {
     "400": _no("malformed"),
-    "403": _no("a browser asks for another site's page, or would clear a list by GET"),
+    "403": _no("a browser asks for another site's page, or would clear a list by GET; or this token may not do that"),
     "408": _no("it did not come in time"),
     "411": _no("the body has no length, and comes in pieces in no way that is understood"),
     "413": _no("the body is too large"),
@@ -380,6 +407,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                 "headers": {name: {"schema": TEXT, "description": text} for name, text in SENT.items()},
             },
             "422": _no("the key was used for another message"),
+            "429": _no("the token's rate is used up", AGAIN),
             "507": _no("there is no room on the disk", AGAIN),
             **TYPED,
         },
@@ -394,6 +422,7 @@ OPERATIONS: dict[tuple[str, str], Json] = {
                 "description": "malformed, in a text of Google's",
                 "content": {"text/plain": {"schema": TEXT}, "application/json": {"schema": _ref("Error")}},
             },
+            "429": _no("the token's rate is used up", AGAIN),
             "422": {"description": "the Idempotency-Key was used", "content": {"text/plain": {"schema": TEXT}}},
             "507": _no("there is no room on the disk", AGAIN),
         },
@@ -430,6 +459,30 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "responses": {"200": _answer(_ref("Acknowledged")), "404": NO_CURSOR, **TYPED},
         }
         for which in LISTS_OF_REPORT
+    },
+    ("GET", "/gcm/jobs"): {
+        # `scheduled` is not described, for it is instead of the tag.
+        "description": "With `?scheduled=1` instead of a tag: those that wait for their `send_at`.",
+        "parameters": [
+            {**_query("tag", FIELDS["tag"], "messages with this tag"), "required": True},
+            _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "how many messages at most"),
+            _query("after", ID, "the `next` of the page before"),
+        ],
+        "responses": {"200": _answer(_ref("Jobs"))},
+    },
+    ("POST", "/gcm/jobs/cancel"): {
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-www-form-urlencoded": {"schema": _ref("Tag")}},
+        },
+        "responses": {"200": _answer(_ref("CancelledTagged")), **TYPED},
+    },
+    **{
+        ("POST", f"/gcm/upstreams/{{name}}/{what}"): {
+            "parameters": [{"name": "name", "in": "path", "required": True, "schema": UPSTREAM}],
+            "responses": {"200": _answer(_ref("Held")), "404": _no("there is no such upstream"), **TYPED},
+        }
+        for what in ("hold", "resume")
     },
     ("GET", "/gcm/jobs/{id}"): {
         # Not described as a parameter, for it takes no other beside it.
@@ -487,8 +540,10 @@ OPERATIONS: dict[tuple[str, str], Json] = {
 }
 
 
-def document(routes: Sequence[Described]) -> Json:
-    """The whole document for these routes."""
+def document(routes: Sequence[Described], upstreams: Mapping[str, str]) -> Json:
+    """The whole document for these routes, of a server with these upstreams, each with its dialect."""
+    of_fcm = [name for name, dialect in upstreams.items() if dialect == fcm.NAME]
+    named = {"Upstream": _word(*upstreams), "FcmUpstream": _word(*(of_fcm or [fcm.NAME]))}
     paths: Json = {}
     for route in routes:
         operation = OPERATIONS[route.method, route.path]
@@ -513,7 +568,7 @@ def document(routes: Sequence[Described]) -> Json:
         "security": [{}, {"bearer": []}, {"basic": []}],
         "paths": paths,
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | named,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "basic": {"type": "http", "scheme": "basic", "description": "the token as the password"},

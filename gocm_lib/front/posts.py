@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Settings
+from gocm_lib.config.upstreams import described
 from gocm_lib.front import query, response
+from gocm_lib.front.auth import Grant, check_upstream
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, unavailable
@@ -30,22 +32,40 @@ class Keep(NamedTuple):
     answer: Callable[[Sequence[Job | NotKept]], Response | Await]
 
 
-def send(request: Request, settings: Settings, upstreams: Sequence[str]) -> Response | Keep:
+class Reach(NamedTuple):
+    """Where messages can go: the dialect of each upstream by its name, the default first; and the limits for them."""
+
+    dialects: Mapping[str, str]
+    max_pending: int
+    max_tokens: int
+    max_age: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Reach":
+        """What these settings say of it."""
+        dialects = {name: each.dialect for name, each in described(settings).items()}
+        return cls(dialects, settings.max_pending, settings.max_tokens, settings.max_age)
+
+    @property
+    def most(self) -> int:
+        """How many tokens a message may have: what could never be taken is a 413, no 503 (admission.Limits)."""
+        return min(self.max_tokens, self.max_pending // min(2, len(self.dialects)))
+
+
+def send(request: Request, reach: Reach) -> Response | Keep:
     """What a post brings, to be kept. Raises BadRequest when that is nothing."""
     patience = query.wait(_query(request.query)) if request.query else None
-    share = settings.max_pending // len(upstreams)
-    most = min(settings.max_tokens, share)  # what could never be taken is a 413, no 503
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BadRequest("the body must not be compressed: send it as it is", "content-encoding", 415)
     content_type = request.headers.get("content-type", "")
-    key = idempotency.read(request.headers.get("idempotency-key"), request.body)
+    key = idempotency.read(request.headers.get("idempotency-key"), request.body, request.grant.name)
     if job.media_type(content_type) == job.LINES:
         if key:
             raise BadRequest("a key is for one message: send lines without it", "idempotency-key")
         if patience is not None:
             raise BadRequest("wait is for one message: send lines without it", "wait")
-        return _send_lines(list(_lines(request.body, most, settings, upstreams)))
-    accepted = accept(job.parse(content_type, request.body, most), settings, upstreams, key)
+        return _send_lines(list(_lines(request, reach)))
+    accepted = accept(job.parse(content_type, request.body, reach.most), reach, request.grant, key)
     if patience is None:
         return Keep([accepted], lambda kept: _sent(request, accepted, kept[0]))
     accepted = accepted._replace(awaited=True)
@@ -94,27 +114,33 @@ def _sent(request: Request, accepted: Job, became: Job | NotKept) -> Response:
             return _taken(kept, kept.id, request, {}, to_many([kept]))
 
 
-def accept(draft: Draft, settings: Settings, upstreams: Sequence[str], key: IdempotencyKey | None = None) -> Job:
-    """The job that a draft becomes, without its id. Raises BadRequest when it cannot be sent."""
-    name = draft.upstream or upstreams[0]
-    if name not in upstreams:
-        raise BadRequest("no such upstream here; there is " + ", ".join(upstreams), "upstream")
+def accept(draft: Draft, reach: Reach, grant: Grant, key: IdempotencyKey | None = None) -> Job:
+    """The job that a draft becomes, without its id. Raises BadRequest when it cannot be sent, or not by who has this
+    grant.
+    """
+    mine = [name for name in reach.dialects if grant.sees(name)]
+    name = draft.upstream or next(iter(mine), "")
+    if draft.upstream in reach.dialects:
+        check_upstream(grant, draft.upstream)
+    elif draft.upstream or not mine:
+        raise BadRequest("no such upstream here; there is " + (", ".join(mine) or "none for this token"), "upstream")
     now = time.time()
     return job.accept(
         draft,
         upstream=name,
-        message=DIALECTS[name].message(draft, now),
+        message=DIALECTS[reach.dialects[name]].message(draft, max(now, draft.send_at)),
         now=now,
-        max_age=settings.max_age,
+        max_age=reach.max_age,
         key=key,
+        by=grant.name,
     )
 
 
-def _lines(body: bytes, most: int, settings: Settings, upstreams: Sequence[str]) -> Iterator[Job | BadRequest]:
+def _lines(request: Request, reach: Reach) -> Iterator[Job | BadRequest]:
     """The job of each line, or what is wrong with it."""
-    for draft in job.parse_lines(body, most):
+    for draft in job.parse_lines(request.body, reach.most):
         try:
-            yield draft if isinstance(draft, BadRequest) else accept(draft, settings, upstreams)
+            yield draft if isinstance(draft, BadRequest) else accept(draft, reach, request.grant)
         except BadRequest as problem:
             yield problem
 

@@ -4,13 +4,15 @@ import math
 import re
 from urllib.parse import parse_qsl
 
+from gocm_lib.config.settings import NAME
+from gocm_lib.front.auth import NAME_OF_TOKEN, Grant, only_upstream
 from gocm_lib.front.request import Request
 from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
-from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.outcome import KEPT_FAILURES
 from gocm_lib.state.contract import Which
 
+FORM = job.FORM
 LONGEST_WAIT = 30  # seconds: what stands between may take a longer silence for the end
 SMALL_FORM = 4096  # bytes: what our own short forms may have
 LARGEST_PAGE = 10_000  # entries that may be asked for
@@ -39,17 +41,22 @@ def parse(text: str, known: set[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def which(fields: dict[str, str], now: float) -> Which:
-    """The failed tokens that are asked for; `older` is in seconds before `now`. Raises BadRequest."""
+def which(fields: dict[str, str], grant: Grant, now: float) -> Which:
+    """The failed tokens that are asked for by who has this grant; `older` is in seconds before `now`. Raises
+    BadRequest.
+    """
     reason, upstream = fields.get("reason", ""), fields.get("upstream", "")
     if "reason" in fields and reason not in KEPT_FAILURES:
         raise BadRequest("what is kept failed for " + ", ".join(KEPT_FAILURES), "reason")
-    if "upstream" in fields and upstream not in DIALECTS:
-        raise BadRequest("there is " + ", ".join(DIALECTS), "upstream")
+    if "upstream" in fields and not re.fullmatch(NAME, upstream):
+        raise BadRequest("that is no upstream's name", "upstream")
+    if "by" in fields and not re.fullmatch(NAME_OF_TOKEN, fields["by"]):
+        raise BadRequest("that is no name of a token", "by")
     older = number(fields, "older", 0, 10**9)
     # All of them, also such as failed later than it is now: the clock may have been set back.
     before = math.inf if older is None else now - older
-    return Which(job.parse_id(fields["job"]) if "job" in fields else 0, reason, upstream, before)
+    one = job.parse_id(fields["job"]) if "job" in fields else 0
+    return Which(one, reason, only_upstream(grant, upstream), before, fields.get("by", ""))
 
 
 def number(fields: dict[str, str], name: str, low: int, high: int) -> int | None:

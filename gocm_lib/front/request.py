@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gocm_lib.front.auth import EVERYBODY, Grant
 from gocm_lib.front.chunked import Chunks
 from gocm_lib.message.bad_request import BadRequest
 
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]  # names in lower case
     body: bytes
     keep_alive: bool
+    grant: Grant = EVERYBODY  # what the token is good for that it was admitted with
 
 
 class Head(NamedTuple):

@@ -4,13 +4,24 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Job, Skip, format_id
-from gocm_lib.state.contract import SHOWN, Failed, Fate, Invalid, Refused, Replaced, Snapshot, Status, Unregistered
+from gocm_lib.state.contract import (
+    SHOWN,
+    Failed,
+    Fate,
+    Invalid,
+    Refused,
+    Replaced,
+    Snapshot,
+    Status,
+    Summary,
+    Unregistered,
+)
 
 # Go's encoding/json writes these three escaped, so that JSON can stand in HTML; the original's users may compare bytes.
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -65,19 +76,29 @@ def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Respons
     return Response(status, error(BadRequest(reason)), headers={"Retry-After": str(retry_after)})
 
 
+def count_lost(what: str, count: int, of: str) -> Response:
+    """The answer when it is not known with how many was dealt."""
+    reason = f"{count} {what}, perhaps more, and then the count was lost: ask again for those left"
+    return unavailable(reason)._replace(audit=f"{what} {count} or more {of}")
+
+
 def go_json(value: object) -> bytes:
     """JSON as Go's encoding/json writes it: no spaces, keys in the given order."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO).encode()
 
 
-def report(snapshot: Snapshot) -> bytes:
-    """The run report, keys in the original's order."""
-    counters = snapshot.counters
+def report(snapshot: Snapshot, upstreams: Collection[str] = ()) -> bytes:
+    """The run report, keys in the original's order; of some upstreams only, if they are named."""
+    counters, pending = snapshot.counters, snapshot.pending
+    if upstreams:
+        own = {count: value for count, value in snapshot.counts.items() if count.upstream in upstreams}
+        counters = snapshot._replace(counts=own).counters
+        pending = sum([snapshot.waiting.get(each, 0) for each in upstreams])
     return go_json(
         {
             "attempts": counters["attempts"],
             "failures": counters["failures"],
-            "pending": snapshot.pending,
+            "pending": pending,
             "canonicals": counters["canonicals"],
             "notregistered": counters["notregistered"],
         }
@@ -135,6 +156,7 @@ def status(found: Status) -> bytes:
         told["replayed_at"] = round(found.since, 3)
     if found.paused:
         told["paused"] = found.paused
+    told |= _labels(found)
     if forgotten := found.size - sum(found.states.values()):
         told["forgotten"] = forgotten
     if found.skipped:
@@ -142,6 +164,34 @@ def status(found: Status) -> bytes:
     results = [_result(fate) for fate in found.fates]
     told |= {"results": results, "next": found.fates[-1].n if found.fates else None}
     return json.dumps(told).encode() + b"\n"
+
+
+def _labels(found: Status | Summary) -> dict[str, object]:
+    """By whom a job was sent, its tag, and when it is to be sent; without what it has not."""
+    told: dict[str, object] = {"by": found.by, "tag": found.tag}
+    told["send_at"] = round(found.send_at, 3)
+    return {name: value for name, value in told.items() if value}
+
+
+def summaries(entries: Sequence[Summary], last: int) -> bytes:
+    """A page of jobs, each with how many of its tokens are where; `next` is what to ask for next, after the `last` that
+    was looked at, null at the end (0).
+    """
+    shown = [
+        {
+            "job": format_id(each.job),
+            "upstream": each.upstream,
+            **_labels(each),
+            "accepted_at": round(each.accepted_at, 3),
+            "tokens": each.size,
+            "pending": each.pending,
+            "delivered": each.delivered,
+            "failed": each.failed,
+            "cancelled": each.cancelled,
+        }
+        for each in entries
+    ]
+    return json.dumps({"jobs": shown, "next": format_id(last) if last else None}).encode() + b"\n"
 
 
 def _result(fate: Fate) -> dict[str, object]:
@@ -187,6 +237,17 @@ def done(what: str, count: int, left: bool | None = None) -> bytes:
 def cancelled(job: str, count: int | None, in_air: int | None) -> bytes:
     """How many tokens of a message were cancelled, and how many are on their way; null: another node does it."""
     return json.dumps({"job": job, "cancelled": count, "in_air": in_air}).encode() + b"\n"
+
+
+def cancelled_tagged(tag: str, jobs: int, count: int, in_air: int, elsewhere: int) -> bytes:
+    """The same of all messages with a tag; `elsewhere` is how many of these another node has, which will do it."""
+    told = {"tag": tag, "jobs": jobs, "cancelled": count, "in_air": in_air, "elsewhere": elsewhere}
+    return json.dumps(told).encode() + b"\n"
+
+
+def held(upstream: str, is_held: bool) -> bytes:
+    """Whether an upstream is held now."""
+    return json.dumps({"upstream": upstream, "held": is_held}).encode() + b"\n"
 
 
 def skipped(skips: Iterable[Skip]) -> list[dict[str, object]]:

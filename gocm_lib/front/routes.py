@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gocm_lib.front import openapi, pages
+from gocm_lib.front import holds, jobs, openapi, pages
 from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
@@ -35,7 +35,12 @@ class Route(NamedTuple):
 
 def _openapi(handlers: Handlers, request: Request) -> Response:
     """GET /openapi.json: this table, for machines."""
-    return Response(200, _OPENAPI)
+    return Response(200, _document(tuple(handlers.reach.dialects.items())))
+
+
+@functools.lru_cache(maxsize=2)
+def _document(upstreams: tuple[tuple[str, str], ...]) -> bytes:
+    return json.dumps(openapi.document(ROUTES, dict(upstreams))).encode() + b"\n"
 
 
 # HEAD is answered wherever GET is, and never clears anything.
@@ -130,9 +135,44 @@ ROUTES = (
     ),
     Route(
         "GET",
+        "/gcm/jobs",
+        "jobs",
+        jobs.listed,
+        "messages with a tag, or those that wait for their time",
+        right="read",
+    ),
+    Route(
+        "POST",
+        "/gcm/jobs/cancel",
+        "cancelTagged",
+        jobs.cancel_tagged,
+        "end all messages with a tag, but for what is on its way",
+        most=SMALL_FORM,
+        right="manage",
+    ),
+    Route(
+        "POST",
+        "/gcm/upstreams/{name}/hold",
+        "hold",
+        holds.hold,
+        "send nothing to an upstream; until it is resumed",
+        most=SMALL_FORM,
+        right="manage",
+    ),
+    Route(
+        "POST",
+        "/gcm/upstreams/{name}/resume",
+        "resume",
+        holds.resume,
+        "send to it again",
+        most=SMALL_FORM,
+        right="manage",
+    ),
+    Route(
+        "GET",
         "/gcm/jobs/{id}",
         "job",
-        Handlers.status,
+        jobs.status,
         "what became of a message, and of each of its tokens",
         right="read",
     ),
@@ -140,7 +180,7 @@ ROUTES = (
         "DELETE",
         "/gcm/jobs/{id}",
         "cancel",
-        Handlers.cancel,
+        jobs.cancel,
         "end all of a message that is not on its way",
         right="manage",
     ),
@@ -190,7 +230,6 @@ ROUTES = (
     ),
     Route("GET", "/healthz", "healthz", Handlers.livez, "the same as `/livez`", public=True),
 )
-_OPENAPI = json.dumps(openapi.document(ROUTES)).encode() + b"\n"
 _BY_PATH: dict[str, dict[str, Route]] = {}
 for _route in ROUTES:
     _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
@@ -204,8 +243,12 @@ PROBES = frozenset(route.path for route in ROUTES if route.handler in (Handlers.
 
 def _template(path: str) -> str:
     """A path as ROUTES has it. Its handler looks at what stands in the place of {id} or {topic}."""
+    if path in _BY_PATH:
+        return path
     if path.startswith("/gcm/jobs/"):
         return "/gcm/jobs/{id}"
+    if holds.PATH.fullmatch(path):
+        return f"/gcm/upstreams/{{name}}/{path.rpartition('/')[2]}"
     return "/help/{topic}" if path.startswith("/help/") else path
 
 
@@ -219,7 +262,9 @@ def counted_as(path: str) -> str:
 def is_ours(path: str) -> bool:
     """Whether a path is ours in every character. Any other path may hold anything, even a token."""
     return (
-        path in _BY_PATH or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path)) or path.removeprefix("/help/") in TOPICS
+        path in _BY_PATH
+        or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path) or holds.PATH.fullmatch(path))
+        or path.removeprefix("/help/") in TOPICS
     )
 
 

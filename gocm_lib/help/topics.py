@@ -15,6 +15,7 @@ TOPICS = {
     "fleet": "several nodes on one PostgreSQL; gocm spool",
     "proxies": "nginx, HAProxy before it; a full house; a proxy behind it",
     "security": "who may send, what is guarded, where secrets are",
+    "upstreams": "several applications: upstreams by name, a token for each, holding one",
     "credentials": "Google's credentials, API keys, and how to rotate them",
     "watching": "status page, metrics, alerts, probes, the log; gocm watch",
     "sandbox": "a pretend FCM and GCM, for trying and for tests",

@@ -17,9 +17,9 @@ _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
 
 
-def read(header: str | None, body: bytes) -> IdempotencyKey | None:
-    """The IdempotencyKey of a request, from its header and body; None when it has no such header. Raises BadRequest for
-    a malformed key.
+def read(header: str | None, body: bytes, name: str = "") -> IdempotencyKey | None:
+    """The IdempotencyKey of a request, from its header and body; None when it has no such header. A key belongs to the
+    name of the token that came with it: others have their own. Raises BadRequest for a malformed key.
     """
     if header is None:
         return None
@@ -29,4 +29,5 @@ def read(header: str | None, body: bytes) -> IdempotencyKey | None:
         raise BadRequest("give a key of printable ASCII without spaces, quoted or bare", "idempotency-key")
     if len(key) > LONGEST:
         raise BadRequest(f"the key is longer than {LONGEST} characters", "idempotency-key")
+    key = f"{name}\0{key}" if name else key
     return IdempotencyKey(hashlib.sha256(key.encode()).digest()[:HASH], hashlib.sha256(body).digest()[:HASH])

@@ -4,6 +4,8 @@ Promises that whatever bytes arrive, the result is a Job that can be sent to eve
 the field and what to do. Nothing is repaired by guessing.
 """
 
+import contextlib
+import datetime
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ MAX_TO_TOPIC = 2048  # the same, for a topic or condition
 LINE_VALUES = 30  # of a line of many: what that leaves for each
 MAX_LINES = 10_000  # in a body of many messages: one commit, which holds up everybody else's
 MAX_TTL = 2_419_200  # seconds: four weeks, Google's limit
+LONGEST_DELAY, LATE = 30 * 86400, 300  # seconds: how far ahead `send_at` may be, and how long over
 SHORTEST_LIFE = 10.0  # seconds; time_to_live 0 means "now or never" to Google and must survive our queue
 
 
@@ -41,6 +44,9 @@ class Draft(NamedTuple):
     options: dict[str, Any]
     template: dict[str, Any] | None  # a whole FCM v1 message
     skipped: tuple[Skip, ...] = ()
+    tag: str = ""
+    send_at: float = 0.0  # seconds since 1970; 0: as soon as can be
+    express: bool = False
 
 
 class IdempotencyKey(NamedTuple):
@@ -52,7 +58,8 @@ class IdempotencyKey(NamedTuple):
 
 class Job(NamedTuple):
     """An accepted message. `message` is the Message without its target, as compact JSON in its dialect. A job with a
-    `key` is accepted only once. For the end of one that is `awaited` somebody waits.
+    `key` is accepted only once. For the end of one that is `awaited` somebody waits. `by` is the name of the token that
+    sent it ("": it has none). One that is to be sent later counts as `accepted_at` that time, from which it lives.
     """
 
     id: int
@@ -65,6 +72,10 @@ class Job(NamedTuple):
     key: IdempotencyKey | None = None
     skipped: tuple[Skip, ...] = ()
     awaited: bool = False
+    by: str = ""
+    tag: str = ""
+    send_at: float = 0.0
+    express: bool = False
 
     @property
     def places(self) -> Iterable[int]:
@@ -194,15 +205,25 @@ OPTIONS = {
 }
 # A message goes to one of these. The first two may be many: each is a row in the spool like a token.
 TARGETS = {"tokens": "token", "fid": "fid", "topic": "topic", "condition": "condition"}
-FIELDS = (*TARGETS, "skip_invalid", "payload", "upstream", "message", *OPTIONS)
+FIELDS = (*TARGETS, "skip_invalid", "payload", "upstream", "message", "tag", "send_at", "express", *OPTIONS)
 _FIELDS = frozenset(FIELDS)
 _TOPIC = re.compile("[a-zA-Z0-9_.~%-]{1,900}")
 # What no registration token, installation id or topic has. Who sends such a thing means a list, or meant nothing.
 _NO_TOKEN = re.compile(r"[\s\"'`\[\]{}(),;\\]|\A(?i:undefined|null|none|nil|nan)\Z")
 # What every token of Firebase's looks like: one quick look says that there is nothing wrong with it.
 _TOKEN = re.compile(f"[A-Za-z0-9_:-]{{20,{MAX_TOKEN}}}")
+_TAG = re.compile("[A-Za-z0-9._:-]{1,64}")
+# RFC 3339, section 5.6. A + in a form that is not encoded is a space.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 LISTS = ("tokens", "fid")
-PLAIN = {"topic", "condition", "upstream", *(name for name, option in OPTIONS.items() if option.plain)}
+PLAIN = {
+    "topic",
+    "condition",
+    "upstream",
+    "tag",
+    "send_at",
+    *(name for name, option in OPTIONS.items() if option.plain),
+}
 
 
 # -------------------------------------------------------------------------------------------------------- reading
@@ -442,7 +463,31 @@ def draft(found: dict[str, Any], max_tokens: int) -> Draft:
     if "notification" in options:
         weight += weigh(options["notification"])
     check_weight(weight, target)
-    return Draft(upstream, target, tokens, payload, options, template, skipped)
+    return Draft(upstream, target, tokens, payload, options, template, skipped, *_check_wishes(found))
+
+
+def _check_wishes(found: dict[str, Any]) -> tuple[str, float, bool]:
+    """The tag, when to send it, and whether before others."""
+    tag, express = found.get("tag", ""), found.get("express", False)
+    if "tag" in found:
+        check_tag(tag)
+    if not isinstance(express, bool):
+        raise BadRequest("express must be true or false", "express")
+    return tag, _time(found["send_at"]) if "send_at" in found else 0.0, express
+
+
+def check_tag(tag: Any) -> None:
+    """Raise BadRequest when this is no tag."""
+    if not (isinstance(tag, str) and _TAG.fullmatch(tag)):
+        raise BadRequest("a tag is 1 to 64 letters, digits and ._:-", "tag")
+
+
+def _time(text: Any) -> float:
+    """A time of RFC 3339, as seconds since 1970."""
+    if isinstance(text, str) and _TIME.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            return max(1.0, datetime.datetime.fromisoformat(text.upper()).timestamp())
+    raise BadRequest("send_at must be a time like 2026-12-24T18:00:00Z, with its zone", "send_at")
 
 
 def accept(
@@ -453,9 +498,29 @@ def accept(
     now: float,
     max_age: float,
     key: IdempotencyKey | None = None,
+    by: str = "",
 ) -> Job:
-    """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect. It gets its id when it
-    is kept.
+    """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect, from the owner of the
+    token of this name. It gets its id when it is kept. Raises BadRequest when it is to be sent at an odd time.
     """
+    if draft.send_at and not now - LATE <= draft.send_at <= now + LONGEST_DELAY:
+        when = "over" if draft.send_at < now else f"more than {LONGEST_DELAY // 86400} days from now"
+        raise BadRequest(f"send_at is {when}", "send_at")
+    send_at = draft.send_at if draft.send_at > now else 0.0
+    born = send_at or now
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
-    return Job(0, upstream, draft.target, draft.tokens, message, now, now + life, key, draft.skipped)
+    return Job(
+        0,
+        upstream,
+        draft.target,
+        draft.tokens,
+        message,
+        born,
+        born + life,
+        key,
+        draft.skipped,
+        by=by,
+        tag=draft.tag,
+        send_at=send_at,
+        express=draft.express,
+    )

@@ -20,8 +20,6 @@ from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import Snapshot
 
-UPSTREAMS = tuple(DIALECTS)
-
 # Why a request was turned down, by its status: the causes are few, so that somebody can watch them.
 CAUSES = {
     400: "bad_request",
@@ -37,6 +35,7 @@ CAUSES = {
     417: "bad_request",
     421: "wrong_host",
     422: "key_reused",
+    429: "over_rate",
     431: "too_large",
     500: "internal",
     503: "busy",
@@ -98,8 +97,10 @@ class Collector:
         self.feedback = {"taken": 0, "failed": 0}  # requests of the webhook
         self.processes: dict[str, int] = {"front": os.getpid()}
         self.senders: set[str] = set()  # that are ready
-        self._cells: dict[str, Sequence[float]] = {}  # of senders that may still count
-        self._ended = counters.add_up([], UPSTREAMS)  # what those counted that are gone
+        self.nodes = 1  # how many share the spool, as far as we have heard
+        self._upstreams = list(DIALECTS)  # that there are, or were
+        self._cells: dict[str, tuple[Sequence[float], Sequence[str]]] = {}  # of senders that may still count
+        self._ended: counters.Parts = {}  # what those counted that are gone
         self._read: dict[tuple[str, int], ProcessFigures] = {}  # of processes, when they were last looked at
         self._ended_cpu: dict[str, ProcessFigures] = {}  # of those that are gone, by kind
         self._counting = threading.Lock()
@@ -142,10 +143,14 @@ class Collector:
         with self._counting:
             self.processes[name] = pid
 
-    def counts_in(self, name: str, cells: Sequence[float]) -> None:
-        """A sender counts in these cells (module counters)."""
+    def serve(self, upstreams: Iterable[str]) -> None:
+        """There are these upstreams: their figures are there, as 0 at first."""
+        self._upstreams = list(dict.fromkeys((*self._upstreams, *upstreams)))
+
+    def counts_in(self, name: str, cells: Sequence[float], upstreams: Sequence[str]) -> None:
+        """A sender counts what these upstreams answer in these cells (module counters)."""
         with self._counting:
-            self._cells[name] = cells
+            self._cells[name] = cells, upstreams
 
     def child_ready(self, kind: str, name: str) -> None:
         """A child can do its work."""
@@ -167,7 +172,8 @@ class Collector:
             self.senders.discard(name)
             self.restarts[kind] += died
             if name in self._cells:
-                self._ended = counters.add_up([self._ended, counters.ended(self._cells.pop(name))], UPSTREAMS)
+                last = counters.ended(counters.parts(*self._cells.pop(name)))
+                self._ended = counters.add_up([self._ended, last], ())
 
     def _sender_is_still(self, name: str) -> None:
         self.pulses.pop(name, None)
@@ -198,8 +204,11 @@ class Collector:
             snapshot = client.snapshot()
         except StateUnavailable:
             snapshot = None
+        if snapshot and snapshot.nodes:
+            self.nodes = max(1, sum([each.alive for each in snapshot.nodes]))
         with self._counting:
-            cells = counters.add_up([self._ended, *self._cells.values()], UPSTREAMS)
+            running = [counters.parts(*each) for each in self._cells.values()]
+            counted = counters.add_up([self._ended, *running], self._upstreams)
             durations = {route: Histogram(h.bounds, h.counts, h.total) for route, h in self.durations.items()}
             requests = dict(self.requests)
             rejected = {cause: self.rejected[cause] for cause in dict.fromkeys(CAUSES.values())}
@@ -207,7 +216,7 @@ class Collector:
             now=time.time(),
             started_at=self.started_at,
             snapshot=snapshot,
-            upstreams=counters.read(cells, UPSTREAMS),
+            upstreams=counters.read(counted),
             token_expiry=expiry(),
             queue_wait=self.queue_wait,
             requests=requests,

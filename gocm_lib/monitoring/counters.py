@@ -128,28 +128,38 @@ class Counters:
         self._cells[self._starts[upstream] + _REPEATED] += 1
 
 
-def add_up(counted: Iterable[Sequence[float]], upstreams: Sequence[str]) -> list[float]:
-    """The cells of many senders added up."""
-    total = [0.0] * cells(len(upstreams))
+Parts = dict[str, list[float]]  # the cells of each upstream
+
+
+def parts(cells: Sequence[float], upstreams: Sequence[str]) -> Parts:
+    """The cells of a sender with these upstreams, by upstream."""
+    return {name: list(cells[place * _WIDTH : (place + 1) * _WIDTH]) for place, name in enumerate(upstreams)}
+
+
+def add_up(counted: Iterable[Parts], upstreams: Iterable[str]) -> Parts:
+    """The cells of many senders added up, of these upstreams and of all others that any of them has."""
+    total: Parts = {name: [0.0] * _WIDTH for name in upstreams}
     for each in counted:
-        for place, value in enumerate(each):
-            latest = place % _WIDTH == _SUCCESS
-            total[place] = max(total[place], value) if latest else total[place] + value
+        for name, part in each.items():
+            sums = total.setdefault(name, [0.0] * _WIDTH)
+            for place, value in enumerate(part):
+                sums[place] = max(sums[place], value) if place == _SUCCESS else sums[place] + value
     return total
 
 
-def ended(cells: Sequence[float]) -> list[float]:
+def ended(found: Parts) -> Parts:
     """What stays of the cells of a sender that has ended."""
-    return [0.0 if place % _WIDTH in _PASSING else value for place, value in enumerate(cells)]
+    return {
+        name: [0.0 if place in _PASSING else value for place, value in enumerate(part)] for name, part in found.items()
+    }
 
 
-def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Answers]:
+def read(found: Parts) -> dict[str, Answers]:
     """The Answers in the cells, by upstream."""
-    found = {}
-    for place, name in enumerate(upstreams):
-        part = cells[place * _WIDTH : (place + 1) * _WIDTH]
+    answers = {}
+    for name, part in found.items():
         buckets = Histogram(LATENCY, part[len(CODES) : _SUM], part[_SUM])
-        found[name] = Answers(
+        answers[name] = Answers(
             dict(zip(CODES, part)),
             buckets,
             part[_SUCCESS],
@@ -159,4 +169,4 @@ def read(cells: Sequence[float], upstreams: Sequence[str]) -> dict[str, Answers]
             part[_REFUSED],
             part[_REPEATED],
         )
-    return found
+    return answers

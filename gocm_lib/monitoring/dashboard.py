@@ -106,11 +106,13 @@ def status(
 
 def _upstreams(figures: Figures) -> list[dict[str, Any]]:
     """The upstreams that are configured."""
-    paused = figures.snapshot.pause_reasons if figures.snapshot else {}
+    snapshot = figures.snapshot
+    paused, held = (snapshot.pause_reasons, snapshot.held_upstreams) if snapshot else ({}, {})
     return [
         {
             "name": name,
             "paused": paused.get(name),
+            "held": held[name]._asdict() if name in held else None,
             "latency": {label: figures.upstreams[name].latency.quantile(q) for label, q in QUANTILES.items()},
             "answers": {code: int(count) for code, count in figures.upstreams[name].codes.items() if count},
             "succeeded_at": round(figures.upstreams[name].succeeded_at, 3) or None,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from gocm_lib import __version__
-from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.outcome import FAILURES, RETRIES
 from gocm_lib.monitoring.collector import Figures
 from gocm_lib.monitoring.counters import Answers, Histogram
@@ -19,7 +18,6 @@ from gocm_lib.state.contract import LISTS, Count, Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DATAGRAM = 1432  # bytes that fit into one packet of an Ethernet
-UPSTREAMS = tuple(DIALECTS)
 
 Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float | Histogram]]
@@ -43,7 +41,7 @@ def _counted(name: str, reasons: Iterable[str] = ("",)) -> Callable[[Figures], S
         if figures.snapshot is None:
             return
         counts = figures.snapshot.own
-        for upstream in UPSTREAMS:
+        for upstream in figures.upstreams:
             for reason in reasons:
                 labels = (upstream, reason) if reason else (upstream,)
                 yield labels, counts.get(Count(name, upstream, reason), 0)
@@ -62,6 +60,16 @@ def _snapshot(read: Callable[[Snapshot, float], Mapping[str, float] | float]) ->
             yield from (((label,), value) for label, value in found.items())
         else:
             yield (), found
+
+    return samples
+
+
+def _of_each(read: Callable[[Snapshot, str], float]) -> Callable[[Figures], Samples]:
+    """A figure of the state process, of each upstream."""
+
+    def samples(figures: Figures) -> Samples:
+        if figures.snapshot is not None:
+            yield from (((name,), read(figures.snapshot, name)) for name in figures.upstreams)
 
     return samples
 
@@ -156,7 +164,15 @@ METRICS = (
     Metric(
         "gocm_unregistered_wave", "gauge", ("upstream",),
         "1 while far more answers than usual call a token unregistered: look before you delete",
-        _snapshot(lambda s, now: {name: int(name in s.waves) for name in UPSTREAMS}),
+        _of_each(lambda s, name: int(name in s.waves)),
+    ),
+    Metric(
+        "gocm_upstream_held", "gauge", ("upstream",), "1 while somebody holds the upstream: nothing is sent to it",
+        _of_each(lambda s, name: int(name in s.held_upstreams)),
+    ),
+    Metric(
+        "gocm_upstream_pending_tokens", "gauge", ("upstream",), "tokens that are to be sent to it still",
+        _of_each(lambda s, name: s.waiting.get(name, 0)),
     ),
     Metric(
         "gocm_report_dropped_total", "counter", ("list",), "entries that a full list (--max-report) had no room for",
@@ -206,12 +222,12 @@ METRICS = (
     ),
     Metric(
         "gocm_upstream_paused_until_timestamp_seconds", "gauge", ("upstream",), "when it is tried again; 0: not paused",
-        _snapshot(lambda s, now: {name: s.paused_until.get(name, 0.0) for name in UPSTREAMS}),
+        _of_each(lambda s, name: s.paused_until.get(name, 0.0)),
     ),
     Metric(
         "gocm_credential_expiry_timestamp_seconds", "gauge", ("upstream",),
         "when its access token ends; +Inf: a key, which does not; 0: there is none",
-        _by(lambda f: {name: f.token_expiry.get(name) or 0.0 for name in UPSTREAMS}),
+        _by(lambda f: {name: f.token_expiry.get(name) or 0.0 for name in f.upstreams}),
     ),
     Metric(
         "gocm_tls_certificate_expiry_timestamp_seconds", "gauge", (), "when that of --tls-cert ends; 0: there is none",

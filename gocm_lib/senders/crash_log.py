@@ -16,10 +16,18 @@ class CrashLog:
         self._used = 0  # cells that have ever been
         self._free: list[int] = []
 
+    def has_room(self, part: Slice) -> bool:
+        """Whether a request can be noted."""
+        return 3 * len(part.runs) <= len(self._cells) - self._used + 3 * len(self._free)
+
     def begin(self, part: Slice) -> list[int]:
-        """Note a request that is being sent; returns the numbers for `end`."""
+        """Note a request that is being sent, as far as there is room; returns the numbers for `end`."""
         # Each run: those of one flight may have others between them, which are elsewhere and no suspects.
-        return [self._note(job, first, first + len(tokens) - 1) for job, first, _, tokens in part.runs]
+        return [
+            self._note(job, first, first + len(tokens) - 1)
+            for job, first, _, tokens in part.runs
+            if self._free or self._used < len(self._cells)
+        ]
 
     def _note(self, job: int, low: int, high: int) -> int:
         if self._free:

@@ -11,15 +11,15 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gocm_lib.config import settings as options
-from gocm_lib.config import values
+from gocm_lib.config import upstreams, values
 from gocm_lib.config.proxy import ways
-from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.message import fcm, gcm
+from gocm_lib.config.settings import Exit, Fatal, Settings, UpstreamSettings
+from gocm_lib.message import gcm
 from gocm_lib.message.outcome import UNAUTHORIZED
 from gocm_lib.message.retry import backoff
 from gocm_lib.process import log
@@ -36,6 +36,7 @@ from gocm_lib.state.contract import Pause
 
 RENEW_BEFORE = 300.0  # seconds before a token's end; Google's live an hour
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0  # seconds until a failed renewal is tried again
+LONGEST_REST = 3600.0  # seconds between two looks at all tokens
 
 
 class Header(NamedTuple):
@@ -51,16 +52,18 @@ def renewal(token: Token) -> float:
 
 
 class Keeper:
-    """Keeps the access token of one upstream fresh, in a thread of its own."""
+    """Keeps the access token of one upstream fresh, if somebody calls `look` now and then, which returns at once."""
 
-    def __init__(self, name: str, fetch: Callable[[float], Token]) -> None:
+    def __init__(self, name: str, fetch: Callable[[float], Token], ring: Callable[[], None]) -> None:
+        """`ring` has `look` called soon."""
         self.name = name
         self.fetch = fetch
         self.token: Token | None = None
+        self._ring = ring
         self._failures = 0  # to get a token, in a row
         self._renewed_for: Pause | None = None  # the last pause that made us renew it
-        self._hurry = threading.Event()
-        threading.Thread(target=self._run, name=f"credentials-{name}", daemon=True).start()
+        self._fetching = False
+        self._due = 0.0  # when to fetch the next token (monotonic)
 
     def header(self) -> Header | None:
         """The current Authorization header; None while there is no valid token."""
@@ -69,7 +72,8 @@ class Keeper:
 
     def renew(self) -> None:
         """Fetch a new token soon: the old one was refused, or the credentials have changed."""
-        self._hurry.set()
+        self._due = 0.0
+        self._ring()
 
     def refused(self, pause: Pause) -> None:
         """The upstream is paused because it refuses our token. Renew the token, unless it is newer than the pause, or
@@ -82,25 +86,36 @@ class Keeper:
             self._renewed_for = pause
             self.renew()
 
-    def _run(self) -> None:
-        while True:
-            wait = backoff(self._failures, RETRY_FIRST, RETRY_LONGEST) if self._failures else 0.0
-            if not self._failures and self.token:
-                wait = max(1.0, renewal(self.token) - time.time())
-            self._hurry.wait(wait)
-            self._hurry.clear()
-            try:
-                self.token = bounded(lambda: self.fetch(time.time()))
-            except CredentialError as error:
-                self._failures += 1
-                pause = backoff(self._failures, RETRY_FIRST, RETRY_LONGEST)
-                log.logger.error(
-                    "upstream %s: %s; trying again in %.0f s; see gocm help credentials", self.name, error, pause
-                )
-                continue
-            self._failures = 0
-            left = self.token.expires_at - time.time()
-            log.logger.info("upstream %s: new access token, good for %.0f s", self.name, left)
+    def look(self, now: float) -> float:
+        """Fetch a token if that is due, in a thread of its own: a token server may take its time. Returns when to look
+        again (monotonic, as `now`).
+        """
+        if self._fetching:
+            return float("inf")  # the thread rings
+        if now < self._due:
+            return self._due
+        self._due = float("inf")
+        self._fetching = True
+        threading.Thread(target=self._fetch, name=f"credentials-{self.name}", daemon=True).start()
+        return float("inf")
+
+    def _fetch(self) -> None:
+        fetch = self.fetch
+        try:
+            token = bounded(lambda: fetch(time.time()))
+        except CredentialError as error:
+            self._failures += 1
+            wait = backoff(self._failures, RETRY_FIRST, RETRY_LONGEST)
+            log.logger.error(
+                "upstream %s: %s; trying again in %.0f s; see gocm help credentials", self.name, error, wait
+            )
+        else:
+            self.token, self._failures = token, 0
+            log.logger.info("upstream %s: new access token, good for %.0f s", self.name, token.expires_at - time.time())
+            wait = max(1.0, renewal(token) - time.time())
+        self._due = min(self._due, time.monotonic() + wait) if self._due else 0.0  # 0: renew was called meanwhile
+        self._fetching = False
+        self._ring()
 
 
 @dataclass(frozen=True)
@@ -115,28 +130,40 @@ class Source:
 
 
 class Credentials:
-    """The Authorization headers of every upstream."""
+    """The Authorization headers of every upstream. One thread looks after all tokens."""
 
-    def __init__(self, sources: dict[str, Source]) -> None:
-        self._fixed: dict[str, Header] = {}
-        self._again: dict[str, Callable[[], str]] = {}
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        # Replaced as a whole, never changed: several threads read them.
+        self._fixed: Mapping[str, Header] = {}
+        self._again: Mapping[str, Callable[[], str]] = {}
+        self._keepers: Mapping[str, Keeper] = {}
         self._read_for: dict[str, float] = {}  # the pauses, by when they began, for which a key was read again
-        self._keepers: dict[str, Keeper] = {}
+        self._hurry = threading.Event()
         self.replace(sources)
+        threading.Thread(target=self._run, name="credentials", daemon=True).start()
 
-    def replace(self, sources: dict[str, Source]) -> None:
-        """Use these sources from now on (SIGHUP). A token in use stays in use until the new source has given one."""
+    def replace(self, sources: Mapping[str, Source]) -> None:
+        """Use these sources, and no others, from now on (SIGHUP). A token in use stays in use until the new source has
+        given one.
+        """
+        fixed, again, keepers = {}, {}, {}
         for name, source in sources.items():
             if source.fetch is None:
-                self._fixed[name] = Header(source.header, time.time())
-                self._again.pop(name, None)
+                fixed[name] = Header(source.header, time.time())
                 if source.again:
-                    self._again[name] = source.again
-            elif name in self._keepers:
-                self._keepers[name].fetch = source.fetch
-                self._keepers[name].renew()
-            else:
-                self._keepers[name] = Keeper(name, source.fetch)
+                    again[name] = source.again
+                continue
+            keepers[name] = known = self._keepers.get(name) or Keeper(name, source.fetch, self._hurry.set)
+            known.fetch = source.fetch
+            known.renew()
+        self._fixed, self._again, self._keepers = fixed, again, keepers
+
+    def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            soonest = min([each.look(now) for each in self._keepers.values()], default=float("inf"))
+            self._hurry.wait(min(LONGEST_REST, max(0.0, soonest - now)))
+            self._hurry.clear()
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._keepers)
@@ -149,7 +176,7 @@ class Credentials:
     def ready(self) -> dict[str, Header]:
         """The headers of all upstreams that can be sent to now."""
         headers = {name: keeper.header() for name, keeper in self._keepers.items()}
-        return self._fixed | {name: header for name, header in headers.items() if header}
+        return {**self._fixed, **{name: header for name, header in headers.items() if header}}
 
     def expiry(self) -> dict[str, float | None]:
         """When the credential of each upstream ends, in seconds since 1970: inf for a key, None while there is no valid
@@ -179,47 +206,57 @@ class Credentials:
             log.logger.warning("upstream %s: %s", name, error)
             return
         if header != self._fixed[name].text:
-            self._fixed[name] = Header(header, time.time())
+            self._fixed = {**self._fixed, name: Header(header, time.time())}
             log.logger.info("upstream %s: its key's file has another key", name)
 
 
-def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], str]:
-    """The Source of each upstream that the settings name, and FCM's project id. A token command runs in `directory`.
-    Raises Fatal.
+def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], Settings]:
+    """The Source of each upstream that the settings name; and the settings with the projects that credentials tell. A
+    token command runs in `directory`. Raises Fatal.
     """
     found: dict[str, Source] = {}
-    if settings.apikey:
-        found[gcm.NAME] = Source(header=f"key={settings.apikey}", again=_key_again(settings))
-    project = settings.fcm_project
-    if settings.credentials:
-        out = ways(settings, os.environ)
-        fetch, project = from_file(settings.credentials, settings.upstream_ca, project, out)
-        found[fcm.NAME] = Source(fetch=fetch)
-    elif settings.token_command:
-        _check_command(settings.token_command, directory)
-        found[fcm.NAME] = Source(fetch=from_command(settings.token_command, directory))
-    elif settings.fcm_metadata:
-        found[fcm.NAME] = Source(fetch=from_metadata(settings.metadata_host))
-        project = project or _metadata_project(settings.metadata_host)
-    if fcm.NAME in found:
-        if not project:
-            raise Fatal(
-                "--fcm-project is missing: the credentials do not name the project", Exit.CONFIG, topic="credentials"
-            )
-        with contextlib.suppress(ValueError):
-            return found, options.project(project)
-        raise Fatal(f"the project id {project[:64]!r} is malformed: give --fcm-project", topic="credentials")
-    return found, project
+    projects: dict[str, str] = {}
+    for name, each in upstreams.described(settings).items():
+        try:
+            if each.dialect == gcm.NAME:
+                found[name] = Source(header=f"key={each.apikey}", again=_key_again(each))
+            else:
+                found[name], projects[name] = _with_tokens(each, settings.metadata_host, directory)
+        except Fatal as error:
+            if name in settings.upstream:
+                raise Fatal(f"upstream {name}: {error}", error.code, error.topic) from None
+            raise
+    return found, upstreams.with_projects(settings, projects)
 
 
-def _key_again(settings: Settings) -> Callable[[], str] | None:
+def _with_tokens(found: UpstreamSettings, metadata_host: str, directory: str) -> tuple[Source, str]:
+    """The Source of an upstream of FCM v1, and its project id. Raises Fatal."""
+    project = found.project
+    if found.credentials:
+        fetch, project = from_file(found.credentials, found.ca, project, ways(found, os.environ))
+    elif found.token_command:
+        _check_command(found.token_command, directory)
+        fetch = from_command(found.token_command, directory)
+    else:
+        fetch = from_metadata(metadata_host)
+        project = project or _metadata_project(metadata_host)
+    if not project:
+        raise Fatal(
+            "--fcm-project is missing: the credentials do not name the project", Exit.CONFIG, topic="credentials"
+        )
+    with contextlib.suppress(ValueError):
+        return Source(fetch=fetch), options.project(project)
+    raise Fatal(f"the project id {project[:64]!r} is malformed: give --fcm-project", topic="credentials")
+
+
+def _key_again(found: UpstreamSettings) -> Callable[[], str] | None:
     """A function that reads the key's file again and returns the header; None if the key is not from a file."""
 
     def read() -> str:
-        return f"key={values.read_key(settings.apikey_file, '--apikey-file')}"
+        return f"key={values.read_key(found.apikey_file, '--apikey-file')}"
 
     with contextlib.suppress(Fatal):
-        if settings.apikey_file and read() == f"key={settings.apikey}":
+        if found.apikey_file and read() == f"key={found.apikey}":
             return read
     return None
 

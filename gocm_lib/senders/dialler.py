@@ -13,19 +13,23 @@ from gocm_lib.senders.upstream import DialError
 
 
 class Dialler:
-    """Makes the connections of one upstream. It has threads of its own: those of another upstream, which cannot be
-    reached, would all be taken.
+    """Makes the connections of one upstream. While it dials it has threads of its own: those of another upstream, which
+    cannot be reached, would all be taken.
     """
 
     def __init__(self, pool: Pool, ring: Callable[[], None]) -> None:
         """`ring` wakes the loop: something was dialled."""
         self._pool = pool
         self._ring = ring
-        self._threads = ThreadPoolExecutor(DIALLERS, "dial")
+        self._threads: ThreadPoolExecutor | None = None
+        self._under_way = 0
         self._made: deque[Channel | DialError] = deque()
 
     def dial(self, http2: bool) -> None:
         """Make a connection, which will be in `made`. With `http2` that is offered."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(DIALLERS, "dial")
+        self._under_way += 1
         self._threads.submit(self._dial, http2)
 
     def _dial(self, http2: bool) -> None:
@@ -42,4 +46,8 @@ class Dialler:
     def made(self) -> Iterator[Channel | DialError]:
         """What was made since the last time."""
         while self._made:
+            self._under_way -= 1
             yield self._made.popleft()
+        if self._threads is not None and not self._under_way:
+            self._threads.shutdown(wait=False)
+            self._threads = None

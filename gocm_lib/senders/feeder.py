@@ -7,9 +7,9 @@ The disk is the buffer: the queue and the senders together hold at most as many 
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import SMALL, Run, Slice, cut, job_time
 from gocm_lib.message.suspect import COMPANY, FATAL
 from gocm_lib.monitoring.collector import Collector
@@ -26,15 +26,16 @@ LINGER = 0.01  # seconds after a small claim: under load the next then has what 
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
 
 
-def coalesce(slices: Iterable[Slice], headers: Mapping[str, str]) -> list[Slice]:
-    """Put the credentials of their upstreams into slices, and merge slices that carry the same message, so that one GCM
-    request serves several jobs. Never merge a retry: the shared request may have failed because of one of its jobs.
-    Suspects are merged in small company only, and not at all the second time, so that the guilty one is found.
+def coalesce(slices: Iterable[Slice], headers: Mapping[str, str], multicast: Collection[str]) -> list[Slice]:
+    """Put the credentials of their upstreams into slices, and merge slices that carry the same message, so that one
+    request of a `multicast` upstream serves several jobs. Never merge a retry: the shared request may have failed
+    because of one of its jobs. Suspects are merged in small company only, and not at all the second time, so that the
+    guilty one is found.
     """
     shared: dict[tuple[str, str, int, bool], list[Run]] = {}
     found: list[Slice] = []
     for upstream, target, message, runs, deaths, _, awaited in slices:
-        several = target == "token" and deaths < FATAL - 1 and DIALECTS[upstream].TOKENS_PER_REQUEST > 1
+        several = target == "token" and deaths < FATAL - 1 and upstream in multicast
         several = several and all([run.attempt == 1 for run in runs])
         known = shared.get((upstream, message, deaths, awaited)) if several else None
         if known is not None and not (deaths and len(known) + len(runs) > COMPANY):
@@ -63,16 +64,21 @@ def pack(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
         yield item
 
 
+class Terms(NamedTuple):
+    """How many tokens of each upstream may be in hand, and which take several in a request."""
+
+    in_hand_limits: Mapping[str, int]
+    multicast: Collection[str] = ()
+
+
 class Feeder:
     """Claims tokens for the senders, in a thread of its own in the front process."""
 
-    def __init__(
-        self, client: Client, credentials: Credentials, in_hand_limits: Mapping[str, int], collector: Collector
-    ) -> None:
+    def __init__(self, client: Client, credentials: Credentials, terms: Terms, collector: Collector) -> None:
         self._client = client
         self._collector = collector
         self._credentials = credentials
-        self._in_hand_limits = in_hand_limits
+        self._terms = terms
         self._current: tuple[int, Outlet] | None = None
         self._troubled = False
         self._batch = 1  # the number of the next one; grows over all generations
@@ -80,6 +86,10 @@ class Feeder:
         self._claiming = threading.Lock()
         self._putting = threading.Lock()
         threading.Thread(target=self._run, name="feeder", daemon=True).start()
+
+    def follow(self, terms: Terms) -> None:
+        """Feed on these terms from now on."""
+        self._terms = terms
 
     def switch(self, generation: int, outlet: Outlet) -> None:
         """Feed this generation from now on."""
@@ -109,7 +119,7 @@ class Feeder:
                 return False
             self._note_waits(slices)
             headers = {upstream: header.text for upstream, header in ready.items()}
-            for item in pack(coalesce(slices, headers)):
+            for item in pack(coalesce(slices, headers, self._terms.multicast)):
                 current[1].put(item)
             return True
 
@@ -134,12 +144,12 @@ class Feeder:
         self._collector.move("state")
 
     def _feed(self, generation: int, outlet: Outlet) -> None:
-        ready = self._credentials.ready()
+        terms, ready = self._terms, self._credentials.ready()
         # With no credential nothing is claimed; ask again soon whether there is one.
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
-            since = {upstream: header.since for upstream, header in ready.items()}
-            slices, pauses = self._client.claim(generation, self._batch, self._in_hand_limits, since, time.time(), wait)
+            since = {name: header.since for name, header in ready.items() if name in terms.in_hand_limits}
+            slices, pauses = self._client.claim(generation, self._batch, terms.in_hand_limits, since, time.time(), wait)
         except StateUnavailable as error:
             if not self._troubled:
                 log.logger.warning("nothing can be sent for now: %s", error)
@@ -159,7 +169,7 @@ class Feeder:
             self._batch += 1
             self._note_waits(slices)
         headers = {upstream: header.text for upstream, header in ready.items()}
-        for item in pack(coalesce(slices, headers)):
+        for item in pack(coalesce(slices, headers, terms.multicast)):
             outlet.put(item)
         if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.queues import Queue
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.config.upstreams import described
 from gocm_lib.message.job import Slice
 from gocm_lib.message.suspect import InFlight
 from gocm_lib.monitoring import counters
@@ -110,13 +110,14 @@ class Generations:
             raise OSError(error.errno, f"{os.strerror(error.errno or 0)}: {needed}") from None
         self._newest += 1
         generation = Generation(self._newest, queue, Outlet(queue))
+        upstreams = list(described(settings))
         for place in range(settings.senders):
             name = f"sender-{self._newest}.{place + 1}"
             crash_log = generation.crash_logs[name] = self._context.RawArray("q", crash_log_size(settings))
-            cells = self._context.RawArray("d", counters.cells(len(DIALECTS)))
+            cells = self._context.RawArray("d", counters.cells(len(upstreams)))
             arguments = (name, self._newest, queue, crash_log, cells, self._lease, self._address, self._authkey)
             generation.senders.append(self._spawn("sender", name, *arguments))
-            self._collector.counts_in(name, cells)
+            self._collector.counts_in(name, cells, upstreams)
         # Our copy of the reading end would keep the outlet waiting for room when all its senders are dead; without it
         # there is an error to write to them. (concurrent.futures does the same.)
         queue._reader.close()  # type: ignore[attr-defined]
@@ -149,13 +150,13 @@ class Generations:
         """The generations that may have something in hand."""
         return *(each.number for each in self._running), *self._ended
 
-    def end_all(self, upstream_timeout: float, at_once: bool = False) -> bool:
+    def end_all(self, upstream_timeout: float, why: str, at_once: bool = False) -> bool:
         """End the generation that is fed, as if one of its senders had died; or all, at once. Returns whether there was
         one that is fed, so that a new one is needed.
         """
         fed = [each for each in self._running if each.deadline is None]
         for generation in fed:
-            log.logger.info("generation %d ends: nobody knows any more what it has in hand", generation.number)
+            log.logger.info("generation %d ends: %s", generation.number, why)
             self._finish(generation, time.monotonic() + upstream_timeout + DYING)
         for generation in self._running if at_once else ():
             log.logger.warning("generation %d is killed: what it has in hand is another node's", generation.number)

@@ -16,11 +16,12 @@ from gocm_lib.message.outcome import NO_ANSWER, Outcome, Result, Verdict, addres
 from gocm_lib.monitoring.counters import Counters
 from gocm_lib.process import log
 from gocm_lib.process.bell import Bell
+from gocm_lib.senders.appetite import Appetite
 from gocm_lib.senders.connection import Ended, Response, WireError
 from gocm_lib.senders.crash_log import CrashLog
-from gocm_lib.senders.dialler import Dialler
 from gocm_lib.senders.pipe import Inlet
 from gocm_lib.senders.pool import NO_PLACE, Flight, Pool
+from gocm_lib.senders.pools import Pools
 from gocm_lib.senders.quarantine import Quarantine
 from gocm_lib.senders.settler import Settler
 from gocm_lib.senders.streams import Channel, Http2Channel
@@ -52,9 +53,8 @@ class Loop:
         """At most `most` requests to each upstream in flight; `timeout` seconds for an answer. `lease` has the time
         until which something may be sent.
         """
-        self.pools = {name: Pool(upstream, most) for name, upstream in upstreams.items()}
-        self._diallers = {name: Dialler(pool, bell.ring) for name, pool in self.pools.items()}
-        self._full = most * 5 // 4  # requests in hand, with which nothing more is taken from the queue
+        self.pools = Pools(upstreams, most, bell.ring)
+        self._appetite = Appetite(most, len(upstreams))
         self.timeout = timeout
         self.results: list[Result] = []  # in this turn,
         self._awaited = False  # and whether somebody waits for any of them
@@ -96,16 +96,15 @@ class Loop:
             now = time.monotonic()
             if arrived:
                 self._take(now)
-            for name, dialler in self._diallers.items():
-                for made in dialler.made():
-                    self._on_dialled(self.pools[name], made, now)
+            for pool, made in self.pools.dialled():
+                self._on_dialled(pool, made, now)
             self._expire(now)
             if self.quarantine:
                 for pool, flight in self.quarantine.admit(len(self.flights)):
-                    pool.add_first(flight)
-            for name, pool in self.pools.items():
+                    self.pools.wake(pool.upstream.name).add_first(flight)
+            for pool in self.pools.live.values():
                 if pool.waits and now < self._lease[0]:
-                    self._pump(name, pool, now)
+                    self._pump(pool, now)
             self._write()
             self._settle_due(now)
             self._watch_inlet()
@@ -130,7 +129,9 @@ class Loop:
         """Seconds until there is something to do; None when nothing is going on."""
         now = time.monotonic()
         moments = [self._settler.next_moment(), self._settler.client.next_moment()]
-        moments += [pool.next_moment(now) for pool in self.pools.values()]
+        moments += [pool.next_moment(now) for pool in self.pools.live.values()]
+        if not (self._taking or self._finishing):
+            moments.append(max(self._appetite.next_look(), now + GATHER))
         if now >= self._lease[0]:
             moments.append(now + LOOK)
         if self.flights:
@@ -140,11 +141,11 @@ class Loop:
 
     def _load(self) -> int:
         # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
-        return len(self.flights) + sum(map(len, self.pools.values()))
+        return len(self.flights) + len(self.pools)
 
     def _watch_inlet(self) -> None:
         """Watch the queue, unless there is enough in hand: what we cannot send yet is left to a sender that can."""
-        wanted = not self._finishing and self._load() < self._full
+        wanted = self._appetite.wants(self._load(), time.monotonic()) and not self._finishing
         if wanted != self._taking:
             self._taking = wanted
             if wanted:
@@ -153,10 +154,9 @@ class Loop:
                 self._selector.unregister(self._inlet)
 
     def _take(self, now: float) -> None:
-        for claimed in self._inlet.take(
-            self._full - self._load(), lambda found: self.pools[found.upstream].upstream.count(found)
-        ):
-            pool = self.pools[claimed.upstream]
+        room = self._appetite.room(self._load(), now)
+        for claimed in self._inlet.take(room, lambda found: self.pools.upstreams[found.upstream].count(found)):
+            pool = self.pools.wake(claimed.upstream)
             if refusal := pool.refusal(now):
                 self._settle(claimed, [refusal])
                 continue
@@ -175,19 +175,17 @@ class Loop:
                 self._give_back(pool, flights, dialled.outcome)
             return
         self._selector.register(dialled, READ, dialled)
-        self.counters.connected(pool.upstream.dialect.NAME, dialled.protocol, 1)
+        self.counters.connected(pool.upstream.name, dialled.protocol, 1)
         for flight in pool.dialled(dialled, now, self._finishing or now >= self._lease[0]):
             self._begin(pool, dialled, flight, now)
 
-    def _pump(self, name: str, pool: Pool, now: float) -> None:
+    def _pump(self, pool: Pool, now: float) -> None:
         """Put waiting requests on connections; dial when there are too few."""
         if self._finishing:
             return
-        for channel, flight in pool.assign(self.quarantine.blocks_others, now):
+        for channel, flight in pool.assign(self.quarantine.blocks_others, now, self.crash_log.has_room):
             self._begin(pool, channel, flight, now)
-        http2 = pool.places.offers_http2(now)
-        for _ in range(pool.dials_wanted(now)):
-            self._diallers[name].dial(http2)
+        self.pools.dial(pool, now)
 
     def _begin(self, pool: Pool, channel: Channel, flight: Flight, now: float) -> None:
         flight.deadline = now + self.timeout
@@ -203,17 +201,11 @@ class Loop:
         for channel, pool in dirty.items():
             self._after(pool, channel, channel.write())
             if channel.unsent != (channel in self._writing) and pool.places.is_ours(channel):
-                self._want_write(channel, channel.unsent)
-
-    def _want_write(self, channel: Channel, wanted: bool) -> None:
-        (self._writing.add if wanted else self._writing.discard)(channel)
-        self._selector.modify(channel, READ | WRITE if wanted else READ, channel)
-
-    def _pool_of(self, channel: Channel) -> Pool:
-        return next(pool for pool in self.pools.values() if pool.places.is_ours(channel))
+                (self._writing.add if channel.unsent else self._writing.discard)(channel)
+                self._selector.modify(channel, READ | WRITE if channel.unsent else READ, channel)
 
     def _on_ready(self, channel: Channel, events: int) -> None:
-        pool = self._pool_of(channel)
+        pool = self.pools.of(channel)
         self._after(pool, channel, channel.read(time.monotonic()) if events & READ else [])
 
     def _after(self, pool: Pool, channel: Channel, ended: Sequence[Ended]) -> None:
@@ -255,7 +247,7 @@ class Loop:
         self._done(pool, flight, [Outcome(Verdict.DEFERRED, str(error), answered=answered, cause=cause)], now)
 
     def _on_goaways(self, pool: Pool, channel: Http2Channel, now: float) -> None:
-        name = pool.upstream.dialect.NAME
+        name = pool.upstream.name
         self.counters.refused(name, channel.client.refusals)
         channel.client.refusals = 0
         while channel.client.goaways:
@@ -278,7 +270,7 @@ class Loop:
             pool, channel = self.flights[flight]
             self._after(pool, channel, channel.give_up(flight, WireError(NO_ANSWER, cause="timeout"), now))
         ticks = now >= self._ticked + TICK
-        for pool in self.pools.values():
+        for pool in self.pools.live.values():
             for channel in pool.places.idle_too_long(now):
                 self._close(pool, channel, now)
             for streaming in pool.places.streams() if ticks else ():
@@ -294,13 +286,13 @@ class Loop:
         self._dirty.pop(channel, None)
         channel.close()
         pool.places.lost(channel, now)
-        self.counters.connected(pool.upstream.dialect.NAME, channel.protocol, -1)
+        self.counters.connected(pool.upstream.name, channel.protocol, -1)
 
     # ---------------------------------------------------------------------------------------------------- outcomes
 
     def _give_back(self, pool: Pool, flights: list[Flight], outcome: Outcome) -> None:
         """Settle unsent requests, and the pool's waiting suspects, with an outcome that blames the upstream."""
-        suspects = [flight for _, flight in self.quarantine.give_up(pool.upstream.dialect.NAME)]
+        suspects = [flight for _, flight in self.quarantine.give_up(pool.upstream.name)]
         for flight in [*flights, *suspects]:
             self._settle(flight.part, [outcome])
 
@@ -323,8 +315,10 @@ class Loop:
         if self.results:
             self._settler.add(self.results, now, self._awaited)
             self.results, self._awaited = [], False
-        for name, pool in self.pools.items():
+        for name, pool in self.pools.live.items():
             self.counters.in_flight(name, pool.places.in_flight)
+        if now == self._ticked:
+            self.pools.rest()
         self._settler.turn(now, self._finishing and not self.flights)
         self._settler.client.attend(now)
         self._settler.client.watch(self._selector, self._settler)

@@ -5,7 +5,7 @@ again, and what is given back unsent. Module places knows the connections; modul
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,6 +79,11 @@ class Pool:
     def __len__(self) -> int:
         """How many requests wait for a connection."""
         return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no connection, and wants none."""
+        return not (self.waits or self._canaries or self.places.connected or self.places.dialling)
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -165,13 +170,15 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------- connections
 
-    def assign(self, suspects_only: bool, now: float) -> Iterator[tuple[Channel, Flight]]:
+    def assign(
+        self, suspects_only: bool, now: float, may_begin: Callable[[Slice], bool]
+    ) -> Iterator[tuple[Channel, Flight]]:
         """Waiting requests, each with the connection to begin it on before the next is asked for."""
         self.places.begin_turn()
         while self._waiting and not (suspects_only and not self._waiting[0].part.deaths):
             flight = self._waiting[0]
             channel = self.places.find(len(flight.request.body), flight.repeated, now)
-            if channel is None:
+            if channel is None or not may_begin(flight.part):
                 break
             self._waiting.popleft()
             yield channel, flight

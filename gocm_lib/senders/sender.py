@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Slice
 from gocm_lib.monitoring.counters import Counters
 from gocm_lib.process import child
@@ -49,7 +48,7 @@ def main(
         child.refuse(control, Exit.SENDER, str(error))
     bell = Bell()
     settler = Settler(LoopClient(address, authkey, bell.ring), generation)
-    counting = Counters(cells, list(DIALECTS))
+    counting = Counters(cells, list(found))
     loop = Loop(
         found,
         settings.connections,

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,13 +18,15 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection
 
+from gocm_lib.config import upstreams
 from gocm_lib.config.proxy import Proxy, ways
-from gocm_lib.config.settings import Fatal, Settings
-from gocm_lib.message import fcm, gcm
+from gocm_lib.config.settings import Settings, UpstreamSettings
+from gocm_lib.message import fcm
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Slice
 from gocm_lib.message.outcome import Outcome, Verdict
 from gocm_lib.process import deadline
+from gocm_lib.senders import trust
 from gocm_lib.senders.connection import Http1Channel, Request, RequestHead, Response
 from gocm_lib.senders.streams import Channel, Http2Channel, NotHttp2
 
@@ -57,19 +59,6 @@ class DialError(Exception):
         self.outcome = outcome
 
 
-class _Context(ssl.SSLContext):
-    """urllib3 has every context offer HTTP/1.1 alone, as that is all it speaks itself; this one offers what it is told
-    to. (Tried with urllib3 2.2 to 2.8; test_upstream watches it.)
-    """
-
-    def offer(self, protocols: Iterable[str]) -> None:
-        """Offer these protocols to servers, the first one most."""
-        super().set_alpn_protocols(protocols)
-
-    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
-        pass
-
-
 class Upstream:
     """One upstream as a sender sees it. `requests` and `outcomes` come from the dialect; `dial` makes a Channel."""
 
@@ -78,32 +67,36 @@ class Upstream:
         dialect: ModuleType,
         url: str,
         *,
-        ca_file: str,
-        connections: int,
+        name: str = "",
+        ca_file: str = "",
         proxy: Proxy | None = None,
         http2: bool = False,
     ) -> None:
-        """`http2`: offer it, where TLS is spoken."""
+        """Its `name` is the dialect's unless given. `http2`: offer it, where TLS is spoken."""
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.dialect = dialect
+        self.name = name or dialect.NAME
         self._path, self._authority = parts.path or "/", f"{host}{port}"
         self._proxy = proxy
         self._head = functools.lru_cache(maxsize=8)(self._make_head)
         secure = parts.scheme == "https"
         self.http2 = http2 and secure
-        self._pool = self._make_pool(url, connections, _tls_context(ca_file, ["http/1.1"]) if secure else None)
-        self._http2_pool = self._pool
+        self._url = url
+        # By whether HTTP/2 is offered.
+        self._contexts = {False: trust.context(ca_file, "http/1.1") if secure else None}
         if self.http2:
-            self._http2_pool = self._make_pool(url, connections, _tls_context(ca_file, ["h2", "http/1.1"]))
+            self._contexts[True] = trust.context(ca_file, "h2", "http/1.1")
+        self._make_pool = functools.cache(self._new_pool)  # made when they are needed: many upstreams are idle
 
-    def _make_pool(self, url: str, connections: int, context: ssl.SSLContext | None) -> urllib3.HTTPConnectionPool:
-        how: dict[str, Any] = {"num_pools": 1, "maxsize": connections, "retries": False, "ssl_context": context}
+    def _new_pool(self, http2: bool) -> urllib3.HTTPConnectionPool:
+        # It makes our connections, and keeps none: Places does.
+        how: dict[str, Any] = {"num_pools": 1, "maxsize": 1, "retries": False, "ssl_context": self._contexts[http2]}
         manager = urllib3.PoolManager(**how)
         if self._proxy:
             manager = urllib3.ProxyManager(self._proxy.url, proxy_headers=self._proxy.headers, **how)
-        return manager.connection_from_url(url)
+        return manager.connection_from_url(self._url)
 
     def _make_head(self, authorization: str) -> RequestHead:
         # Accept-Encoding: we never decompress, so no answer can be a bomb.
@@ -134,7 +127,7 @@ class Upstream:
         CONNECT_TIMEOUT for each of the host's addresses. Raises DialError.
         """
         try:
-            connection = _connected(self._http2_pool if http2 else self._pool)
+            connection = _connected(self._make_pool(http2 and self.http2))
             if not (isinstance(connection.sock, ssl.SSLSocket) and connection.sock.selected_alpn_protocol() == "h2"):
                 return Http1Channel(connection)
             try:
@@ -178,31 +171,16 @@ def _reason(error: Exception) -> str:
     return (cause or error).__class__.__name__
 
 
-def _tls_context(ca_file: str, protocols: list[str]) -> ssl.SSLContext:
-    """Verifies as ssl's default context does, with TLS 1.2 at least. No option turns this off. Offers `protocols`."""
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise Fatal(f"--upstream-ca {ca_file} holds no usable PEM certificates: {error}", topic="credentials") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.__class__ = _Context  # so that it has what each Python makes of a default context
-    assert isinstance(context, _Context)
-    context.offer(protocols)
-    return context
-
-
 def from_settings(settings: Settings) -> dict[str, Upstream]:
     """Every upstream, by name. Raises Fatal when one cannot be made."""
-    urls = {
-        gcm.NAME: settings.gcm_url,
-        fcm.NAME: f"{settings.fcm_url.rstrip('/')}/v1/projects/{settings.fcm_project}/messages:send",
-    }
-    out = ways(settings, os.environ)
-    shared: dict[str, Any] = {"ca_file": settings.upstream_ca, "connections": settings.connections}
-    return {
-        # A GCM request is too large for HTTP/2's windows, and carries a thousand tokens as it is.
-        name: Upstream(
-            DIALECTS[name], url, proxy=out.to(url), http2=settings.http2 == "auto" and name == fcm.NAME, **shared
-        )
-        for name, url in urls.items()
-    }
+    return {name: _made(name, found, settings) for name, found in upstreams.described(settings).items()}
+
+
+def _made(name: str, found: UpstreamSettings, settings: Settings) -> Upstream:
+    url, is_v1 = found.url, found.dialect == fcm.NAME
+    if is_v1:
+        url = f"{url.rstrip('/')}/v1/projects/{found.project}/messages:send"
+    # A GCM request is too large for HTTP/2's windows, and carries a thousand tokens as it is.
+    http2 = settings.http2 == "auto" and is_v1
+    proxy = ways(found, os.environ).to(url)
+    return Upstream(DIALECTS[found.dialect], url, name=name, ca_file=found.ca, proxy=proxy, http2=http2)

@@ -20,7 +20,7 @@ DISK_WAIT = 30  # seconds to wait for a disk that others filled: nobody knows wh
 
 class Limits(NamedTuple):
     """How many tokens may be pending, how many bytes the spool may hold, how many bytes must stay free on its disk. The
-    pending tokens are divided among `upstreams`, so that one that is down cannot fill the room of the other.
+    room for pending tokens is shared by `upstreams`, so that those that are down cannot fill that of the others.
     """
 
     pending: int
@@ -30,8 +30,15 @@ class Limits(NamedTuple):
 
     @property
     def share(self) -> int:
-        """How many tokens of one upstream may be pending."""
-        return self.pending // self.upstreams
+        """How many tokens of one upstream may be pending: all, or half, if there are others."""
+        return self.pending // min(self.upstreams, 2)
+
+    @property
+    def reserve(self) -> int:
+        """How many of them each upstream may have whatever the others do: where there are several, as much as is left
+        when one of them has its share.
+        """
+        return self.pending // max(1, 2 * self.upstreams - 2)
 
 
 class Keeping(NamedTuple):
@@ -50,14 +57,15 @@ class Keeping(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """The pending tokens, the bytes in the spool, the free bytes on its disk, and how many of the pending tokens are
-    for the upstream in question.
+    """The pending tokens, the bytes in the spool, the free bytes on its disk; how many of the pending tokens are for
+    the upstream in question; and how many more are `reserved` for others.
     """
 
     pending: int
     spool: int
     free_disk: int
     of_upstream: int
+    reserved: int = 0
 
 
 class Drain(NamedTuple):
@@ -105,7 +113,7 @@ def refuse(tokens: int, usage: Usage, limits: Limits, rate: float) -> Refused | 
     if usage.spool > limits.spool:
         # It shrinks as messages go out; how much room each leaves is not known, so wait for a tenth of them.
         return Refused(507, "the spool is at --max-spool", wait_for_room(usage.pending // 10, rate))
-    excess = usage.of_upstream + tokens - limits.share
+    excess = max(usage.of_upstream + tokens - limits.share, usage.pending + usage.reserved + tokens - limits.pending)
     if excess <= 0:
         return None
     shared = f" shared by {limits.upstreams} upstreams" if limits.upstreams > 1 else ""

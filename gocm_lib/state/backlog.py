@@ -169,7 +169,7 @@ class Backlog:
         self.singles: dict[Place, tuple[Single, int]] = {}  # in whose hand they are; 0: they wait
         self.lanes: defaultdict[tuple[str, int], _Lane] = defaultdict(lambda: _Lane(self.barrier))
         self.in_hand: Counter[tuple[int, str]] = Counter()  # tokens, by generation and upstream
-        self.large_credit: defaultdict[str, float] = defaultdict(float)  # what the large jobs may take: module turns
+        self.credit: defaultdict[str, turns.Credit] = defaultdict(turns.Credit)  # by upstream
         self.closed: Collection[str] = ()  # upstreams that are paused: of these no more is taken than a probe needs
         self.probes: Counter[str] = Counter()  # how often a probe of a paused upstream was chosen,
         self.looked_at: dict[tuple[str, int], tuple[int, Spot]] = {}  # and the last jobs looked at of its lanes
@@ -311,6 +311,17 @@ class Backlog:
             self._file(self._load(pack))
         else:
             lane.more = True
+
+    def wake(self, pack: Stored) -> None:
+        """A pack of ours that has waited for its time has its turn."""
+        known = self.packs.get(pack.id)
+        if known:  # somebody has cancelled some of it
+            known.lane = pack.lane
+        lane = self.lanes[pack.upstream, pack.lane]
+        if pack.id > lane.mark:
+            lane.more = True  # it is read in its order
+        else:
+            self._file(known or self._load(pack))
 
     def _load(self, pack: Pack | Stored) -> Loaded:
         if isinstance(pack, Stored):
@@ -492,10 +503,8 @@ class Backlog:
         for which in range(LANES):
             self._fill(upstream, which, limit, now)
             waiting.append(list(self._in_order(self.lanes[upstream, which], limit)))
-        credit = turns.save(self.large_credit[upstream], limit)
-        counts, self.large_credit[upstream] = turns.pick(
-            [[each[:2] for each in lane] for lane in waiting], limit, credit
-        )
+        told = [[each[:2] for each in lane] for lane in waiting]
+        counts, self.credit[upstream] = turns.pick(told, limit, self.credit[upstream])
         pieces: list[Piece] = []
         for lane, count in zip(waiting, counts):
             for _, size, what in lane:

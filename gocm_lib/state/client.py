@@ -35,6 +35,7 @@ from gocm_lib.state.contract import (
     Shared,
     Snapshot,
     Status,
+    Summary,
     Which,
 )
 from gocm_lib.state.packs import Pack
@@ -77,6 +78,16 @@ class Client(Shared):
     def begin(self, generation: int) -> None:
         self._call("begin", generation)
 
+    def follow(self, rates: Mapping[str, float], now: float) -> None:
+        self._call("follow", rates, now)
+
+    def hold(self, upstream: str, by: str, now: float) -> None:
+        self._call("hold", upstream, by, now)
+
+    def let_go(self, upstream: str) -> bool:
+        held: bool = self._call("let_go", upstream)
+        return held
+
     def claim(
         self,
         generation: int,
@@ -112,19 +123,23 @@ class Client(Shared):
         ended: dict[int, Status | Past | None] = self._call("ended", jobs, anyway, now)
         return ended
 
-    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
-        entries: Sequence[Entry] = self._call("page", which, after, limit)
+    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
+        jobs: list[Summary] = self._call("jobs", tag, after, limit)
+        return jobs
+
+    def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
+        entries: Sequence[Entry] = self._call("page", which, after, limit, upstream)
         return entries
 
-    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
-        entries: Sequence[Entry] | None = self._call("hand_out", which, limit)
+    def hand_out(self, which: str, limit: int, upstream: str = "") -> Sequence[Entry] | None:
+        entries: Sequence[Entry] | None = self._call("hand_out", which, limit, upstream)
         return entries
 
-    def handed_out(self, which: str, upto: int) -> None:
-        self._call("handed_out", which, upto)
+    def handed_out(self, which: str, upto: int, upstream: str = "") -> None:
+        self._call("handed_out", which, upto, upstream)
 
-    def forget(self, which: str, upto: int) -> bool:
-        known: bool = self._call("forget", which, upto)
+    def forget(self, which: str, upto: int, upstream: str = "") -> bool:
+        known: bool = self._call("forget", which, upto, upstream)
         return known
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:

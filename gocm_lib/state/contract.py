@@ -78,13 +78,14 @@ NotKept = Refused | Known | Conflict  # why a job was not kept
 
 class Which(NamedTuple):
     """A selection of failed tokens: of one job (0: any), for one of outcome.FAILURES ("": any), of one upstream ("":
-    any), that failed before a time.
+    any), that failed before a time, sent by the token of this name ("": any).
     """
 
     job: int
     failure: str
     upstream: str
     before: float
+    by: str = ""
 
 
 class Place(NamedTuple):
@@ -143,10 +144,38 @@ class Status(NamedTuple):
     fates: list[Fate]
     paused: str = ""
     skipped: list[Skip] = []  # on this page
+    by: str = ""  # the name of the token that sent it
+    tag: str = ""
+    send_at: float = 0.0  # when it is to be sent, if it waits for that; 0: it does not
 
 
 SHOWN = 100  # tokens of a job that are told when no number is asked for
 MANY_SHOWN = 1000  # that are told to who waits for its end: as many as Google's legacy protocol has in a request
+
+
+class Summary(NamedTuple):
+    """A job in a list of jobs: how many tokens it came with, and how many are to be sent still, were delivered, failed
+    and were cancelled. `send_at` as in Status.
+    """
+
+    job: int
+    upstream: str
+    by: str
+    tag: str
+    accepted_at: float
+    send_at: float
+    size: int
+    pending: int
+    delivered: int
+    failed: int
+    cancelled: int
+
+
+class Hold(NamedTuple):
+    """Somebody holds an upstream: nothing is sent to it. Since when, and the name of his token ("": it has none)."""
+
+    since: float
+    by: str
 
 
 class Past(NamedTuple):
@@ -245,6 +274,8 @@ class Snapshot(NamedTuple):
     held: int = 0  # entries of waves that are held back from the list
     own: Mapping[Count, int] = {}
     nodes: Sequence[Node] = ()
+    held_upstreams: Mapping[str, Hold] = {}
+    waiting: Mapping[str, int] = {}  # tokens that are to be sent still, by upstream
 
     @property
     def counters(self) -> dict[str, int]:
@@ -303,6 +334,15 @@ class Shared(Protocol):
         gone straight through into the queue says which answer it has `seen` last (0: none yet).
         """
 
+    def follow(self, rates: Mapping[str, float], now: float) -> None:
+        """There are these upstreams from now on, and so many messages a second each takes (0: nobody knows)."""
+
+    def hold(self, upstream: str, by: str, now: float) -> None:
+        """Send nothing to an upstream until it is let go: somebody wants that, with a token of this name."""
+
+    def let_go(self, upstream: str) -> bool:
+        """Send to it again. Returns whether somebody held it."""
+
     def begin(self, generation: int) -> None:
         """From now on only this generation, or a newer one, may claim. A waiting claim of an older one ends."""
 
@@ -347,18 +387,21 @@ class Shared(Protocol):
         MANY_SHOWN of its tokens. `now` is monotonic.
         """
 
-    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
-        """Entries of one of LISTS with numbers above `after`."""
+    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
+        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`."""
 
-    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
+    def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
+        """Entries of one of LISTS with numbers above `after`, those of an upstream ("": of all)."""
+
+    def hand_out(self, which: str, limit: int, upstream: str = "") -> Sequence[Entry] | None:
         """The first entries of one of LISTS, for the only reader that gets them; `handed_out` says that he has. None:
         another node hands them out just now.
         """
 
-    def handed_out(self, which: str, upto: int) -> None:
+    def handed_out(self, which: str, upto: int, upstream: str = "") -> None:
         """What was handed out is deleted up to number `upto`; 0: nobody has it."""
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str = "") -> bool:
         """Delete a list's entries up to number `upto`, because the application has them. Returns whether that number
         ever existed.
         """

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from gocm_lib.message.job import FORMER, job_time
 from gocm_lib.state import admission, packs
-from gocm_lib.state.contract import STATES, Failed, Fate, Past, Place, Status, Which
-from gocm_lib.state.packs import Packed
-from gocm_lib.state.store import CANCELLED, FAILED, OPEN, End, Single, Stored
+from gocm_lib.state.contract import STATES, Failed, Fate, Past, Place, Status, Summary, Which
+from gocm_lib.state.packs import Label, Packed
+from gocm_lib.state.store import CANCELLED, FAILED, OPEN, OVER, End, Single, Stored
 
+LATER = 1.0  # seconds by which a job's life begins after its acceptance, if it was to be sent later
 FORGOTTEN = 5000  # tokens that are forgotten at once, or those of one job, so that nobody waits long
 
 
@@ -60,6 +62,21 @@ class Rows(Protocol):
 
     def forgotten(self) -> int:
         """The highest job that is forgotten."""
+
+    def label(self, job: int) -> Label:
+        """What a job is known by."""
+
+    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
+        """Jobs with a tag, with ids above `after`."""
+
+    def waiting(self, after: int, limit: int) -> list[int]:
+        """Packs that wait for their time, with ids above `after`."""
+
+    def due(self, pack: int) -> float:
+        """When a pack is to be sent that waits for its time; 0: it does not."""
+
+    def alone(self, job: int) -> dict[tuple[int, str], int]:
+        """How many Singles a job has, by state and failure."""
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Single]:
         """Failed Singles after a place, in the order of places."""
@@ -142,11 +159,12 @@ class History:
         last = page[-1].n if len(page) == limit else math.inf
         skipped = [skip for skip in traces.job.skipped if after < skip.n < last][:limit]
         since = max([traces.job.accepted_at, *(each.since for each in traces.singles.values())])
+        label, due = self.rows.label(job), self.rows.due(stored.id)
         return Status(
             job,
             stored.upstream,
             traces.job.target,
-            traces.job.accepted_at,
+            _accepted_at(traces.job),
             since,
             traces.job.expires_at + since - traces.job.accepted_at,
             len(traces.job.tokens),
@@ -155,7 +173,38 @@ class History:
             page,
             "",
             skipped,
+            label.name,
+            label.tag,
+            due,
         )
+
+    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
+        """Store.summaries."""
+        if tag:
+            jobs = self.rows.tagged(tag, after, limit)
+            found = [(stored, job) for job in jobs if (stored := self.rows.pack_of(job))]
+        else:
+            # A page may end within a pack: its other jobs come first then.
+            begin = self.rows.pack_of(after)
+            ids = [begin.id] if begin and begin.last > after and self.rows.due(begin.id) else []
+            waiting = self.rows.packs([*ids, *self.rows.waiting(after, limit)])
+            waiting.sort(key=lambda stored: stored.id)
+            found = [(stored, head[0]) for stored in waiting for head in packs.heads(stored.body) if head[0] > after]
+        return [self._summary(stored, job) for stored, job in found[:limit]]
+
+    def _summary(self, stored: Stored, job: int) -> Summary:
+        at = 0
+        for number, size, _ in packs.heads(stored.body):
+            if number == job:
+                break
+            at += size
+        alone, label = self.rows.alone(job), self.rows.label(job)
+        gone = ((stored.gone >> at) & packs.span(0, size)).bit_count()
+        failed = sum([count for (state, failure), count in alone.items() if _is_failure(state, failure)])
+        cancelled = alone.get((OVER, CANCELLED), 0)
+        pending = size - gone + sum([count for (state, _), count in alone.items() if state == OPEN])
+        told = label.name, label.tag, job_time(job), self.rows.due(stored.id), size
+        return Summary(job, stored.upstream, *told, pending, size - pending - failed - cancelled, failed, cancelled)
 
     def _traces(self, stored: Stored, only: int = 0) -> list[_Traces]:
         """What is known of the jobs of a pack, or of one of them."""
@@ -283,6 +332,16 @@ class History:
             mine |= packs.span(at, size) if job not in gone else 0
             at += size
         return [part for each in self.rows.ends(stored.id) for part in _only(each, mine)]
+
+
+def _accepted_at(job: Packed) -> float:
+    """When a job was accepted: one that was to be sent later lives from then on, but its id knows."""
+    came = job_time(job.job)
+    return came if job.job >= FORMER and job.accepted_at > came + LATER else job.accepted_at
+
+
+def _is_failure(state: int, failure: str) -> bool:
+    return state == FAILED or (state == OVER and failure not in ("", CANCELLED))
 
 
 def _only(end: End, mine: int) -> Iterator[End]:

@@ -7,7 +7,7 @@ where there is one.
 """
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,17 +16,19 @@ from gocm_lib.message.outcome import BLAMES_UPSTREAM, UNAUTHORIZED, Outcome, Res
 from gocm_lib.message.retry import Held, Policy, Ruling
 from gocm_lib.process import log
 from gocm_lib.state.blame import Answers, Row, Trouble, again, remember
-from gocm_lib.state.contract import Pause
-from gocm_lib.state.pace import Pace, advance, heard, pause, prolong, resume, slow, spend, until_credit
+from gocm_lib.state.contract import Hold, Pause
+from gocm_lib.state.pace import Pace, advance, heard, pause, prolong, resume, slow, spend, start_pace, until_credit
 
 PROBE_WAIT = 60.0  # seconds until a probe of a paused upstream that nobody reported on is given up
 SET_BACK = 1.0  # seconds beyond the longest that something can wait: then the clock was set back
 RENEW_EVERY = 30.0  # seconds between two renewals of a credential that single messages were refused for
 ODD_LATER = 120.0  # seconds by which a job that is odd is a probe later than others
+LOOK_EVERY = 60.0  # seconds between two looks whether a held upstream is let go: whoever does that tells at once
+UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 LOG_EVERY = 60.0  # seconds between two lines about an upstream's pace
 
 
-class Hold(NamedTuple):
+class TargetHold(NamedTuple):
     """A device or topic that has had too much. Nothing goes to it until `until`, `delay` seconds after it said so."""
 
     until: float
@@ -49,7 +51,7 @@ class Standing:
         self.troubles: OrderedDict[tuple[int, int], Trouble] = OrderedDict()  # of tokens: job and place
         self.suspects: set[int] = set()  # of the jobs that were heard of last
         self.odd: OrderedDict[int, None] = OrderedDict()  # jobs that were suspects once
-        self.holds: OrderedDict[str, Hold] = OrderedDict()  # by token, topic or condition
+        self.holds: OrderedDict[str, TargetHold] = OrderedDict()  # by token, topic or condition
         self.unauthorized: Pause | None = None  # as if for it: since when single messages are refused with 401
         self.told_at = 0.0
 
@@ -81,14 +83,30 @@ class Standing:
         return self.blamed.get(job, 0.0) + (ODD_LATER if job in self.odd else 0.0)
 
 
+def _unknown() -> Standing:
+    """An upstream that nobody has told of: it may be one of yesterday's."""
+    return Standing(start_pace(UNPACED, 0.0))
+
+
 class Pacing:
     """What State remembers of its upstreams. State owns it, and calls it under its lock."""
 
     def __init__(self, paces: Mapping[str, Pace], policy: Policy) -> None:
         self.policy = policy
-        self.standings = {name: Standing(pace) for name, pace in paces.items()}
+        self.names = tuple(paces)  # the upstreams that there are
+        # And those that there were: what is left of their messages is kept.
+        self.standings = defaultdict(_unknown, {name: Standing(pace) for name, pace in paces.items()})
         self.pauses: dict[str, Pause] = {}
+        self.stopped: Mapping[str, Hold] = {}  # upstreams that somebody holds
         self._slowed: dict[str, float] = {}
+
+    def follow(self, rates: Mapping[str, float], now: float) -> None:
+        """There are these upstreams from now on, each with its rate in messages a second (0: nobody knows)."""
+        self.names = tuple(rates)
+        for name, rate in rates.items():
+            if name not in self.standings or self.standings[name].whole != (rate or UNPACED):
+                self.standings[name] = Standing(start_pace(rate or UNPACED, now))
+                self.pauses.pop(name, None)
 
     # --------------------------------------------------------------------------------------------- what may be sent
 
@@ -123,6 +141,8 @@ class Pacing:
 
     def allow(self, upstream: str, now: float) -> tuple[int, float]:
         """How many tokens may go to an upstream now; when none may, after how many seconds to ask again."""
+        if upstream in self.stopped:
+            return 0, LOOK_EVERY
         paused = self.pauses.get(upstream)
         if paused and now < paused.until:
             return 0, paused.until - now
@@ -293,5 +313,5 @@ class Pacing:
         delay = outcome.retry_after if outcome.retry_after is not None else self.policy.retry_base
         if known and known.matters(now):
             delay = max(delay, min(2 * known.delay, self.policy.retry_cap))
-        remember(standing.holds, target, Hold(now + delay, delay))
+        remember(standing.holds, target, TargetHold(now + delay, delay))
         return now + delay

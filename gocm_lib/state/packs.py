@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.message.job import Job, Run, Skip, Slice
-from gocm_lib.state.turns import lane
+from gocm_lib.state import turns
 
 PACK_TOKENS = 1000  # that a pack of several jobs has at most: what is read and written together
 
@@ -27,9 +27,18 @@ class Key(NamedTuple):
     accepted_at: float
 
 
+class Label(NamedTuple):
+    """What a job is known by beside its id: the name of the token that sent it, and its tag; "": it has none."""
+
+    job: int
+    name: str
+    tag: str
+
+
 class Pack(NamedTuple):
     """A pack as it comes: `jobs` are ids with their numbers of tokens, and the tokens' places where some were left out
-    of the list; `last` is the highest id. `since` is when its first job was accepted.
+    of the list; `last` is the highest id. `since` is when its first job was accepted, or is to be sent (`due`, 0: as
+    soon as can be).
     """
 
     id: int
@@ -40,6 +49,8 @@ class Pack(NamedTuple):
     jobs: Sequence[tuple[int, int, Sequence[int]]]
     body: str
     keys: Sequence[Key] = ()
+    labels: Sequence[Label] = ()
+    due: float = 0.0
 
     @property
     def size(self) -> int:
@@ -76,9 +87,9 @@ def pack(jobs: Iterable[Job]) -> list[Pack]:
     """Jobs as packs, all in the order of their ids."""
     packs: list[Pack] = []
     together: list[Job] = []
-    tokens, kind = 0, ("", 0)
+    tokens, kind = 0, ("", 0, 0.0)
     for job in sorted(jobs, key=lambda job: job.id):
-        own = job.upstream, lane(len(job.tokens))
+        own = job.upstream, _lane(job), job.send_at
         if together and (own != kind or tokens + len(job.tokens) > PACK_TOKENS):
             packs.append(_pack(together, kind[1]))
             together, tokens = [], 0
@@ -87,6 +98,11 @@ def pack(jobs: Iterable[Job]) -> list[Pack]:
     if together:
         packs.append(_pack(together, kind[1]))
     return packs
+
+
+def _lane(job: Job) -> int:
+    which = turns.EXPRESS if job.express else turns.lane(len(job.tokens))
+    return turns.later(which) if job.send_at else which
 
 
 def _pack(jobs: Sequence[Job], which: int) -> Pack:
@@ -100,6 +116,8 @@ def _pack(jobs: Sequence[Job], which: int) -> Pack:
         [(job.id, len(job.tokens), tuple(job.places) if job.skipped else ()) for job in jobs],
         write([_packed(job) for job in jobs]),
         [Key(job.id, *job.key, job.accepted_at) for job in jobs if job.key],
+        [Label(job.id, job.by, job.tag) for job in jobs if job.by or job.tag],
+        first.send_at,
     )
 
 
@@ -182,6 +200,7 @@ def without(packs: Iterable[Pack], gone: Mapping[int, object]) -> list[Pack]:
         if jobs:
             sizes = [(job.job, len(job.tokens), job.places) for job in jobs]
             keys = [key for key in each.keys if key.job not in gone]
+            labels = [label for label in each.labels if label.job not in gone]
             left.append(
                 each._replace(
                     id=jobs[0].job,
@@ -190,6 +209,7 @@ def without(packs: Iterable[Pack], gone: Mapping[int, object]) -> list[Pack]:
                     jobs=sizes,
                     body=write(jobs),
                     keys=keys,
+                    labels=labels,
                 )
             )
     return left

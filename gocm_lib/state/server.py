@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from gocm_lib.config import spool_address
 from gocm_lib.config.settings import Exit, Fatal, Settings, needs_psycopg
-from gocm_lib.message.dialects import DIALECTS
+from gocm_lib.config.upstreams import described
 from gocm_lib.message.job import first_id
 from gocm_lib.message.retry import Policy
 from gocm_lib.process import child, log
@@ -26,12 +26,12 @@ from gocm_lib.state.admission import Keeping, Limits
 from gocm_lib.state.contract import VERBS, Broken, Full, Lost, Passing, Unsure
 from gocm_lib.state.loop import Loop
 from gocm_lib.state.pace import start_pace
+from gocm_lib.state.pacing import UNPACED
 from gocm_lib.state.sqlite.database import told
 from gocm_lib.state.sqlite.store import SqliteStore
 from gocm_lib.state.state import State
 from gocm_lib.state.store import Store
 
-UNPACED = 1e6  # messages a second: no limit but what an upstream's own 429 and 503 make of it
 LOOK_EVERY = 1.0  # seconds between two looks whether our socket is there
 
 
@@ -85,23 +85,21 @@ def _open(settings: Settings, keeping: Keeping, us: Us) -> Store:
         return SqliteStore.open(settings.spool, keeping)
     with needs_psycopg():
         from gocm_lib.state.postgres import opening
-    opened = opening.open_store(settings, us.run, list(DIALECTS), keeping, us.again)
+    opened = opening.open_store(settings, us.run, list(described(settings)), keeping, us.again)
     opened.start(us.lease, _leave_spool, waits=opened.rescued and bool(us.living))
     return opened
 
 
 def _make(settings: Settings, now: float, us: Us) -> State:
     policy = Policy(settings.retry_base, settings.retry_cap, settings.max_attempts)
-    fcm = settings.credentials or settings.token_command or settings.fcm_metadata
-    upstreams = bool(settings.apikey) + bool(fcm)
-    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, upstreams))
+    rates = {name: each.rate / 60 for name, each in described(settings).items()}
+    limits = Limits(settings.max_pending, settings.max_spool, settings.min_free_disk, max(1, len(rates)))
     kept = settings.max_failed, settings.max_report, settings.keep_jobs, settings.max_kept, settings.max_keys
     keeping = Keeping(limits, settings.failed_age, *kept, settings.hold_waves)
-    unpaced = start_pace(UNPACED, now)
-    paced = start_pace(settings.fcm_rate / 60, now) if settings.fcm_rate else unpaced
+    paces = {name: start_pace(rate or UNPACED, now) for name, rate in rates.items()}
     store = _open(settings, keeping, us)
     with told():
-        state = State(store, policy, keeping, {"gcm": unpaced, "fcm": paced}, living=us.living)
+        state = State(store, policy, keeping, paces, living=us.living)
         state.start(now)
     return state
 

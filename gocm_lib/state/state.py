@@ -47,6 +47,7 @@ from gocm_lib.state.contract import (
     Entry,
     Failed,
     Full,
+    Hold,
     Known,
     NotKept,
     Overtaken,
@@ -54,10 +55,10 @@ from gocm_lib.state.contract import (
     Past,
     Place,
     Refused,
-    Replaced,
     Shared,
     Snapshot,
     Status,
+    Summary,
     Which,
 )
 from gocm_lib.state.pace import Pace
@@ -68,6 +69,7 @@ from gocm_lib.state.waves import Bucket, Tally, Watch, minute
 
 HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
+WOKEN = 100  # packs that get their turn at once, of those whose time has come
 AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
 # Of those, after which a token is as good as not sent, unless it is charged.
@@ -123,9 +125,9 @@ class _Work:
         self.opened: Counter[str] = Counter()
         self.at_once: Counter[str] = Counter()  # tokens that were delivered at the first attempt, not in `counts` yet
         self.revived = 0
-        self.replaced: list[Replaced] = []
+        self.replaced: list[tuple[str, str, str]] = []
         self.unregistered: list[tuple[str, str, bool, bool]] = []
-        self.invalid: list[tuple[str, str]] = []
+        self.invalid: list[tuple[str, str, str]] = []
         self.answers: dict[str, tuple[Bucket, bool]] = {}
         self.told: list[tuple[str, str]] = []  # what the log is told of ends: why, and the token
 
@@ -200,7 +202,7 @@ class State(Shared):
         self.looked_up: dict[int, float] = {}  # jobs that are awaited, and when to look in the Store for them again
         self.last_suspect = 0.0  # until when the turns are given away of suspects that were put off
         self.backlog = Backlog(store, store.last_job() if living else 0)
-        self.waves = {upstream: Watch(store.answers(upstream)) for upstream in paces}
+        self.waves: dict[str, Watch] = {}
         self.drain = Drain(0.0, 0.0)
         self.refused_at = -REFUSALS_NOTED  # when the log was last told of refusals
         self.latest = 0.0  # the latest time that anybody told us
@@ -218,6 +220,37 @@ class State(Shared):
         self.rejected_messages: dict[int, tuple[str, int]] = {}
         self.together = False  # whether what is done now is a part of a turn
         self.busy = False  # whether there is more to forget, and soon
+        self._serve()
+
+    def _serve(self) -> None:
+        """Find out what the Store has of the upstreams that there are."""
+        self.store.serve(self.pacing.names)
+        self.pacing.stopped = self.store.held()
+        for upstream in self.pacing.names:
+            self._wave(upstream)
+
+    def _wave(self, upstream: str) -> Watch:
+        """Whether there is a wave of an upstream's answers."""
+        if upstream not in self.waves:
+            self.waves[upstream] = Watch(self.store.answers(upstream))
+        return self.waves[upstream]
+
+    def follow(self, rates: Mapping[str, float], now: float) -> None:
+        limits = self.keeping.limits._replace(upstreams=max(1, len(rates)))
+        self.keeping = self.keeping._replace(limits=limits)
+        self.pacing.follow(rates, now)
+        self._serve()
+
+    def hold(self, upstream: str, by: str, now: float) -> None:
+        self.store.hold(upstream, Hold(now, by))
+        self.pacing.stopped = self.store.held()
+
+    def let_go(self, upstream: str) -> bool:
+        held = upstream in self.store.held()
+        if held:
+            self.store.let_go(upstream)
+        self.pacing.stopped = self.store.held()
+        return held
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -345,14 +378,24 @@ class State(Shared):
 
     def _usage(self, upstream: str, used: int, free: int) -> Usage:
         totals = self.store.totals
-        return Usage(totals.tokens, used, free, totals.open.get(upstream, 0))
+        return Usage(totals.tokens, used, free, totals.open.get(upstream, 0), self._reserved(upstream, totals.open))
+
+    def _reserved(self, upstream: str, opened: Mapping[str, int]) -> int:
+        """How much room is kept for the upstreams but this one."""
+        if self.keeping.limits.upstreams < 3:
+            return 0  # the share of the one says it all
+        reserve = self.keeping.limits.reserve
+        return sum([max(0, reserve - opened.get(each, 0)) for each in self.pacing.names if each != upstream])
 
     def _refuses(self) -> Refused | None:
         """Why not even the smallest message for the upstream with the most room would be taken now; None: it would."""
         totals = self.store.totals
         several = self.keeping.limits.upstreams > 1
-        least = min(totals.open.get(name, 0) for name in self.pacing.standings) if several else totals.tokens
-        return refuse(1, Usage(totals.tokens, *self.store.room(), least), self.keeping.limits, 0.0)
+        least = min(self.pacing.names, key=lambda each: totals.open.get(each, 0)) if several else ""
+        usage = self._usage(least, *self.store.room())
+        if not several:
+            usage = usage._replace(of_upstream=totals.tokens)
+        return refuse(1, usage, self.keeping.limits, 0.0)
 
     def _keep(self, packs: Sequence[Pack]) -> None:
         counts: Counter[Count] = Counter()
@@ -389,7 +432,7 @@ class State(Shared):
             mine = [each for each in packs if each.upstream == upstream]
             count, now = sum([each.size for each in mine]), max(self.latest, *(each.since for each in mine))
             room = feed.in_hand_limits.get(upstream, 0) - self.backlog.in_hand[feed.generation, upstream]
-            if upstream not in feed.ready or upstream in self.pacing.pauses or room < count:
+            if upstream not in feed.ready or upstream in self.pacing.pauses or room < count or mine[0].lane < 0:
                 continue
             if not self.pacing.holds(upstream, now) and self.pacing.allow(upstream, now)[0] >= count:
                 self.pacing.sent(upstream, count, mine[0].id, now)
@@ -446,7 +489,7 @@ class State(Shared):
         rest = 60.0
         for upstream, since in ready.items() if generation not in self.living else ():
             self.pacing.end_pause(upstream, since, now)
-            more, idle = self._claim(generation, in_hand_limits[upstream], upstream, now)
+            more, idle = self._claim(generation, in_hand_limits.get(upstream, 0), upstream, now)
             found += more
             rest = min(rest, idle)
         if found:
@@ -592,11 +635,16 @@ class State(Shared):
     def _tidy(self, now: float) -> bool:
         has_reserve = self.store.tend(self.keeping.limits.free_disk)
         self.store.prune_keys(now)
-        more = False
+        woken = self.store.wake(now, WOKEN)
+        for pack in woken:
+            self.backlog.wake(pack)
+        more = len(woken) == WOKEN
         if self.store.totals.failed:
-            dropped, more = self.store.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
+            dropped, left = self.store.prune_failed(now - self.keeping.failed_age, self.keeping.max_failed)
+            more |= left
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
+        self.pacing.stopped = self.store.held()
         self._carry_out_orders(now)
         if (sharers := self.store.sharers) > 1:
             self._share()
@@ -634,7 +682,7 @@ class State(Shared):
                 work.counts[Count("attempts", upstream)] += count
             settled = [result for result in others if self._settle(work, generation, result)]
             heard = _heard(work.counts, first, now)
-            work.answers = {name: (each, each.number > self.waves[name].newest) for name, each in heard.items()}
+            work.answers = {name: (each, each.number > self._wave(name).newest) for name, each in heard.items()}
             self._try_messages(work, settled, {result.job for result in delivered})
         self.drain = drained(self.drain, -work.opened.total(), now)
         for upstream, each in heard.items():
@@ -756,10 +804,10 @@ class State(Shared):
         work.told.append((step.reason, held.token))
         if outcome.verdict is Verdict.UNREGISTERED:
             work.counts[Count("notregistered", upstream)] += 1
-            wave = bool(self.waves[upstream].since)
+            wave = bool(self._wave(upstream).since)
             work.unregistered.append((held.token, upstream, wave, wave and self.keeping.hold_waves))
         elif step.counted in INVALID:
-            work.invalid.append((held.token, step.counted))
+            work.invalid.append((held.token, step.counted, upstream))
         return False
 
     def _settle_cancelled(self, work: _Work, result: Result, token: _Token, tried: bool) -> bool:
@@ -776,7 +824,7 @@ class State(Shared):
         work.become(token, token.becomes(OVER, result.attempt, work.now, canonical=canonical))
         work.counts[Count("delivered", result.upstream)] += 1
         work.counts[Count("canonicals", result.upstream)] += 1
-        work.replaced.append(Replaced(0, token.held.token, canonical))
+        work.replaced.append((token.held.token, canonical, result.upstream))
         work.note(token.pack, token.pack.span(result.job, n, 1), result)
 
     def _look_for_waves(self, now: float) -> None:
@@ -984,28 +1032,36 @@ class State(Shared):
             held=totals.listed["held"],
             own=own,
             nodes=self.store.nodes(),
+            held_upstreams=dict(self.pacing.stopped),
+            waiting={upstream: count for upstream, count in totals.open.items() if count},
         )
 
-    def page(self, which: str, after: int, limit: int) -> Sequence[Entry]:
+    def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
         """Entries of one of LISTS numbered above `after`."""
-        return self.store.page(which, after, limit)
+        return self.store.page(which, after, limit, upstream)
 
-    def hand_out(self, which: str, limit: int) -> Sequence[Entry] | None:
-        return self.store.hand_out(which, limit)
+    def hand_out(self, which: str, limit: int, upstream: str = "") -> Sequence[Entry] | None:
+        return self.store.hand_out(which, limit, upstream)
 
-    def handed_out(self, which: str, upto: int) -> None:
-        self.store.handed_out(which, upto)
+    def handed_out(self, which: str, upto: int, upstream: str = "") -> None:
+        self.store.handed_out(which, upto, upstream)
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str = "") -> bool:
         """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
-        return self.store.forget(which, upto)
+        return self.store.forget(which, upto, upstream)
+
+    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
+        return self.store.summaries(tag, after, limit)
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job."""
         found = self.store.status(job, *self.backlog.places(job), state, after, limit)
-        if not isinstance(found, Status) or found.upstream not in self.pacing.pauses:
+        if not isinstance(found, Status):
             return found
-        return found._replace(paused=self.pacing.pauses[found.upstream].reason)
+        if held := self.pacing.stopped.get(found.upstream):
+            return found._replace(paused=f"somebody holds it{f', {held.by}' if held.by else ''}")
+        paused = self.pacing.pauses.get(found.upstream)
+        return found._replace(paused=paused.reason) if paused else found
 
     def ended(self, jobs: Sequence[int], anyway: Sequence[int], now: float) -> dict[int, Status | Past | None]:
         found = {job: self.status(job, "", -1, MANY_SHOWN) for job in anyway}
@@ -1113,7 +1169,8 @@ class State(Shared):
         """Send some of the failed tokens again, as many as there is room for; how many, at most AT_ONCE."""
         with self.turn(), self._change(now) as work:
             done = 0
-            for upstream in [which.upstream] if which.upstream else self.pacing.standings:
+            upstreams = [which.upstream] if which.upstream else {*self.pacing.standings, *self.store.totals.open}
+            for upstream in upstreams:
                 room = self.keeping.limits.share - self.store.totals.open.get(upstream, 0)
                 found = self.store.failed_singles(which._replace(upstream=upstream), max(0, min(AT_ONCE - done, room)))
                 self._revive(work, found)

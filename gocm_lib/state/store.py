@@ -23,12 +23,14 @@ from gocm_lib.state.contract import (
     Deferred,
     Entry,
     Failed,
+    Hold,
     Known,
     Node,
     Past,
     Place,
     Replaced,
     Status,
+    Summary,
     Unregistered,
     Which,
 )
@@ -112,9 +114,9 @@ class Finish(NamedTuple):
     singles: Sequence[Single] = ()
     ends: Sequence[End] = ()
     counts: Mapping[Count, int] = {}
-    replaced: Sequence[Replaced] = ()
+    replaced: Sequence[tuple[str, str, str]] = ()  # token, what to use instead, upstream
     unregistered: Sequence[tuple[str, str, bool, bool]] = ()  # token, upstream, whether of a wave, whether to hold it
-    invalid: Sequence[tuple[str, str]] = ()
+    invalid: Sequence[tuple[str, str, str]] = ()  # token, reason, upstream
     answers: Mapping[str, tuple[Bucket, bool]] = {}  # of an upstream's minute, and whether the minute is a new one
 
 
@@ -164,6 +166,21 @@ class Store(Protocol):
         """Keep new packs and their keys. When there are too many keys the oldest are forgotten, and counted."""
 
     # ----------------------------------------------------------------------------------------------- what is to be sent
+
+    def serve(self, upstreams: Collection[str]) -> None:
+        """We send to these upstreams from now on."""
+
+    def held(self) -> Mapping[str, Hold]:
+        """The upstreams that somebody holds, as far as we have heard."""
+
+    def hold(self, upstream: str, hold: Hold) -> None:
+        """Somebody holds an upstream. If it is held, that stays as it is."""
+
+    def let_go(self, upstream: str) -> None:
+        """Nobody holds it any more."""
+
+    def wake(self, now: float, limit: int) -> list[Stored]:
+        """Let up to so many packs have their turn that have waited for their time. Returns those that are ours."""
 
     def fresh(self, upstream: str, lane: int, after: int, tokens: int) -> list[Stored]:
         """Packs of a lane with tokens in them, with ids above `after`, in their order: as few as have so many tokens
@@ -248,6 +265,9 @@ class Store(Protocol):
         nothing but their turn.
         """
 
+    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
+        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`."""
+
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Failed tokens, in the order of places."""
 
@@ -286,18 +306,18 @@ class Store(Protocol):
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
         """What came to these lists last in this run, the newest first."""
 
-    def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        """Entries of a list with numbers above `after`."""
+    def page(self, which: str, after: int, limit: int, upstream: str) -> list[Entry]:
+        """Entries of a list with numbers above `after`, those of an upstream ("": of all)."""
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str) -> bool:
         """Delete a list's entries up to a number. Returns whether any entry ever had it; else nothing is deleted."""
 
-    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
+    def hand_out(self, which: str, limit: int, upstream: str) -> list[Entry] | None:
         """The first entries of a list, which nobody else who shares the Store gets until they are `handed_out`. None:
         somebody else is handing them out.
         """
 
-    def handed_out(self, which: str, upto: int) -> None:
+    def handed_out(self, which: str, upto: int, upstream: str) -> None:
         """Delete what was handed out, up to a number (0: nothing was)."""
 
     def newest_entry(self, which: str) -> int:

@@ -19,11 +19,12 @@ ENDED = ("pack", "first", "positions", "at", "ids")
 COUNTER = ("name", "upstream", "reason", "value")
 ANSWERS = ("upstream", "minute", "answers", "unregistered", "first")
 KEY = ("job", "key", "body", "accepted_at")
+NOTES = {"label": ("job", "name", "tag"), "later": ("pack", "due"), "hold": ("upstream", "since", "name")}
 # The lists of the report, without the number of an entry, which comes first; the first of these is the token.
 LISTED = {
-    "canonical": ("original", "canonical"),
+    "canonical": ("original", "canonical", "upstream"),
     "notregistered": ("token", "upstream", "wave"),
-    "invalid": ("token", "reason"),
+    "invalid": ("token", "reason", "upstream"),
     "held": ("token", "upstream"),
 }
 
@@ -46,6 +47,7 @@ class Rest(NamedTuple):
     listed: Mapping[str, Sequence[Row]]
     newest: Mapping[str, int]
     forgotten: int
+    notes: Mapping[str, Sequence[Row]]
 
 
 def upto(after: int, rows: Sequence[Row]) -> tuple[int, int]:

@@ -313,7 +313,7 @@ def _floor(port: int, ca: str, scenario: Scenario, connections: int, token: str,
     from gocm_lib.senders.upstream import Upstream
 
     scheme = "https" if ca else "http"
-    upstream = Upstream(DIALECTS["gcm"], f"{scheme}://127.0.0.1:{port}/gcm/send", ca_file=ca, connections=1)
+    upstream = Upstream(DIALECTS["gcm"], f"{scheme}://127.0.0.1:{port}/gcm/send", ca_file=ca)
     message = json.dumps({"data": PAYLOAD})
     selector, idle = _connected(port, ca, connections, ["http/1.1"])
     requests = []

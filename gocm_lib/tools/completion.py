@@ -1,11 +1,11 @@
 """`gocm completion SHELL`: what a shell needs to complete our commands, options, topics and files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any, NamedTuple
 
 from gocm_lib.config import values
-from gocm_lib.config.settings import CompletionSettings, Exit, Fatal, flag, option_flag
+from gocm_lib.config.settings import CompletionSettings, Exit, Fatal, flag, option_flag, rows
 from gocm_lib.config.usage import brief
 from gocm_lib.help.topics import TOPICS
 from gocm_lib.tools import failed, feedback
@@ -33,7 +33,7 @@ def command(words: Sequence[str], commands: Mapping[str, type]) -> int:
         "help": tuple(TOPICS),
         "completion": tuple(SHELLS),
     }
-    completed = {name: Completed(tuple(fields(kind)), follow.get(name, ())) for name, kind in commands.items()}
+    completed = {name: Completed(tuple(rows(kind)), follow.get(name, ())) for name, kind in commands.items()}
     print(SHELLS[given[0]](completed), end="")
     return Exit.OK
 

@@ -24,7 +24,9 @@ def command(words: Sequence[str]) -> int:
     given = values.parse(FailedSettings, words[1:], {}, f"gocm failed {action}").settings
     token = auth.first_token(given.auth_token_file) if given.auth_token_file else ""
     server = ApiClient(given.to, token, given.ca)
-    fields = {name: getattr(given, name) for name in ("job", "reason", "upstream", "older") if getattr(given, name)}
+    fields = {
+        name: getattr(given, name) for name in ("job", "reason", "upstream", "by", "older") if getattr(given, name)
+    }
     if action == "list":
         return _list(server, fields, given.json)
     form = urlencode(fields | ({"all": 1} if given.all else {}))

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from gocm_lib.front.request import Request
 from gocm_lib.tools import pretend_schema, pretend_topics
 from gocm_lib.tools.lines import FAILURES, Ending
-from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECT, Answer, fcm, refused
+from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECTS, Answer, fcm, refused
 from gocm_lib.tools.pretend_groups import Groups
 from gocm_lib.tools.pretend_tokens import Account, Tokens
 from gocm_lib.tools.pretend_topics import Topics
@@ -179,10 +179,15 @@ class Ledger:
 
 
 class Pretender:
-    """The pretend services. `account` may have access tokens; with `anybody` whatever is given as a token is one."""
+    """The pretend services. `account` may have access tokens; with `anybody` whatever is given as a token is one; it is
+    good for `any_project`, or for those whose names begin as PROJECT does.
+    """
 
-    def __init__(self, mode: Mode, account: Account | None = None, anybody: bool = False) -> None:
+    def __init__(
+        self, mode: Mode, account: Account | None = None, anybody: bool = False, any_project: bool = False
+    ) -> None:
         self._tokens = Tokens(account, anybody)
+        self._any_project = any_project
         self._turn = itertools.count()
         self.reset(mode)
 
@@ -343,7 +348,7 @@ class Pretender:
             self._tokens.revoke()
         if not self._tokens.takes(request.headers.get("authorization", "")):
             return self._one("expired"), [], []
-        if project != PROJECT:
+        if not (self._any_project or project.startswith(PROJECTS)):
             return self._one("permission_denied"), [], []
         asked = _asked(request.body)
         if isinstance(asked, Answer):
@@ -359,7 +364,7 @@ class Pretender:
         if name := self.mode.answer or fault or self._v1_fate(kind, target):
             return self._one(name), targets, []
         identity = "fake_message_id" if body.get("validate_only") else f"0:{self.ledger.requests}"
-        sent = Answer(200, b'{"name": "projects/%b/messages/%b"}' % (PROJECT.encode(), identity.encode()))
+        sent = Answer(200, b'{"name": "projects/%b/messages/%b"}' % (project.encode(), identity.encode()))
         if body.get("validate_only"):
             return sent, targets, []
         return sent, targets, targets + (self._topics.receivers(kind, target) if kind in _TO_MANY else [])

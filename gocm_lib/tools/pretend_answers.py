@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from gocm_lib.tools import pretend_schema
 
 PROJECT = "sandbox-project"
+PROJECTS = "sandbox-"  # others that are played begin so
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 

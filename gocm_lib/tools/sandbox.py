@@ -273,7 +273,21 @@ def point_at(settings: Settings, port: int) -> Settings:
     unless there is a --credentials file; a missing one is made.
     """
     here = f"127.0.0.1:{port}"
-    settings = replace(settings, gcm_url=f"http://{here}/gcm/send", fcm_url=f"http://{here}", apikey="sandbox")
+    urls = {"gcm": f"http://{here}/gcm/send", "fcm": f"http://{here}"}
+    named = {
+        name: replace(
+            each,
+            url=urls[each.dialect],
+            apikey="sandbox" if each.dialect == "gcm" else "",
+            apikey_file="",
+            credentials="",
+            token_command="",
+            metadata=each.dialect == "fcm",
+            project=each.project or PROJECT,
+        )
+        for name, each in settings.upstream.items()
+    }
+    settings = replace(settings, gcm_url=urls["gcm"], fcm_url=urls["fcm"], apikey="sandbox", upstream=named)
     if settings.credentials:
         if not os.path.exists(settings.credentials):
             write_credentials(settings.credentials, port)
@@ -330,7 +344,7 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
     """The sandbox as a child of the server's supervisor."""
     child.enter("sandbox", settings)
     control.send(("ready", None))
-    Sandbox(listener, Pretender(Mode(0.0), account_of(settings.credentials))).run()
+    Sandbox(listener, Pretender(Mode(0.0), account_of(settings.credentials), any_project=True)).run()
 
 
 def command(settings: SandboxSettings) -> NoReturn:

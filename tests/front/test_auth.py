@@ -75,7 +75,7 @@ def test_one_of_the_tokens_is_needed(tmp_path, given, expected):
 
 def allowed(headers, policy, right, now=0.0):
     try:
-        return auth.check(headers, policy, local=True, public=False, right=right, now=now)
+        return auth.check(headers, policy, local=True, public=False, right=right, now=now).name
     except BadRequest as problem:
         return problem.status
 

@@ -188,7 +188,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "openapi.json").write_text(json.dumps(openapi.document(routes.ROUTES)))
+    (tmp_path / "openapi.json").write_text(json.dumps(openapi.document(routes.ROUTES, {"fcm": "fcm", "gcm": "gcm"})))
     return tmp_path
 
 

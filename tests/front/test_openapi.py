@@ -1,5 +1,6 @@
 """The API's description against its routes, and the server against its description: with what fits it, and what not."""
 
+import datetime
 import json
 
 import pytest
@@ -14,7 +15,7 @@ from gocm_lib.front import openapi, routes
 from gocm_lib.message.job import FIELDS
 
 short = pytest.mark.short
-DOCUMENT = openapi.document(routes.ROUTES)
+DOCUMENT = openapi.document(routes.ROUTES, {"fcm": "fcm", "gcm": "gcm"})
 
 
 @short
@@ -39,7 +40,7 @@ def test_it_has_the_fields_of_a_message():
 def test_what_it_refers_to_is_there():
     text = json.dumps(DOCUMENT)
     for part in text.split('"#/components/schemas/')[1:]:
-        assert part.partition('"')[0] in openapi.SCHEMAS
+        assert part.partition('"')[0] in DOCUMENT["components"]["schemas"]
 
 
 def test_it_is_served(base):
@@ -92,11 +93,14 @@ TAKES = [
 )
 def test_the_server_keeps_to_it(described, mode, route):
     operation = described[route.path][route.method.lower()]
+    tomorrow = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(1)).isoformat()
     checks = [check for check in CHECKS.get_all() if check.__name__ in LEFT]
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     def keeps_to_it(case):
+        if mode is FITS and isinstance(case.body, dict) and "send_at" in case.body:
+            case.body["send_at"] = tomorrow  # which times are taken depends on now, and no schema can say that
         response = case.call(headers={"Accept": "application/json"})
         if response.status_code != 411:  # a body sent in pieces, which is refused whatever it is
             case.validate_response(response, excluded_checks=checks)

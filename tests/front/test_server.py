@@ -501,7 +501,9 @@ def test_a_reader_who_goes_away_loses_nothing(server):
         ("/gcm/jobs/0000000000000001?state=lost", 400, "state"),
         ("/gcm/jobs/0000000000000001?job=1", 400, "job"),
         ("/gcm/jobs/0000000000000001", 404, "job"),
-        ("/gcm/jobs", 404, ""),
+        ("/gcm/jobs", 400, "tag"),
+        ("/gcm/jobs?tag=a+b", 400, "tag"),
+        ("/gcm/jobs?tag=a&scheduled=1", 400, "tag"),
     ],
 )
 def test_bad_questions_about_a_job(shared, path, status, field):

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from html.parser import HTMLParser
 
 import pytest
@@ -236,7 +235,7 @@ def test_the_overview_is_short_and_whole():
     lines = shown.splitlines()
     assert code == 0 and len(lines) <= 100 and max(map(len, lines)) <= 80
     assert lines[0] == "usage: gocm [COMMAND] [OPTIONS]"
-    rows = {row.name: row for row in fields(settings.Settings)}
+    rows = {row.name: row for row in settings.rows(settings.Settings)}
     assert sorted(name for names in settings.GROUPS.values() for name in names) == sorted(rows)
     for row in rows.values():
         assert len(re.findall(rf"(?m)^  {settings.option_flag(row)} ", shown)) == 1, row.name

@@ -39,7 +39,7 @@ class Peer:
         self.thread = threading.Thread(target=serve, daemon=True)
         self.thread.start()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{self.listener.getsockname()[1]}/"
-        self.channel = Upstream(DIALECTS["gcm"], url, ca_file=ca, connections=1).dial()
+        self.channel = Upstream(DIALECTS["gcm"], url, ca_file=ca).dial()
 
     def close(self):
         self.channel.close()

@@ -170,20 +170,51 @@ def test_sighup_reads_the_key_file_again(sandbox, run, tmp_path):
     assert "good-key" not in server.log() and "bad-key" not in server.log()
 
 
-def test_sighup_does_not_pretend_to_change_upstreams(sandbox, run, tmp_path):
-    """What is served is settled at the start; to take half of a change would leave a key that was withdrawn in use."""
+def test_sighup_gives_and_takes_away_upstreams(sandbox, run, tmp_path):
+    """What is left of the messages of one that is taken away is kept, and goes when it is there again."""
     config = tmp_path / "gocm.toml"
     config.touch(0o600)
+    shop = f'[upstream.shop]\ndialect = "gcm"\napikey = "shop-key"\nurl = "{sandbox.url()}"\n'
     config.write_text('apikey = "good-key"\n')
     server = run("--gcm-url", sandbox.url(), "--config", str(config))
-    config.write_text('apikey = "good-key"\nfcm-project = "my-project"\ntoken-command = "echo t"\n')
-    server.process.send_signal(signal.SIGHUP)
-    server.logged("nothing is changed: an upstream .* needs a restart")
-    config.write_text('fcm-project = "my-project"\ntoken-command = "echo t"\n')
-    server.process.send_signal(signal.SIGHUP)
-    eventually(lambda: len(server.find("nothing is changed: an upstream .* needs a restart")) == 2)
+
+    def rewrite(text):
+        config.write_text(text)
+        count = len(server.find("SIGHUP: keys, tokens"))
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: len(server.find("SIGHUP: keys, tokens")) > count)
+
+    refused, _, answer = server.http().ask("POST", "/gcm/send", form(["a"], upstream="shop"), FORM)
+    assert refused == 400 and b"there is gcm" in answer
+    rewrite('apikey = "good-key"\n' + shop)
+    server.send(["a"], upstream="shop")
+    server.send(["b"])
+    server.settled()
+    assert sandbox.received()["delivered"] == {"a": 1, "b": 1}
+    sandbox.mode(status=503)
+    server.send(["c"], upstream="shop")
+    eventually(lambda: b"is paused" in server.http().ask("GET", "/readyz")[2])
+    rewrite('apikey = "good-key"\n')
+    assert b"upstream shop is not there any more, and 1 tokens wait" in server.http().ask("GET", "/readyz")[2]
+    sandbox.mode(status=200)
+    rewrite('apikey = "good-key"\n' + shop)
+    assert server.settled()["attempts"] == 3
+    assert sandbox.received()["delivered"] == {"a": 1, "b": 1, "c": 1}
+
+
+def test_sighup_does_not_send_one_project_s_messages_to_another(sandbox, run, tmp_path):
+    config = tmp_path / "gocm.toml"
+    config.touch(0o600)
+    written = '[upstream.shop]\nurl = "%s"\ntoken-command = "echo t"\nproject = "%s"\n'
+    url = f"http://127.0.0.1:{sandbox.port}"
+    config.write_text(written % (url, "first-project"))
+    server = run("--config", str(config))
+    sandbox.mode(status=503)
     server.send(["a"])
-    assert server.settled()["attempts"] == 1
+    config.write_text(written % (url, "second-project"))
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("nothing is changed: upstream shop has 1 tokens to send: give the new one another name, or wait")
+    assert server.report()["pending"] == 1
 
 
 def test_sighup_with_a_broken_file_keeps_the_old_one(account, run):

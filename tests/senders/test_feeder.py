@@ -49,7 +49,7 @@ def claims(draw):
 @given(claims())
 def test_jobs_with_the_same_message_share_requests_where_those_take_many_tokens(slices):
     before = places(slices)
-    found = coalesce(slices, {"gcm": "key=k", "fcm": "Bearer t"})
+    found = coalesce(slices, {"gcm": "key=k", "fcm": "Bearer t"}, {"gcm"})
     assert places(found) == before == places(slices), "nothing is lost, nothing of the claim itself is changed"
     first = [
         (part.upstream, part.message)
@@ -66,9 +66,9 @@ def test_jobs_with_the_same_message_share_requests_where_those_take_many_tokens(
 
 def test_suspects_share_requests_in_small_company_only():
     slices = [Slice("gcm", "token", "{}", [Run(job, 0, 1, ["t"])], 1) for job in range(1, 101)]
-    found = coalesce(slices, {"gcm": "key=k"})
+    found = coalesce(slices, {"gcm": "key=k"}, {"gcm"})
     assert [part.size for part in found] == [COMPANY, COMPANY, COMPANY, 100 - 3 * COMPANY]
-    alone = coalesce([part._replace(deaths=FATAL - 1) for part in slices], {"gcm": "key=k"})
+    alone = coalesce([part._replace(deaths=FATAL - 1) for part in slices], {"gcm": "key=k"}, {"gcm"})
     assert [part.size for part in alone] == [1] * 100
 
 

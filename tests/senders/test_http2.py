@@ -246,9 +246,7 @@ def test_by_a_proxy_that_takes_connect(start_secure, secure, tmp_path):
     try:
         eventually(lambda: listens(port))
         # This machine's own addresses are never asked for by a proxy, so a name that the proxy resolves.
-        upstream = Upstream(
-            DIALECTS["fcm"], f"https://localhost:{secure.port}/x", ca_file=secure.ca, connections=1, http2=True
-        )
+        upstream = Upstream(DIALECTS["fcm"], f"https://localhost:{secure.port}/x", ca_file=secure.ca, http2=True)
         assert upstream.dial().protocol == "h2"
     finally:
         proxy.kill()
@@ -348,7 +346,7 @@ def test_what_is_offered_by_alpn_with_the_urllib3_that_is_installed(http2, offer
 
         with listening(lambda tls, chosen=chosen: chosen.append(tls.selected_alpn_protocol()), context) as port:
             url = f"https://127.0.0.1:{port}/"
-            upstream = Upstream(DIALECTS["fcm"], url, ca_file=str(tmp_path / "ca.pem"), connections=1, http2=http2)
+            upstream = Upstream(DIALECTS["fcm"], url, ca_file=str(tmp_path / "ca.pem"), http2=http2)
             try:
                 upstream.dial().close()
             except DialError as error:  # who agrees to HTTP/2 and hangs up
@@ -402,7 +400,7 @@ def test_one_that_says_http2_and_speaks_none_is_a_failed_dial(said, reason, verd
 
     with listening(serve, context) as port:
         url = f"https://127.0.0.1:{port}/"
-        upstream = Upstream(DIALECTS["fcm"], url, ca_file=str(tmp_path / "ca.pem"), connections=1, http2=True)
+        upstream = Upstream(DIALECTS["fcm"], url, ca_file=str(tmp_path / "ca.pem"), http2=True)
         with pytest.raises(DialError, match=reason) as caught:
             upstream.dial()
     assert caught.value.outcome.verdict == verdict

@@ -10,6 +10,7 @@ import pytest
 from kit import ALL, FORM, accept, claim, ends, eventually, form, new_job, new_state, output, secret, stand_still
 
 from gocm_lib.front import query
+from gocm_lib.front.auth import EVERYBODY
 from gocm_lib.message.outcome import Outcome, Result, Verdict
 
 short = pytest.mark.short
@@ -96,7 +97,7 @@ def test_from_the_command_line(start, sandbox, tmp_path):
     eventually(lambda: [line.split("\t")[5] for line in listed()] == ["flaky-9-b"])
     assert output("failed", "discard", *there, "--all") == (0, "1 discarded\n")
     assert ends("failed", "discard", *there, "--all") == (1, ["gocm: no failed token is so"])
-    assert ends("failed", "replay", *there) == (1, ["gocm: say which: job, reason, upstream, older, or all=1"])
+    assert ends("failed", "replay", *there) == (1, ["gocm: say which: job, reason, upstream, by, older, or all=1"])
     assert ends("failed", "list", *there[:2]) == (1, ["gocm: a token is needed: Authorization: Bearer TOKEN"])
     assert ends("failed", "wipe")[0] == 2 and ends("failed", "list", "--to", "http://example.org")[0] == 78
     server.terminate()
@@ -120,7 +121,7 @@ def test_from_the_command_line_by_a_socket(start, tmp_path):
         ("GET", "?job=1", None, 400, "job"),
         ("GET", "?job=ffffffffffffffff", None, 400, "job"),
         ("GET", "?reason=unregistered", None, 400, "reason"),
-        ("GET", "?upstream=apns", None, 400, "upstream"),
+        ("GET", "?upstream=APNS", None, 400, "upstream"),
         ("GET", "?older=-1", None, 400, "older"),
         ("GET", "?what=1", None, 400, "what"),
         ("POST", "/replay", "", 400, "all"),
@@ -178,8 +179,8 @@ def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
     state = new_state()
     accept(state, [new_job(1, ["a"], life=50.0)])
     claim(state, now=time.time() + 1e6)
-    assert len(state.failed(query.which({"all": "1"}, time.time()), (0, -1), 9)) == 1
-    assert state.failed(query.which({"older": "0"}, time.time()), (0, -1), 9) == []
+    assert len(state.failed(query.which({"all": "1"}, EVERYBODY, time.time()), (0, -1), 9)) == 1
+    assert state.failed(query.which({"older": "0"}, EVERYBODY, time.time()), (0, -1), 9) == []
 
 
 @short

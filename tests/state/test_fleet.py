@@ -769,10 +769,10 @@ def test_nodes_of_two_formats_work_side_by_side_until_the_last_old_one_has_gone(
     old = enter("old")
     accept(old, jobs(old, "ab"))
     with monkeypatch.context() as next_version:
-        next_version.setattr(schema, "FORMAT", 2)
-        next_version.setattr(schema, "STEPS", {1: "ALTER TABLE pack ADD COLUMN colour text NOT NULL DEFAULT 'red'"})
+        next_version.setattr(schema, "FORMAT", 3)
+        next_version.setattr(schema, "STEPS", {2: "ALTER TABLE pack ADD COLUMN colour text NOT NULL DEFAULT 'red'"})
         assert spool_command(address, "upgrade") == 0
-        assert "nodes of format 1 run: replace them, and do this again" in capsys.readouterr().out
+        assert "nodes of format 2 run: replace them, and do this again" in capsys.readouterr().out
         new = enter("new")
         accept(new, jobs(new, "cd"))
         accept(old, jobs(old, "ef"))
@@ -781,7 +781,7 @@ def test_nodes_of_two_formats_work_side_by_side_until_the_last_old_one_has_gone(
             for job, n in claim(state, now=now):
                 state.settle(1, [Result("gcm", job, n, 1, DELIVERED)], now)
         assert new.snapshot().counters["delivered"] == 6 and old.snapshot().pending == 0
-        assert schema.unfit(2, 1) == ""
+        assert schema.unfit(3, 2) == ""
         old.close()
         assert spool_command(address, "upgrade") == 0 and "replace them" not in capsys.readouterr().out
     assert schema.unfit(*sql(address, "SELECT format, works_with FROM meta")[0]).endswith("run a newer version")

@@ -19,7 +19,7 @@ from gocm_lib.config.settings import Exit, Fatal, Settings
 from gocm_lib.message.outcome import DELIVERED, Outcome, Result, Verdict
 from gocm_lib.monitoring.collector import Collector
 from gocm_lib.senders.credentials import Credentials, Source
-from gocm_lib.senders.feeder import Feeder
+from gocm_lib.senders.feeder import Feeder, Terms
 from gocm_lib.state import server
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.sqlite import database
@@ -183,7 +183,7 @@ def test_once_the_feeder_holds_nothing_is_claimed_for_its_generation(process, co
     """What slipped in behind a generation's end would stay in its hands for ever."""
     address, _ = process
     feeder, client = (
-        Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), {"gcm": 100}, Collector()),
+        Feeder(Client(address, KEY, 5.0), Credentials({"gcm": Source("key=k")}), Terms({"gcm": 100}), Collector()),
         Client(address, KEY),
     )
     feeder.switch(1, context.Queue())
@@ -198,7 +198,7 @@ def test_a_batch_given_again_waits_for_a_credential_that_has_run_out(process, co
     client, credentials, queue = Client(address, KEY), Credentials({"gcm": Source("key=k")}), context.Queue()
     accept(client, [new_job(1, ["a"], time.time(), upstream="fcm")])
     assert client.claim(1, 1, {"fcm": 10}, {"fcm": 0.0}, time.time(), 1.0)[0], "an answer that reached nobody"
-    Feeder(Client(address, KEY, 5.0), credentials, {"fcm": 100}, Collector()).switch(1, queue)
+    Feeder(Client(address, KEY, 5.0), credentials, Terms({"fcm": 100}), Collector()).switch(1, queue)
     with pytest.raises(Empty):
         queue.get(timeout=0.6)
     credentials.replace({"fcm": Source("Bearer new")})

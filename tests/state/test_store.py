@@ -92,7 +92,7 @@ def test_a_change_of_many_things_is_made_at_once_or_not_at_all(store):
         singles=[single(1, 0, 1001.0, state=FAILED, waits=False, failure="attempts", reason="x")],
         ends=[End(1, 0b10, 1001.0, ["id"])],
         counts={Count("delivered", "gcm"): 1},
-        invalid=[("t", "invalid_token")],
+        invalid=[("t", "invalid_token", "gcm")],
         answers={"gcm": (Bucket(1, Tally(2, 1), 1), True)},
     )
     with pytest.raises(Full), store.turn():

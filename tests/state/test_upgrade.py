@@ -201,9 +201,9 @@ def test_a_copy_of_another_state_is_begun_anew(spool, monkeypatch):
 @pytest.mark.short
 def test_a_newer_version_cannot_be_gone_back_from_unnoticed(spool):
     db = sqlite3.connect(spool)
-    db.execute("PRAGMA user_version = 11")
+    db.execute("PRAGMA user_version = 12")
     db.close()
-    with pytest.raises(Fatal, match="has format 11, this GoCM knows 10: run the version that wrote it"):
+    with pytest.raises(Fatal, match="has format 12, this GoCM knows 11: run the version that wrote it"):
         opened(spool)
 
 

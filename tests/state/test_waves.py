@@ -92,21 +92,21 @@ def test_what_is_held_back_is_moved_and_counted():
     report.mark("fcm", first, True)
     listed("d", "fcm", True, True)
     listed("a", "fcm", True, True)
-    assert [entry[1:] for entry in report.page("notregistered", 0, 9)] == [("a", False), ("c", False)]
+    assert [entry[1:] for entry in report.page("notregistered", 0, 9, "")] == [("a", False), ("c", False)]
     assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (2, 3)
-    assert report.forget("notregistered", first)
+    assert report.forget("notregistered", first, "")
     assert report.release_held(2) == 2 and report.release_held(2) == 1 and report.release_held(2) == 0
-    assert [entry[1:] for entry in report.page("notregistered", first, 9)] == [
+    assert [entry[1:] for entry in report.page("notregistered", first, 9, "")] == [
         ("c", False), ("b", True), ("d", True), ("a", True)]  # fmt: skip
     assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (4, 0)
     report.mark("fcm", 1, True)
     assert report.totals.listed["held"] == 0, "what was released is not held back again"
     report.mark("gcm", 1, False)
-    assert all(entry.wave for entry in report.page("notregistered", 0, 9))
+    assert all(entry.wave for entry in report.page("notregistered", 0, 9, ""))
     listed("e", "fcm", False, False)
     report.mark("fcm", 1, True)
     assert report.discard_held(9) == 1 and report.discard_held(9) == 0
-    assert [entry.token for entry in report.page("notregistered", 0, 9)] == ["c", "b", "d", "a"]
+    assert [entry.token for entry in report.page("notregistered", 0, 9, "")] == ["c", "b", "d", "a"]
     assert (report.totals.listed["notregistered"], report.totals.listed["held"]) == (4, 0)
 
 

@@ -119,6 +119,13 @@ def _ask(connection: Connection) -> schema.Ask:
     return lambda statement: connection.execute(statement.encode()).fetchall()
 
 
+# Those who may use the spool, but do not own it.
+_ROLES = """
+SELECT DISTINCT grantee FROM information_schema.role_table_grants
+WHERE table_schema = 'gocm' AND table_name = 'pack' AND privilege_type = 'INSERT' AND grantee <> current_user
+"""
+
+
 def _upgrade(connection: Connection, _: SpoolSettings) -> int:
     """Make the spool one of today's format. First what is new is added, while nodes of the format before go on; once
     all nodes are new ones, and this is done again, older ones are refused.
@@ -128,6 +135,8 @@ def _upgrade(connection: Connection, _: SpoolSettings) -> int:
         connection.execute("SET LOCAL search_path = gocm")
         for number in range(found, schema.FORMAT):
             connection.execute(schema.STEPS[number].encode())
+        for (role,) in connection.execute(_ROLES).fetchall():  # what is new is theirs as well
+            connection.execute(GRANTS.format(role=f'"{role}"').encode())
         connection.execute("UPDATE meta SET format = greatest(format, %s)", (schema.FORMAT,))
         [[oldest]] = connection.execute(
             "SELECT coalesce(min(format), %s) FROM node WHERE lease > now()", (schema.FORMAT,)

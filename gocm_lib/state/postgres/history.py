@@ -9,7 +9,9 @@ from typing import Any
 
 from gocm_lib.state.contract import Count, Place, Which
 from gocm_lib.state.history import Finished, Gone, Rows
+from gocm_lib.state.packs import Label
 from gocm_lib.state.postgres.database import Database
+from gocm_lib.state.postgres.notes import Notes
 from gocm_lib.state.postgres.spool import ROW, Spool, within
 from gocm_lib.state.store import FAILED, OVER, End, Single, Stored
 
@@ -29,7 +31,8 @@ UPDATE pack SET finished = finished + %(size)s,
 class HistoryRows(Rows):
     """See history.Rows for what the methods do."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, notes: Notes) -> None:
+        self.notes = notes
         self.db: Database = spool.db
         self.spool = spool
         self._latest: dict[int, float] = {}  # of the packs that `finished` gave last, when the last of them ended
@@ -53,8 +56,25 @@ class HistoryRows(Rows):
         [[job]] = self.db.ask("SELECT max(job) FROM forgotten")
         return int(job)
 
+    def label(self, job: int) -> Label:
+        return self.notes.label(job)
+
+    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
+        return self.notes.tagged(tag, after, limit)
+
+    def waiting(self, after: int, limit: int) -> list[int]:
+        return self.notes.waiting(after, limit)
+
+    def due(self, pack: int) -> float:
+        return self.notes.due(pack)
+
+    def alone(self, job: int) -> dict[tuple[int, str], int]:
+        rows = self.db.ask("SELECT state, failure, count(*) FROM single WHERE job = %s GROUP BY 1, 2", (job,))
+        return {(state, failure): count for state, failure, count in rows}
+
     def failed(self, which: Which, after: Place, limit: int) -> list[Single]:
         given = {"job = %s": which.job, "failure = %s": which.failure, "upstream = %s": which.upstream}
+        given["EXISTS (SELECT 1 FROM label WHERE label.job = single.job AND name = %s)"] = which.by
         wanted = {condition: value for condition, value in given.items() if value}
         conditions = " AND ".join(["due_at < %s", *wanted])
         values: Sequence[Any] = (*after, which.before, *wanted.values(), limit)
@@ -96,6 +116,7 @@ class HistoryRows(Rows):
             f"DELETE FROM single USING unnest(%b::bigint[], %b::bigint[]) AS u (id, last) WHERE {within('u')}",
             ([low for low, _ in packs], [high for _, high in packs]),
         )
+        self.notes.drop(packs)
         ids = ([pack for pack, _ in packs],)
         gone = self.db.ask("DELETE FROM body WHERE id = ANY(%s::bigint[]) RETURNING octet_length(text)", ids)
         self.db.count({Count("bytes"): -sum([size + ROW for (size,) in gone])})

@@ -14,12 +14,13 @@ So after an outage of the server nobody rescues anybody: all come back, and each
 
 import contextlib
 import fcntl
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableSequence, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -28,7 +29,7 @@ from gocm_lib import __version__
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.message.job import NODE_BITS, NODES
 from gocm_lib.process import log
-from gocm_lib.state.contract import Count
+from gocm_lib.state.contract import Count, Hold
 from gocm_lib.state.postgres import schema
 from gocm_lib.state.postgres.database import Row, connect, reason
 from gocm_lib.state.postgres.report import FOLD, GAUGES
@@ -80,7 +81,9 @@ SELECT (SELECT coalesce(json_agg(json_build_array(id, name, lease > now(), versi
                 (SELECT * FROM counter UNION ALL SELECT * FROM tally) AS sides
               WHERE node <> %(id)s AND name = ANY(%(names)s::text[]) GROUP BY 1, 2, 3) AS sums),
     EXISTS (SELECT 1 FROM tally),
-    (SELECT coalesce(json_agg(job), '[]') FROM cancelled)
+    (SELECT coalesce(json_agg(job), '[]') FROM cancelled),
+    (SELECT coalesce(json_agg(json_build_array(upstream, since, name)), '[]') FROM hold),
+    (SELECT coalesce(min(due), 'infinity') FROM later)
 """
 # Names may be new each time, as those of containers are; numbers are few.
 _FORGET_NODES = f"""
@@ -121,8 +124,9 @@ class Member(NamedTuple):
 
 class News(NamedTuple):
     """What a beat brought: all nodes, upstreams and lanes of which there are packs that are nobody's, how much of
-    everything the other nodes have counted (report.GAUGES), whether anything was tallied that is not folded, and jobs
-    that somebody wants to have cancelled.
+    everything the other nodes have counted (report.GAUGES), whether anything was tallied that is not folded, jobs that
+    somebody wants to have cancelled, upstreams that somebody holds, and when the next pack is due that waits for its
+    time.
     """
 
     nodes: Sequence[Member] = ()
@@ -130,6 +134,8 @@ class News(NamedTuple):
     others: Mapping[Count, int] = {}
     tallied: bool = False
     orders: Sequence[int] = ()
+    held: Mapping[str, Hold] = {}
+    due: float = math.inf
 
     @property
     def alive(self) -> int:
@@ -232,6 +238,16 @@ class Membership:
         threading.Thread(target=self._run, name="lease", daemon=True).start()
         threading.Thread(target=self._watch, name="lease watch", daemon=True).start()
 
+    def serve(self, upstreams: Collection[str]) -> None:
+        """We send to these upstreams."""
+        self._upstreams = list(upstreams)
+
+    def learn(self, **changed: Any) -> None:
+        """We have changed what the news are about: know it at once. A beat of this moment may not have seen it, so that
+        it is forgotten until the next one.
+        """
+        self.news = self.news._replace(**changed)
+
     def _allow(self) -> None:
         self._cell[0] = 0.0 if self._waits else self._held_until - HOLD
 
@@ -318,10 +334,16 @@ class Membership:
     def _look(self) -> None:
         assert self._connection
         values = {"id": self.number, "upstreams": self._upstreams, "names": list(GAUGES)}
-        [[nodes, pool, others, tallied, orders]] = self._connection.execute(_NEWS, values)
+        [[nodes, pool, others, tallied, orders, held, due]] = self._connection.execute(_NEWS, values)
         sums = {Count(*names): int(value) for *names, value in others}
         self.news = News(
-            [Member(*each) for each in nodes], frozenset((name, lane) for name, lane in pool), sums, tallied, orders
+            [Member(*each) for each in nodes],
+            frozenset((name, lane) for name, lane in pool),
+            sums,
+            tallied,
+            orders,
+            {upstream: Hold(since, name) for upstream, since, name in held},
+            float(due),
         )
 
     def _check_clock(self, ahead: float) -> None:

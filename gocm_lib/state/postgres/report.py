@@ -25,9 +25,9 @@ _ENTRY = {
     "invalid": ("token, reason", Invalid),
 }
 _COLUMNS = {
-    "canonical": {"original": "text", "canonical": "text"},
+    "canonical": {"original": "text", "canonical": "text", "upstream": "text"},
     "notregistered": {"token": "text", "upstream": "text", "wave": "bool"},
-    "invalid": {"token": "text", "reason": "text"},
+    "invalid": {"token": "text", "reason": "text", "upstream": "text"},
     "held": {"token": "text", "upstream": "text"},
 }
 _ADD = """
@@ -68,6 +68,11 @@ def key_of(token: str) -> bytes:
     return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def _only(upstream: str) -> tuple[str, tuple[str, ...]]:
+    """The end of a condition for the entries of an upstream ("": of all), and its values."""
+    return (" AND upstream = %s", (upstream,)) if upstream else ("", ())
+
+
 class RunReport:
     """The counters and the lists, for PostgresStore."""
 
@@ -79,16 +84,16 @@ class RunReport:
 
     # ------------------------------------------------------------------------------------------------------- adding
 
-    def add_canonicals(self, found: Sequence[Replaced]) -> None:
+    def add_canonicals(self, found: Sequence[tuple[str, str, str]]) -> None:
         """Report that tokens were replaced. A newer replacement takes the place of an older one."""
-        for each in found:
-            self.latest_replaced.appendleft(each)
-        rows = {key_of(each.original): (clean(each.original), clean(each.canonical)) for each in found}
+        for original, canonical, _ in found:
+            self.latest_replaced.appendleft(Replaced(0, original, canonical))
+        rows = {key_of(original): (clean(original), clean(canonical), name) for original, canonical, name in found}
         self._hold("canonical")
         gone = self.db.changed(
             "DELETE FROM canonical USING unnest(%b::bytea[], %b::text[]) AS new (key, canonical)"
             " WHERE canonical.key = new.key AND canonical.canonical <> new.canonical RETURNING 1",
-            (list(rows), [canonical for _, canonical in rows.values()]),
+            (list(rows), [canonical for _, canonical, _ in rows.values()]),
         )
         self._count("canonical", -gone)
         self._add("canonical", [(key, *row) for key, row in rows.items()])
@@ -104,10 +109,10 @@ class RunReport:
             self._hold("held")
             self._add("held", held)
 
-    def add_invalid(self, found: Sequence[tuple[str, str]]) -> None:
+    def add_invalid(self, found: Sequence[tuple[str, str, str]]) -> None:
         """Report what is no token of ours, for one of outcome.INVALID."""
         self._hold("invalid")
-        self._add("invalid", [(key_of(token), clean(token), reason) for token, reason in found])
+        self._add("invalid", [(key_of(token), clean(token), reason, name) for token, reason, name in found])
 
     def _hold(self, which: str) -> None:
         """Nobody else changes this list until our commit."""
@@ -145,10 +150,11 @@ class RunReport:
         [[newest]] = self.db.ask("SELECT newest FROM list WHERE name = %s", (which,))
         return int(newest)
 
-    def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries of a list with numbers above `after`."""
-        columns, kind = _ENTRY[which]
-        rows = self.db.ask(f"SELECT seq, {columns} FROM {which} WHERE seq > %s ORDER BY seq LIMIT %s", (after, limit))
+    def page(self, which: str, after: int, limit: int, upstream: str) -> list[Entry]:
+        """Up to `limit` entries of a list with numbers above `after`, those of an upstream ("": of all)."""
+        (columns, kind), (only, values) = _ENTRY[which], _only(upstream)
+        statement = f"SELECT seq, {columns} FROM {which} WHERE seq > %s{only} ORDER BY seq LIMIT %s"
+        rows = self.db.ask(statement, (after, *values, limit))
         entries: Iterable[Any] = (kind(*row) for row in rows)
         return admission.page(entries)
 
@@ -165,9 +171,9 @@ class RunReport:
             )
         )
 
-    def hand_out(self, which: str, limit: int) -> list[Entry]:
+    def hand_out(self, which: str, limit: int, upstream: str) -> list[Entry]:
         """The first entries of a list that we have borrowed; it is given back if there are none."""
-        entries = self.page(which, 0, limit)
+        entries = self.page(which, 0, limit, upstream)
         if not entries:
             self.give_back(which)
         return entries
@@ -176,12 +182,14 @@ class RunReport:
         """Let others have a list."""
         self.db.tell("UPDATE list SET reader = 0 WHERE name = %s AND reader = %s", (which, self.db.node))
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str) -> bool:
         """Delete a list's entries up to number `upto`. Whether there ever was that number; else nothing is deleted."""
         self._hold(which)
         if upto > self.newest(which):
             return False
-        self._count(which, -self.db.changed(f"DELETE FROM {which} WHERE seq <= %s RETURNING 1", (upto,)))
+        only, values = _only(upstream)
+        gone = self.db.changed(f"DELETE FROM {which} WHERE seq <= %s{only} RETURNING 1", (upto, *values))
+        self._count(which, -gone)
         return True
 
     def answers(self, upstream: str) -> list[Bucket]:

@@ -22,6 +22,7 @@ nothing else.
     idempotency    keys that requests came with
     forgotten  the highest job that is forgotten; who deals with what has ended holds its row until the commit
     cancelled  jobs that somebody wants to have cancelled, for the nodes that have them, until they have done so
+    label, later, hold    as in SQLite (sqlite/notes)
     moved      files that were moved into this spool, and how far
 """
 
@@ -29,12 +30,18 @@ from collections.abc import Callable
 from typing import Any
 
 from gocm_lib.message.job import NODES
+from gocm_lib.state.postgres import notes
 from gocm_lib.state.store import FAILED, OPEN
 
-FORMAT = 1  # that this version makes, and writes
-READS_FROM = 1  # the oldest format that this version works on
+FORMAT = 2  # that this version makes, and writes
+READS_FROM = 2  # the oldest format that this version works on
+_BY_UPSTREAM = "".join(
+    f"ALTER TABLE {which} ADD COLUMN IF NOT EXISTS upstream text NOT NULL DEFAULT '';"
+    f"CREATE INDEX {which}_upstream ON {which} (upstream, seq);"
+    for which in ("canonical", "notregistered", "invalid")
+)
 # The statements that make the next format of one. They add, so that nodes of the format before go on beside new ones.
-STEPS: dict[int, str] = {}
+STEPS = {1: f"{notes.SCHEMA} {_BY_UPSTREAM}"}
 OLDEST = 140000  # the oldest server that is taken, as its server_version_num
 
 _FILL = "WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
@@ -147,6 +154,7 @@ CREATE TABLE cancelled (job bigint PRIMARY KEY);
 CREATE TABLE moved (source text PRIMARY KEY, upto bigint NOT NULL DEFAULT 0, done bool NOT NULL DEFAULT false);
 CREATE TABLE forgotten (job bigint NOT NULL);
 INSERT INTO forgotten VALUES (0);
+{STEPS[1]}
 """
 GRANTS = """
 GRANT USAGE ON SCHEMA gocm TO {role};

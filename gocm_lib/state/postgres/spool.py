@@ -39,7 +39,8 @@ new AS (SELECT u.* FROM me, unnest(%(ids)b::bigint[], %(lasts)b::bigint[], %(ups
     AS u (id, last, upstream, lane, since, size, jobs, text)),
 bodies AS (INSERT INTO body SELECT id, text FROM new),
 kept AS (INSERT INTO pack (id, last, upstream, lane, since, size, fresh, open, jobs, node)
-    SELECT id, last, upstream, lane, since, size, size, size, jobs, %(node)s FROM new RETURNING 1)
+    SELECT id, last, upstream, lane, since, size, size, size, jobs, CASE WHEN lane < 0 THEN 0 ELSE %(node)s END
+    FROM new RETURNING 1)
 SELECT 1 / (count(*) = %(count)s)::int FROM kept
 """
 _STORED = "id, last, upstream, lane, losses, fresh, gone, open, text"
@@ -145,7 +146,7 @@ class Spool:
         )
 
     def keep(self, new: Sequence[Pack]) -> None:
-        """Keep packs, as this node's. None of their jobs is known."""
+        """Keep packs, as this node's, but for those that wait for their time. None of their jobs is known."""
         values = {
             "node": self.db.node,
             "epoch": self.db.epoch,
@@ -306,7 +307,9 @@ class Spool:
 
     def accepted_by(self, now: float) -> None:
         """Let no pack of this node's seem accepted later than now."""
-        self.db.tell("UPDATE pack SET since = %s WHERE since > %s AND node = %s", (now, now, self.db.node))
+        self.db.tell(
+            "UPDATE pack SET since = %s WHERE since > %s AND node = %s AND lane >= 0", (now, now, self.db.node)
+        )
 
     # ------------------------------------------------------------------------------------------------- of all nodes
 
@@ -385,13 +388,17 @@ class Spool:
         floor, good_until = self._floors.get(("", 0), (0, 0.0))
         if now >= good_until:
             floor, good_until = 0, now + FLOOR_IS_GOOD
-        rows = self.db.ask("SELECT id, since FROM pack WHERE NOT done AND id >= %s ORDER BY id LIMIT 1", (floor,))
+        rows = self.db.ask(
+            "SELECT id, since FROM pack WHERE NOT done AND lane >= 0 AND id >= %s ORDER BY id LIMIT 1", (floor,)
+        )
         self._floors["", 0] = rows[0][0] if rows else floor, good_until
         return float(rows[0][1]) if rows else None
 
     def last_accepted(self) -> float:
         """When this node's last job was accepted, by the clock of that time; 0: there is none."""
-        rows = self.db.ask("SELECT since FROM pack WHERE node = %s ORDER BY id DESC LIMIT 1", (self.db.node,))
+        rows = self.db.ask(
+            "SELECT since FROM pack WHERE node = %s AND lane >= 0 ORDER BY id DESC LIMIT 1", (self.db.node,)
+        )
         return float(rows[0][0]) if rows else 0.0
 
     def last_job(self) -> int:

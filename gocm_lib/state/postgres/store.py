@@ -23,12 +23,14 @@ from gocm_lib.state.contract import (
     Deferred,
     Entry,
     Failed,
+    Hold,
     Known,
     Node,
     Past,
     Place,
     Replaced,
     Status,
+    Summary,
     Unregistered,
     Which,
 )
@@ -38,6 +40,7 @@ from gocm_lib.state.postgres.database import Database
 from gocm_lib.state.postgres.history import HistoryRows
 from gocm_lib.state.postgres.keys import Keys
 from gocm_lib.state.postgres.node import Me, Membership
+from gocm_lib.state.postgres.notes import Notes
 from gocm_lib.state.postgres.report import GAUGES, RunReport, sums
 from gocm_lib.state.postgres.spool import ROW, Spool
 from gocm_lib.state.store import FAILED, Finish, Single, Spot, Store, Stored, Totals
@@ -54,7 +57,8 @@ class PostgresStore(Store):
         self.number, self.rescued = member.number, member.rescued
         self.member = member
         self.spool = Spool(db)
-        self.rows = HistoryRows(self.spool)
+        self.notes = Notes(db)
+        self.rows = HistoryRows(self.spool, self.notes)
         self.history = History(self.rows)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
@@ -138,7 +142,9 @@ class PostgresStore(Store):
             for upstream, told in each.slowed.items() if each.id in before and each.id != self.number else ():
                 if before[each.id].get(upstream) != told:
                     self._slowed[upstream] = min(told[0], self._slowed.get(upstream, math.inf))
-        self._news, self._pool, self._others, self._orders = news, set(news.pool), news.others, news.orders
+        if news.pool is not self._news.pool:  # else we have only learned something ourselves
+            self._pool, self._others, self._orders = set(news.pool), news.others, news.orders
+        self._news = news
 
     # ------------------------------------------------------------------------------------------------------ accepting
 
@@ -151,6 +157,7 @@ class PostgresStore(Store):
     def keep(self, packs: Sequence[Pack], counts: Mapping[Count, int]) -> None:
         with self.transaction():
             self.spool.keep(packs)
+            self.notes.keep(packs)
             if keys := [key for each in packs for key in each.keys]:
                 self.keys.keep(keys)
                 if (excess := self.totals.keys - self.most_keys) > 0:
@@ -161,8 +168,37 @@ class PostgresStore(Store):
             for each in packs:
                 self.db.count({Count("open", each.upstream): each.size})
             self.spool.kept(packs)
+        if waiting := [each.due for each in packs if each.due]:
+            self.member.learn(due=min([self.member.news.due, *waiting]))
 
     # ----------------------------------------------------------------------------------------------- what is to be sent
+
+    def serve(self, upstreams: Collection[str]) -> None:
+        self.member.serve(upstreams)
+
+    def held(self) -> Mapping[str, Hold]:
+        return self.member.news.held
+
+    def hold(self, upstream: str, hold: Hold) -> None:
+        with self.transaction():
+            self.notes.hold(upstream, hold)
+        self.member.learn(held={upstream: hold, **self.member.news.held})
+
+    def let_go(self, upstream: str) -> None:
+        with self.transaction():
+            self.notes.let_go(upstream)
+        self.member.learn(held={name: hold for name, hold in self.member.news.held.items() if name != upstream})
+
+    def wake(self, now: float, limit: int) -> list[Stored]:
+        self._hear()
+        if now < self.member.news.due:
+            return []
+        with self.transaction():
+            woken = self.notes.wake(now, limit)
+        if not woken:
+            self.member.learn(due=math.inf)  # until the next beat tells of others
+        self._pool |= {(upstream, lane) for _, upstream, lane, node in woken if not node}
+        return self.spool.packs([pack for pack, _, _, node in woken if node])
 
     def fresh(self, upstream: str, lane: int, after: int, tokens: int) -> list[Stored]:
         return self.spool.fresh(upstream, lane, after, tokens)
@@ -280,6 +316,9 @@ class PostgresStore(Store):
     ) -> Status | Past | None:
         return self.history.status(job, sending, queued, state, after, limit)
 
+    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
+        return self.history.summaries(tag, after, limit)
+
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         return self.history.failed(which, after, limit)
 
@@ -355,21 +394,21 @@ class PostgresStore(Store):
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
         return list(self.report.latest_replaced), list(self.report.latest_unregistered)
 
-    def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        return self.report.page(which, after, limit)
+    def page(self, which: str, after: int, limit: int, upstream: str) -> list[Entry]:
+        return self.report.page(which, after, limit, upstream)
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str) -> bool:
         with self.transaction():
-            return self.report.forget(which, upto)
+            return self.report.forget(which, upto, upstream)
 
-    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
+    def hand_out(self, which: str, limit: int, upstream: str) -> list[Entry] | None:
         with self.transaction():
-            return self.report.hand_out(which, limit) if self.report.borrow(which) else None
+            return self.report.hand_out(which, limit, upstream) if self.report.borrow(which) else None
 
-    def handed_out(self, which: str, upto: int) -> None:
+    def handed_out(self, which: str, upto: int, upstream: str) -> None:
         with self.transaction():
             if upto:
-                self.report.forget(which, upto)
+                self.report.forget(which, upto, upstream)
             self.report.give_back(which)
 
     def newest_entry(self, which: str) -> int:

@@ -27,6 +27,7 @@ from gocm_lib.state.transfer import (
     ENDED,
     KEY,
     LISTED,
+    NOTES,
     PACK,
     PACKS,
     SINGLE,
@@ -137,6 +138,13 @@ def _take_rest(connection: Connection, rest: Rest) -> None:
         gauges.append(("listed", "", which, _take_list(connection, which, names, rest)))
     _put(connection, "tally", ("node", *COUNTER), [(0, *row) for row in gauges])
     connection.execute("UPDATE forgotten SET job = greatest(job, %s)", (rest.forgotten,))
+    for table, names in NOTES.items():
+        marks = ", ".join(["%s"] * len(names))
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                f"INSERT INTO {table} ({columns(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING".encode(),
+                rest.notes[table],
+            )
 
 
 def _take_list(connection: Connection, which: str, names: Sequence[str], rest: Rest) -> int:
@@ -221,4 +229,5 @@ def _rest(connection: Connection) -> Rest:
         {which: rows(f"SELECT seq, {columns(names)} FROM {which}") for which, names in LISTED.items()},
         dict(rows("SELECT name, newest FROM list")),
         rows("SELECT max(job) FROM forgotten")[0][0],
+        {table: rows(f"SELECT {columns(names)} FROM {table}") for table, names in NOTES.items()},
     )

@@ -18,14 +18,14 @@ from typing import Any
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.state.contract import Broken, Full, Passing
-from gocm_lib.state.sqlite import keys, report, spool, upgrade
+from gocm_lib.state.sqlite import keys, notes, report, spool, upgrade
 
 Database = sqlite3.Connection
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 APPLICATION_ID = 0x476F434D  # "GoCM", in the file's header: file(1) and we can tell the spool from other databases
 
 
-LAYOUT = f"{spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA}"
+LAYOUT = f"{spool.SCHEMA} {report.SCHEMA} {keys.SCHEMA} {notes.SCHEMA}"
 FINISH = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 BESIDE = (
     "-wal",
@@ -116,10 +116,13 @@ def _inspect(path: str) -> int:
     return int(version)
 
 
-def _upgrade(path: str) -> None:
+def _upgrade(path: str, version: int) -> None:
     """Make a spool of an older format one of ours. Raises Fatal, and then it is as it was."""
     try:
-        upgrade.convert(path, LAYOUT, FINISH)
+        if version in upgrade.ADDED:
+            upgrade.add(path, version)
+        else:
+            upgrade.convert(path, LAYOUT, FINISH)
     except upgrade.Spoiled as problem:
         raise Fatal(f"cannot convert the spool {path}: {problem}", Exit.SPOOL_UNWRITABLE) from None
 
@@ -180,7 +183,7 @@ def _open_locked(path: str, version: int) -> sqlite3.Connection:
         if not os.path.exists(path):
             _create(path)
         if version != SCHEMA_VERSION:
-            _upgrade(path)
+            _upgrade(path, version)
     except OSError as error:
         raise Fatal(f"cannot write the spool {path}: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     except sqlite3.OperationalError as error:

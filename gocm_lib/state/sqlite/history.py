@@ -6,6 +6,8 @@ from typing import Any
 
 from gocm_lib.state.contract import Place, Which
 from gocm_lib.state.history import Finished, Gone, Rows
+from gocm_lib.state.packs import Label
+from gocm_lib.state.sqlite.notes import Notes
 from gocm_lib.state.sqlite.spool import Spool, put_ends, read_ends, single
 from gocm_lib.state.store import FAILED, OVER, End, Single, Stored
 
@@ -28,9 +30,10 @@ UPDATE pack SET finished = finished + ?, ended = CASE WHEN ended > 0 THEN min(en
 class HistoryRows(Rows):
     """See history.Rows for what the methods do."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, notes: Notes) -> None:
         self.db: sqlite3.Connection = spool.db
         self.spool = spool
+        self.notes = notes
 
     def pack_of(self, job: int) -> Stored | None:
         return self.spool.pack_of(job)
@@ -53,6 +56,22 @@ class HistoryRows(Rows):
     def forgotten(self) -> int:
         [[job]] = self.db.execute("SELECT job FROM forgotten")
         return int(job)
+
+    def label(self, job: int) -> Label:
+        return self.notes.label(job)
+
+    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
+        return self.notes.tagged(tag, after, limit)
+
+    def waiting(self, after: int, limit: int) -> list[int]:
+        return self.notes.waiting(after, limit)
+
+    def due(self, pack: int) -> float:
+        return self.notes.due(pack)
+
+    def alone(self, job: int) -> dict[tuple[int, str], int]:
+        rows = self.db.execute("SELECT state, failure, count(*) FROM single WHERE job = ? GROUP BY 1, 2", (job,))
+        return {(state, failure): count for state, failure, count in rows}
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Single]:
         conditions, values = _conditions(which)
@@ -84,6 +103,7 @@ class HistoryRows(Rows):
 
     def drop(self, packs: Sequence[tuple[int, int]]) -> None:
         self.db.executemany("DELETE FROM single WHERE job BETWEEN ? AND ?", packs)
+        self.notes.drop(packs)
         rows = [(pack,) for pack, _ in packs]
         for which in ("pack WHERE id", "body WHERE id", "ended WHERE pack"):
             self.db.executemany(f"DELETE FROM {which} = ?", rows)
@@ -103,5 +123,6 @@ class HistoryRows(Rows):
 def _conditions(which: Which) -> tuple[str, tuple[Any, ...]]:
     """A selection of failed tokens in SQL, and the values for it."""
     given = {"job = ?": which.job, "failure = ?": which.failure, "upstream = ?": which.upstream}
+    given["EXISTS (SELECT 1 FROM label WHERE label.job = single.job AND name = ?)"] = which.by
     wanted = {condition: value for condition, value in given.items() if value}
     return " AND ".join(["due_at < ?", *wanted]), (which.before, *wanted.values())

@@ -17,7 +17,10 @@ from gocm_lib.state.waves import BEFORE, RECENT, Bucket, Tally
 
 # What came in a wave (module waves) is marked; what is held back of it is not in the list at all, or its readers would
 # pass over it again and again.
-SCHEMA = """
+BY_UPSTREAM = "".join(
+    f"CREATE INDEX {which}_upstream ON {which} (upstream, seq);" for which in ("canonical", "notregistered", "invalid")
+)
+SCHEMA = f"""
 CREATE TABLE counter (
     name TEXT NOT NULL,
     upstream TEXT NOT NULL,
@@ -25,14 +28,24 @@ CREATE TABLE counter (
     value INTEGER NOT NULL,
     PRIMARY KEY (name, upstream, reason)
 ) WITHOUT ROWID;
-CREATE TABLE canonical (seq INTEGER PRIMARY KEY AUTOINCREMENT, original TEXT NOT NULL UNIQUE, canonical TEXT NOT NULL);
+CREATE TABLE canonical (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    original TEXT NOT NULL UNIQUE,
+    canonical TEXT NOT NULL,
+    upstream TEXT NOT NULL DEFAULT ''
+);
 CREATE TABLE notregistered (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     token TEXT NOT NULL UNIQUE,
     upstream TEXT NOT NULL DEFAULT '',
     wave INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE invalid (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
+CREATE TABLE invalid (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    token TEXT NOT NULL UNIQUE,
+    reason TEXT NOT NULL,
+    upstream TEXT NOT NULL DEFAULT ''
+);
 CREATE TABLE answers (
     upstream TEXT NOT NULL,
     minute INTEGER NOT NULL,
@@ -42,26 +55,22 @@ CREATE TABLE answers (
     PRIMARY KEY (upstream, minute)
 ) WITHOUT ROWID;
 CREATE TABLE held (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, upstream TEXT NOT NULL);
+{BY_UPSTREAM}
 """
 
 
 LATEST = 10  # entries of each list that are remembered to be shown
 
 
-PAGES = {
-    "canonical": "SELECT seq, original, canonical FROM canonical WHERE seq > ? ORDER BY seq LIMIT ?",
-    "notregistered": "SELECT seq, token, wave FROM notregistered WHERE seq > ? ORDER BY seq LIMIT ?",
-    "invalid": "SELECT seq, token, reason FROM invalid WHERE seq > ? ORDER BY seq LIMIT ?",
+_COLUMNS = {
+    "canonical": "seq, original, canonical",
+    "notregistered": "seq, token, wave",
+    "invalid": "seq, token, reason",
 }
 KINDS: dict[str, Callable[..., Entry]] = {
     "canonical": Replaced,
     "notregistered": lambda number, token, wave: Unregistered(number, token, bool(wave)),
     "invalid": Invalid,
-}
-FORGET = {
-    "canonical": "DELETE FROM canonical WHERE seq <= ?",
-    "notregistered": "DELETE FROM notregistered WHERE seq <= ?",
-    "invalid": "DELETE FROM invalid WHERE seq <= ?",
 }
 
 
@@ -72,7 +81,7 @@ class RunReport:
         self.db = db
         self.longest = longest
         # As with the spool's tally: counted once, and put back by who rolls a transaction back.
-        self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in (*PAGES, "held")}
+        self.lengths = {which: db.execute(f"SELECT count(*) FROM {which}").fetchone()[0] for which in (*KINDS, "held")}
         self.latest_replaced: deque[Replaced] = deque(maxlen=LATEST)
         self.latest_unregistered: deque[Unregistered] = deque(maxlen=LATEST)
 
@@ -92,12 +101,12 @@ class RunReport:
         rows = self.db.execute("SELECT name, upstream, reason, value FROM counter")
         return {Count(*row[:3]): row[3] for row in rows}
 
-    def add_canonical(self, original: str, canonical: str) -> None:
+    def add_canonical(self, original: str, canonical: str, upstream: str) -> None:
         """Report that a token was replaced. A newer replacement takes the place of an older one."""
         gone = self.db.execute("DELETE FROM canonical WHERE original = ? AND canonical <> ?", (original, canonical))
         self.lengths["canonical"] -= gone.rowcount
         self.latest_replaced.appendleft(Replaced(0, original, canonical))
-        self._add("canonical", "(original, canonical) VALUES (?, ?)", original, canonical)
+        self._add("canonical", "(original, canonical, upstream) VALUES (?, ?, ?)", original, canonical, upstream)
 
     def add_notregistered(self, token: str, upstream: str, wave: bool, hold: bool) -> None:
         """Report that a token is unregistered: one of a `wave`, or one to `hold` back."""
@@ -107,9 +116,9 @@ class RunReport:
         else:
             self._add("notregistered", "(token, upstream, wave) VALUES (?, ?, ?)", token, upstream, wave)
 
-    def add_invalid(self, token: str, reason: str) -> None:
+    def add_invalid(self, token: str, reason: str, upstream: str) -> None:
         """Report something that is no token of ours, for one of outcome.INVALID."""
-        self._add("invalid", "(token, reason) VALUES (?, ?)", token, reason)
+        self._add("invalid", "(token, reason, upstream) VALUES (?, ?, ?)", token, reason, upstream)
 
     def _add(self, which: str, entry: str, *values: str | int) -> None:
         added = self.db.execute(f"INSERT OR IGNORE INTO {which} {entry}", values)
@@ -178,17 +187,25 @@ class RunReport:
         self.db.executemany(f"DELETE FROM {here} WHERE seq = ?", [row[:1] for row in rows])
         self.lengths[here] -= len(rows)
 
-    def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        """Up to `limit` entries of a list with numbers above `after`."""
-        kind = KINDS[which]
-        return admission.page(kind(*row) for row in self.db.execute(PAGES[which], (after, limit)))
+    def page(self, which: str, after: int, limit: int, upstream: str) -> list[Entry]:
+        """Up to `limit` entries of a list with numbers above `after`, those of an upstream ("": of all)."""
+        kind, (only, values) = KINDS[which], _only(upstream)
+        statement = f"SELECT {_COLUMNS[which]} FROM {which} WHERE seq > ?{only} ORDER BY seq LIMIT ?"
+        return admission.page(kind(*row) for row in self.db.execute(statement, (after, *values, limit)))
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str) -> bool:
         """Delete a list's entries up to number `upto`. When no entry ever had that number, delete nothing: the caller
         means another list, and has not got what is in this one. Returns whether they are gone; repeating the call
         changes nothing.
         """
         if upto > self.newest(which):
             return False
-        self.lengths[which] -= self.db.execute(FORGET[which], (upto,)).rowcount
+        only, values = _only(upstream)
+        gone = self.db.execute(f"DELETE FROM {which} WHERE seq <= ?{only}", (upto, *values))
+        self.lengths[which] -= gone.rowcount
         return True
+
+
+def _only(upstream: str) -> tuple[str, tuple[str, ...]]:
+    """The end of a condition for the entries of an upstream ("": of all), and its values."""
+    return (" AND upstream = ?", (upstream,)) if upstream else ("", ())

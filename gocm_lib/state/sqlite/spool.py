@@ -282,19 +282,22 @@ class Spool:
             return None
         # Asked often enough, this passes over each pack once: an index of the open ones costs more.
         row = self.db.execute(
-            "SELECT id, since FROM pack WHERE id >= ? AND open > 0 ORDER BY id LIMIT 1", (self.first_open,)
+            "SELECT id, since FROM pack WHERE id >= ? AND open > 0 AND lane >= 0 ORDER BY id LIMIT 1",
+            (self.first_open,),
         ).fetchone()
+        if row is None:  # all there is waits for its time
+            return None
         self.first_open, since = row
         return float(since)
 
     def last_accepted(self) -> float:
         """When the last job was accepted, by the clock of that time; 0: there is none."""
-        row = self.db.execute("SELECT since FROM pack ORDER BY id DESC LIMIT 1").fetchone()
+        row = self.db.execute("SELECT since FROM pack WHERE lane >= 0 ORDER BY id DESC LIMIT 1").fetchone()
         return row[0] if row else 0.0
 
     def accepted_by(self, now: float) -> None:
         """Let no pack seem accepted later than now."""
-        self.db.execute("UPDATE pack SET since = ? WHERE since > ?", (now, now))
+        self.db.execute("UPDATE pack SET since = ? WHERE since > ? AND lane >= 0", (now, now))
 
     def last_job(self) -> int:
         """The highest job id that is or was there, as far as known; 0: none."""

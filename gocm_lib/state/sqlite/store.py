@@ -18,12 +18,14 @@ from gocm_lib.state.contract import (
     Deferred,
     Entry,
     Failed,
+    Hold,
     Known,
     Node,
     Past,
     Place,
     Replaced,
     Status,
+    Summary,
     Unregistered,
     Which,
 )
@@ -32,6 +34,7 @@ from gocm_lib.state.packs import Key, Pack, disk_size
 from gocm_lib.state.sqlite.database import DiskSpace, checkpoint, cut_log, open_spool, shrink, told, usage
 from gocm_lib.state.sqlite.history import HistoryRows
 from gocm_lib.state.sqlite.keys import Keys, most
+from gocm_lib.state.sqlite.notes import Notes
 from gocm_lib.state.sqlite.report import RunReport
 from gocm_lib.state.sqlite.spool import Spool
 from gocm_lib.state.store import FAILED, Finish, Single, Spot, Store, Stored, Totals
@@ -52,10 +55,12 @@ class SqliteStore(Store):
         self._room = 0, 0  # as it was measured, less what was kept since
         self._room_good_until = 0.0
         self.spool = Spool(db)
-        self.rows = HistoryRows(self.spool)
+        self.notes = Notes(db)
+        self.rows = HistoryRows(self.spool, self.notes)
         self.history = History(self.rows)
         self.report = RunReport(db, keeping.max_report)
         self.keys = Keys(db)
+        self._wakes_at: float | None = None  # when the next pack is due that waits for its time; None: look
         self.most_keys = most(keeping.max_keys, keeping.limits.spool)
         self.jobs, self.finished, self.failed_tokens, self.over, self.open_tokens = _count(db)
 
@@ -121,6 +126,7 @@ class SqliteStore(Store):
         good_until = self._room_good_until
         with self.transaction():
             self.spool.keep(packs)
+            self.notes.keep(packs)
             if keys := [key for each in packs for key in each.keys]:
                 self.keys.keep(keys)
             if forgotten := self.keys.fit(self.most_keys):
@@ -129,11 +135,40 @@ class SqliteStore(Store):
             self.jobs += sum([len(each.jobs) for each in packs])
             for each in packs:
                 self.open_tokens[each.upstream] += each.size
+                if each.due:
+                    self._wakes_at = None
         used, free = self._room
         size = disk_size(packs)
         self._room, self._room_good_until = (used + size, free - size), good_until
 
     # ----------------------------------------------------------------------------------------------- what is to be sent
+
+    def serve(self, upstreams: Collection[str]) -> None:
+        pass
+
+    def held(self) -> Mapping[str, Hold]:
+        return self.notes.held
+
+    def hold(self, upstream: str, hold: Hold) -> None:
+        with self.transaction():
+            self.notes.hold(upstream, hold)
+        self.notes.held.setdefault(upstream, hold)
+
+    def let_go(self, upstream: str) -> None:
+        with self.transaction():
+            self.notes.let_go(upstream)
+        self.notes.held.pop(upstream, None)
+
+    def wake(self, now: float, limit: int) -> list[Stored]:
+        if self._wakes_at is None:
+            self._wakes_at = self.notes.next_due()
+        if now < self._wakes_at:
+            return []
+        with self.transaction():
+            woken = self.notes.wake(now, limit)
+        self._wakes_at = None
+        self.spool.first_open = min([self.spool.first_open, *woken])
+        return self.spool.packs(woken)
 
     def fresh(self, upstream: str, lane: int, after: int, tokens: int) -> list[Stored]:
         return self.spool.fresh(upstream, lane, after, tokens)
@@ -206,11 +241,11 @@ class SqliteStore(Store):
             for upstream, (heard, fresh) in change.answers.items():
                 self.report.keep_answers(upstream, heard, fresh)
             for replaced in change.replaced:
-                self.report.add_canonical(replaced.original, replaced.canonical)
+                self.report.add_canonical(*replaced)
             for listed in change.unregistered:
                 self.report.add_notregistered(*listed)
-            for token, reason in change.invalid:
-                self.report.add_invalid(token, reason)
+            for invalid in change.invalid:
+                self.report.add_invalid(*invalid)
             self.report.count(change.counts)
             self._note(change)
 
@@ -233,6 +268,9 @@ class SqliteStore(Store):
         self, job: int, sending: Container[int], queued: Container[int], state: str, after: int, limit: int
     ) -> Status | Past | None:
         return self.history.status(job, sending, queued, state, after, limit)
+
+    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
+        return self.history.summaries(tag, after, limit)
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         return self.history.failed(which, after, limit)
@@ -285,19 +323,19 @@ class SqliteStore(Store):
     def latest(self) -> tuple[list[Replaced], list[Unregistered]]:
         return list(self.report.latest_replaced), list(self.report.latest_unregistered)
 
-    def page(self, which: str, after: int, limit: int) -> list[Entry]:
-        return self.report.page(which, after, limit)
+    def page(self, which: str, after: int, limit: int, upstream: str) -> list[Entry]:
+        return self.report.page(which, after, limit, upstream)
 
-    def forget(self, which: str, upto: int) -> bool:
+    def forget(self, which: str, upto: int, upstream: str) -> bool:
         with self.transaction():
-            return self.report.forget(which, upto)
+            return self.report.forget(which, upto, upstream)
 
-    def hand_out(self, which: str, limit: int) -> list[Entry] | None:
-        return self.report.page(which, 0, limit)
+    def hand_out(self, which: str, limit: int, upstream: str) -> list[Entry] | None:
+        return self.report.page(which, 0, limit, upstream)
 
-    def handed_out(self, which: str, upto: int) -> None:
+    def handed_out(self, which: str, upto: int, upstream: str) -> None:
         if upto:
-            self.forget(which, upto)
+            self.forget(which, upto, upstream)
 
     def newest_entry(self, which: str) -> int:
         return self.report.newest(which)

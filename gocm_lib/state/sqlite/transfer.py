@@ -12,6 +12,7 @@ from gocm_lib.state.transfer import (
     ENDED,
     KEY,
     LISTED,
+    NOTES,
     PACK,
     PACKS,
     SINGLE,
@@ -58,6 +59,7 @@ class File:
             {which: self._rows(f"SELECT seq, {columns(names)} FROM {which}") for which, names in LISTED.items()},
             {which: newest.get(which, 0) for which in LISTED},
             self._rows("SELECT job FROM forgotten")[0][0],
+            {table: self._rows(f"SELECT {columns(names)} FROM {table}") for table, names in NOTES.items()},
         )
 
     def _rows(self, statement: str, *values: object) -> list[Row]:
@@ -109,6 +111,8 @@ class NewFile:
             self._db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (which,))
             self._db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (which, rest.newest[which]))
         self._db.execute("UPDATE forgotten SET job = ?", (rest.forgotten,))
+        for table, names in NOTES.items():
+            self._put(table, names, rest.notes[table])
         self._db.execute("COMMIT")
         self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()

@@ -1,10 +1,10 @@
 """Spools of older formats, made into today's. Done at the start, before anybody is served.
 
-Formats 7 and 8 become 9 in the file itself, each step in one transaction. Format 9 had a row for each token; what it
-holds is copied into a file beside it, and that takes its place when all of it is on disk. Until then the old file is
-as it was: a start that is cut short, whatever ends it, goes on with the next one; a disk that is full, or a wish to go
-back, costs nothing. While the copy is not complete its format is 0, and it knows of which state of the old file it is
-a copy.
+Formats 7 and 8 become 9 in the file itself, and 10 becomes 11, each step in one transaction. Format 9 had a row for
+each token; what it holds is copied into a file beside it, and that takes its place when all of it is on disk. Until
+then the old file is as it was: a start that is cut short, whatever ends it, goes on with the next one; a disk that is
+full, or a wish to go back, costs nothing. While the copy is not complete its format is 0, and it knows of which state
+of the old file it is a copy.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from gocm_lib.message.idempotency import HASH
 from gocm_lib.message.job import Skip
 from gocm_lib.state import packs, turns
 from gocm_lib.state.packs import PACK_TOKENS, Packed
-from gocm_lib.state.sqlite import keys
+from gocm_lib.state.sqlite import keys, notes, report
 from gocm_lib.state.sqlite.spool import TOGETHER, put_ends, put_singles
 from gocm_lib.state.store import FAILED, OPEN, OVER, End, Single
 
@@ -53,7 +53,14 @@ CREATE TABLE answers (
 CREATE TABLE held (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL UNIQUE, upstream TEXT NOT NULL);
 """
 UPGRADES = {7: _TO_8, 8: _TO_9}  # what makes the next format of each in the file itself
-KNOWN = (*UPGRADES, ROWS)
+_TO_11 = f"""
+ALTER TABLE canonical ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
+ALTER TABLE invalid ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
+{report.BY_UPSTREAM}
+{notes.SCHEMA}
+"""
+ADDED = {10: _TO_11}  # the same from the format with packs on
+KNOWN = (*UPGRADES, ROWS, *ADDED)
 
 
 class Spoiled(Exception):
@@ -113,6 +120,16 @@ def raise_to_rows(db: sqlite3.Connection) -> None:
     """Bring a spool of format 7 or 8 to 9."""
     while steps := UPGRADES.get(version := db.execute("PRAGMA user_version").fetchone()[0]):
         db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {version + 1}; COMMIT;")
+
+
+def add(path: str, version: int) -> None:
+    """Make today's format of one that has packs already. Raises errors of SQLite."""
+    db = sqlite3.connect(path, isolation_level=None)
+    with contextlib.closing(db):
+        db.execute(f"PRAGMA busy_timeout = {PATIENCE}")
+        db.execute("PRAGMA synchronous = FULL")
+        for number in range(version, max(ADDED) + 1):
+            db.executescript(f"BEGIN IMMEDIATE; {ADDED[number]} PRAGMA user_version = {number + 1}; COMMIT;")
 
 
 def convert(path: str, layout: str, finish: str) -> None:
@@ -217,7 +234,8 @@ def _convert_some(db: sqlite3.Connection) -> bool:
         db.execute("UPDATE progress SET job = ?", (jobs[-1].id,))
     else:
         for table in COPIED:
-            db.execute(f"INSERT INTO main.{table} SELECT * FROM old.{table}")
+            names = ", ".join(row[1] for row in db.execute(f"PRAGMA old.table_info({table})"))
+            db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM old.{table}")
         db.execute("UPDATE forgotten SET job = (SELECT max(job) FROM old.forgotten)")
         db.execute("DELETE FROM main.sqlite_sequence")
         db.execute("INSERT INTO main.sqlite_sequence SELECT * FROM old.sqlite_sequence")
