@@ -775,6 +775,11 @@ class TokenSettings:
     rate: str = option("", text, "how many tokens it may send to; 100/s or 30/m", metavar="N/s")
     until: str = option("", text, "the last day on which it is good; YYYY-MM-DD, in UTC", metavar="DAY")
     file: str = option("", text, "file of tokens to add its hash to", metavar="FILE")
+    write_credentials: str = option(
+        "", text, "account file to make, for Google's SDKs that send to this server; needs gocm[fcm]", metavar="FILE"
+    )
+    project: str = option("", project, "project in that file: that of the upstream", metavar="ID")
+    to: str = option("http://127.0.0.1:5601", upstream_url, "URL of this server in that file", metavar="URL")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from gocm_lib.config.settings import NAME, Fatal, Settings
@@ -200,12 +200,15 @@ def check_upstream(grant: Grant, upstream: str) -> None:
         raise BadRequest(f"this token is not for upstream {upstream}", "upstream", 403)
 
 
-def only_upstream(grant: Grant, asked: str) -> str:
-    """The upstream of which a token may see something that is asked for by upstream ("": by any): all, or the only one
-    that it is for. Raises BadRequest (403).
+def only_upstream(grant: Grant, asked: str, there: Collection[str]) -> str:
+    """The upstream of which a token may see something that is `asked` for ("": it is of any): this one, which must be
+    `there`, or the only one that the token is for; "": all. Raises BadRequest, for another's with 403.
     """
+    if asked and asked not in there:
+        raise BadRequest("there is " + ", ".join(there), "upstream")
     if asked or not grant.upstreams:
-        check_upstream(grant, asked)
+        if asked:
+            check_upstream(grant, asked)
         return asked
     if len(grant.upstreams) > 1:
         raise BadRequest("this token is for some upstreams: say which one, upstream=NAME", "upstream", 403)

@@ -290,7 +290,7 @@ class ClientConnection:
         try:
             route = route or self._admit(request)
         except BadRequest as problem:
-            self._answer(refusal(problem))
+            self._answer(refusal(problem, request.path))
             return
         handlers, workers, handler = self._watcher.handlers, self._watcher.workers, route.handler
         request = request if self._asker.grant is EVERYBODY else request._replace(grant=self._asker.grant)
@@ -335,7 +335,7 @@ class ClientConnection:
     def _refuse(self, problem: BadRequest) -> None:
         """Answer a request that could not be read to its end, and close so that the client still sees the answer."""
         self._room.give_back()
-        response, rid = refusal(problem), request_id(None)
+        response, rid = refusal(problem, self._reader.head.path if self._reader.head else ""), request_id(None)
         self._exchange = _Exchange(None, 0.0, response, lingers=True)
         self._write(response, rid, False)
         self._watcher.answered.note(self._asker, "-", "-", response, rid, 0.0)

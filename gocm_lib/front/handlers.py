@@ -23,6 +23,7 @@ from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, count_lost, refusal, unavailable
 from gocm_lib.message import legacy
 from gocm_lib.message.bad_request import BadRequest
+from gocm_lib.message.job import Job
 from gocm_lib.monitoring import dashboard, health, metrics
 from gocm_lib.monitoring.collector import Collector, Expiry, Figures
 from gocm_lib.monitoring.trend import Trend
@@ -55,7 +56,7 @@ class Handlers:
         self.intake = intake
         self.client = client
         self.probing = probing
-        self.lists = Lists(client)
+        self.lists = Lists(client, lambda: self.reach.known)
         self.rates = Rates()
         self._looking = threading.Lock()
         self._seen: tuple[float, Figures | None] = 0.0, None  # the last look, and when it began
@@ -82,7 +83,7 @@ class Handlers:
         try:
             return handler(self, request)
         except Exception as problem:
-            return self._told(problem, request.path)
+            return self._told(problem, request.path, request.path)
 
     def kept(self, keep: Keep, kept: Kept) -> Response | Await:
         """The answer once it is known what became of the jobs. Raises nothing."""
@@ -101,10 +102,10 @@ class Handlers:
             return self._told(problem, "what was awaited")
 
     @staticmethod
-    def _told(problem: Exception, what: str) -> Response:
-        """The answer for what went wrong."""
+    def _told(problem: Exception, what: str, path: str = "") -> Response:
+        """The answer for what went wrong, for who asked for this path."""
         if isinstance(problem, BadRequest):
-            return refusal(problem)
+            return refusal(problem, path)
         if isinstance(problem, StateUnavailable):
             return unavailable(f"try again: {problem}")
         log.logger.error("%s failed", what, exc_info=problem)
@@ -128,15 +129,19 @@ class Handlers:
         """What is to be kept, if it reaches nobody whom the request's token may not reach, and not too fast. Raises
         BadRequest.
         """
-        grant = request.grant
-        if grant is EVERYBODY or not isinstance(what, Keep):
-            return what
-        if "topics" not in grant.may and any(job.target in TO_MANY for job in what.jobs):
+        wait = self.too_fast(request.grant, what.jobs) if isinstance(what, Keep) else 0
+        return unavailable("this token's rate is used up", 429, wait) if wait else what
+
+    def too_fast(self, grant: Grant, jobs: Sequence[Job]) -> int:
+        """After how many seconds to come again with these jobs; 0: they may be kept. Raises BadRequest when this token
+        may not send to so many.
+        """
+        if grant is EVERYBODY:
+            return 0
+        if "topics" not in grant.may and any(job.target in TO_MANY for job in jobs):
             raise BadRequest("this token may not do that: it needs may=topics", "authorization", 403)
-        tokens = sum([len(job.tokens) for job in what.jobs])
-        if wait := self.rates.take(grant, tokens, self.collector.nodes, time.monotonic()):
-            return unavailable("this token's rate is used up", 429, wait)
-        return what
+        tokens = sum([len(job.tokens) for job in jobs])
+        return self.rates.take(grant, tokens, self.collector.nodes, time.monotonic())
 
     def report(self, request: Request) -> Response:
         """GET /gcm/report: the counters."""
@@ -194,7 +199,7 @@ class Handlers:
             raise BadRequest("after must be the `next` of the page before", "after")
         place = Place(int(after[1], 16), int(after[2])) if "after" in fields else BEFORE_ALL
         limit = query.number(fields, "limit", 1, query.LARGEST_PAGE) or SHOWN
-        which = query.which(fields, request.grant, time.time())
+        which = query.which(fields, request.grant, self.reach.known, time.time())
         with self.lists.one_page():
             body = response.failed(self.client.failed(which, place, limit))
         return Response(200, body)
@@ -215,7 +220,7 @@ class Handlers:
         asked = ", ".join(f"{name}={value}" for name, value in fields.items())
         if not fields or fields.get("all", "1") != "1" or ("all" in fields and len(fields) > 1):
             raise BadRequest("say which: job, reason, upstream, by, older, or all=1", "all")
-        which = query.which(fields, request.grant, time.time())
+        which = query.which(fields, request.grant, self.reach.known, time.time())
         count, lost = _until_none_is_left(lambda: some(which))
         try:
             left = lost or bool(self.client.failed(which, BEFORE_ALL, 1))

@@ -7,7 +7,7 @@ network, or confirmed.
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from gocm_lib.front import auth, query
@@ -27,8 +27,10 @@ Page = Callable[[Any], bytes]  # writes entries of one list
 class Lists:
     """All lists, for all threads that answer clients."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, upstreams: Callable[[], Collection[str]]) -> None:
+        """`upstreams` tells which there are."""
         self.client = client
+        self._upstreams = upstreams
         self._readers = {which: threading.Lock() for which in LISTS}
         self._paging = threading.Lock()
 
@@ -46,7 +48,7 @@ class Lists:
         looks = "peek" in fields or request.method == "HEAD"
         if not (looks or ack == 0):
             auth.check_clearing(request.headers)
-        upstream = auth.only_upstream(request.grant, fields.get("upstream", ""))
+        upstream = self._upstream(request, fields)
         if ack is None and not looks:
             return self._hand_out(which, page, limit or LARGEST_ANSWER, upstream)
         audit = "" if looks else self._acknowledge(which, ack or 0, 400, upstream)
@@ -66,6 +68,12 @@ class Lists:
         finally:
             self._paging.release()
 
+    def _upstream(self, request: Request, fields: Mapping[str, str]) -> str:
+        """Of which upstream's entries a request is ("": of all). Raises BadRequest."""
+        if fields.get("upstream", "-") == "":
+            raise BadRequest("upstream is empty: leave it out for all", "upstream")
+        return auth.only_upstream(request.grant, fields.get("upstream", ""), self._upstreams())
+
     def _acknowledge(self, which: str, ack: int, unknown: int, upstream: str) -> str:
         """Take entries of an upstream ("": of all) up to a cursor off a list; returns the audit text for that, "" for
         none. Raises BadRequest, with the status `unknown` for a cursor that never was.
@@ -80,7 +88,7 @@ class Lists:
         ack = query.number(fields, "ack", 0, LAST)
         if ack is None:
             raise BadRequest("say up to where: the GoCM-Cursor of what you have read", "ack")
-        upstream = auth.only_upstream(request.grant, fields.get("upstream", ""))
+        upstream = self._upstream(request, fields)
         audit = self._acknowledge(which, ack, 404, upstream)  # such as fits the API's description, and is not there
         return Response(200, json.dumps({"acknowledged": ack}).encode() + b"\n", audit=audit)
 

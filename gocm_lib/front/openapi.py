@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from gocm_lib import __version__
 from gocm_lib.help.topics import TOPICS
-from gocm_lib.message import fcm, platforms, v1_schema
+from gocm_lib.message import fcm, fcm_door, platforms, v1_schema
 from gocm_lib.message.job import LISTS, MAX_TOKEN, MAX_TTL
 from gocm_lib.message.outcome import FAILURES, INVALID, KEPT_FAILURES
 from gocm_lib.state.contract import LISTS as LISTS_OF_REPORT
@@ -189,6 +189,7 @@ def _notification() -> Json:
 
 CURSOR_NUMBER: Json = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1 << 62}
 OLDER: Json = {"type": "integer", "minimum": 0, "maximum": 10**9, "description": "seconds"}
+PROJECT: Json = {"type": "string", "pattern": "^[a-z][a-z0-9-]{4,29}$"}
 BY: Json = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$", "description": "whose token it was sent with"}
 _PUSHES = _pushes()
 SCHEMAS: Json = {
@@ -283,6 +284,14 @@ SCHEMAS: Json = {
         | {"results": _list(_ref("LegacyResult"))}
     ),
     "LegacyResult": _object({}, {"message_id": TEXT, "registration_id": TEXT, "error": TEXT}),
+    "V1Push": _object({"message": ANYTHING}, {"validate_only": FLAG}),
+    "V1Answer": _object({"name": TEXT}),
+    "V1Error": _object(
+        {"error": _object({"code": COUNT, "message": TEXT, "status": TEXT}, {"details": _list(ANYTHING)})}
+    ),
+    "V1Assertion": _object({"grant_type": _word(fcm_door.ASSERTION), "assertion": TEXT}),
+    "V1Token": _object({"access_token": TEXT, "expires_in": COUNT, "token_type": TEXT}),
+    "V1NoToken": _object({"error": TEXT, "error_description": TEXT}),
     "Cancelled": _object(
         {"job": ID, "cancelled": _or_null(COUNT), "in_air": _or_null(COUNT)},
         description="How many tokens were cancelled, and how many are on their way; null: another node does it.",
@@ -381,6 +390,17 @@ COMMON = {
     "500": _no("our mistake; the log says more"),
     "503": _no("not now: busy, stopping, or no room", AGAIN),
 }
+V1_ERRORS = {
+    "400": "malformed, or the message is bad",
+    "401": "a token is needed",
+    "403": "no such project for this token; or the device registered with another",
+    "404": "the token is unregistered",
+    "408": "it did not come in time",
+    "409": "the Idempotency-Key was used for another message",
+    "429": "the token's rate is used up",
+    "500": "it failed",
+    "503": "not now",
+}
 UNKNOWN = {"401": _no("a token is needed", "WWW-Authenticate")}
 NO_CURSOR = _no("no such cursor was ever given")
 TYPED = {"415": _no("another Content-Type is needed")}
@@ -425,6 +445,30 @@ OPERATIONS: dict[tuple[str, str], Json] = {
             "429": _no("the token's rate is used up", AGAIN),
             "422": {"description": "the Idempotency-Key was used", "content": {"text/plain": {"schema": TEXT}}},
             "507": _no("there is no room on the disk", AGAIN),
+        },
+    },
+    ("POST", "/v1/projects/{project}/messages:send"): {
+        "description": "For Google's SDKs: what projects.messages.send takes, and its errors. A message whose result "
+        "is not known after three seconds counts as sent: it is kept, and will be.",
+        "parameters": [{"name": "project", "in": "path", "required": True, "schema": PROJECT}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("V1Push")}}},
+        "responses": {
+            "200": _answer(_ref("V1Answer")),
+            **{
+                status: {"description": text, "content": {"application/json": {"schema": _ref("V1Error")}}}
+                for status, text in V1_ERRORS.items()
+            },
+        },
+    },
+    ("POST", "/token"): {
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-www-form-urlencoded": {"schema": _ref("V1Assertion")}},
+        },
+        "responses": {
+            "200": _answer(_ref("V1Token")),
+            "400": {"description": "no such grant", "content": {"application/json": {"schema": _ref("V1NoToken")}}},
+            "401": {"description": "not of ours", "content": {"application/json": {"schema": _ref("V1NoToken")}}},
         },
     },
     ("GET", "/gcm/report"): {"responses": {"200": _answer(_ref("Report"))}},

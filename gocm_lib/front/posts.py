@@ -6,7 +6,7 @@ Nothing here keeps anything: a Keep says what is to be kept before the answer ma
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Settings
@@ -16,7 +16,7 @@ from gocm_lib.front.auth import Grant, check_upstream
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response, unavailable
-from gocm_lib.message import idempotency, job
+from gocm_lib.message import fcm, idempotency, job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.dialects import DIALECTS
 from gocm_lib.message.job import Draft, IdempotencyKey, Job
@@ -33,9 +33,12 @@ class Keep(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Where messages can go: the dialect of each upstream by its name, the default first; and the limits for them."""
+    """Where messages can go: the dialect of each upstream by its name, the default first; the upstream of each project;
+    and the limits for them.
+    """
 
     dialects: Mapping[str, str]
+    projects: Mapping[str, str]
     max_pending: int
     max_tokens: int
     max_age: float
@@ -43,8 +46,18 @@ class Reach(NamedTuple):
     @classmethod
     def of(cls, settings: Settings) -> "Reach":
         """What these settings say of it."""
-        dialects = {name: each.dialect for name, each in described(settings).items()}
-        return cls(dialects, settings.max_pending, settings.max_tokens, settings.max_age)
+        found = described(settings)
+        dialects = {name: each.dialect for name, each in found.items()}
+        projects: dict[str, str] = {}
+        for name, each in found.items():
+            if each.dialect == fcm.NAME:
+                projects.setdefault(each.project, name)
+        return cls(dialects, projects, settings.max_pending, settings.max_tokens, settings.max_age)
+
+    @property
+    def known(self) -> Collection[str]:
+        """The upstreams that may be asked for: those that there are, and those that there may have been."""
+        return dict.fromkeys((*self.dialects, *DIALECTS))
 
     @property
     def most(self) -> int:

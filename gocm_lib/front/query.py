@@ -2,9 +2,9 @@
 
 import math
 import re
+from collections.abc import Collection
 from urllib.parse import parse_qsl
 
-from gocm_lib.config.settings import NAME
 from gocm_lib.front.auth import NAME_OF_TOKEN, Grant, only_upstream
 from gocm_lib.front.request import Request
 from gocm_lib.message import job
@@ -41,22 +41,22 @@ def parse(text: str, known: set[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def which(fields: dict[str, str], grant: Grant, now: float) -> Which:
-    """The failed tokens that are asked for by who has this grant; `older` is in seconds before `now`. Raises
-    BadRequest.
+def which(fields: dict[str, str], grant: Grant, there: Collection[str], now: float) -> Which:
+    """The failed tokens that are asked for by who has this grant, where these upstreams are `there`; `older` is in
+    seconds before `now`. Raises BadRequest.
     """
     reason, upstream = fields.get("reason", ""), fields.get("upstream", "")
     if "reason" in fields and reason not in KEPT_FAILURES:
         raise BadRequest("what is kept failed for " + ", ".join(KEPT_FAILURES), "reason")
-    if "upstream" in fields and not re.fullmatch(NAME, upstream):
-        raise BadRequest("that is no upstream's name", "upstream")
+    if "upstream" in fields and not upstream:
+        raise BadRequest("upstream is empty: leave it out for all", "upstream")
     if "by" in fields and not re.fullmatch(NAME_OF_TOKEN, fields["by"]):
         raise BadRequest("that is no name of a token", "by")
     older = number(fields, "older", 0, 10**9)
     # All of them, also such as failed later than it is now: the clock may have been set back.
     before = math.inf if older is None else now - older
     one = job.parse_id(fields["job"]) if "job" in fields else 0
-    return Which(one, reason, only_upstream(grant, upstream), before, fields.get("by", ""))
+    return Which(one, reason, only_upstream(grant, upstream, there), before, fields.get("by", ""))
 
 
 def number(fields: dict[str, str], name: str, low: int, high: int) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
+from gocm_lib.message import fcm_door
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import Job, Skip, format_id
 from gocm_lib.state.contract import (
@@ -27,6 +28,7 @@ from gocm_lib.state.contract import (
 _GO = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 # Two headers: of one with both, browsers understand neither, and never ask for the password.
+GOOGLES = "/v1/"  # paths where refusals have Google's form
 CHALLENGE = ('Bearer realm="gocm"', 'Basic realm="gocm"')
 
 STATUS = (files("gocm_lib.front") / "status.html").read_bytes()
@@ -61,13 +63,16 @@ class Response(NamedTuple):
     audit: str = ""
 
 
-def refusal(problem: BadRequest) -> Response:
+def refusal(problem: BadRequest, path: str = "") -> Response:
     """The answer to a client's mistake."""
     headers: dict[str, str | Sequence[str]] = {"Allow": problem.allow} if problem.allow else {}
     if problem.status == 503:
         headers["Retry-After"] = "1"
     if problem.status == 401:
         headers["WWW-Authenticate"] = CHALLENGE
+    if path.startswith(GOOGLES):
+        status, body = fcm_door.refusal(problem)
+        return Response(status, body, fcm_door.JSON, headers)
     return Response(problem.status, error(problem), headers=headers)
 
 

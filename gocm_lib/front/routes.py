@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gocm_lib.front import holds, jobs, openapi, pages
+from gocm_lib.front import holds, jobs, openapi, pages, v1
 from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.query import SMALL_FORM
 from gocm_lib.front.request import Request
@@ -62,6 +62,25 @@ ROUTES = (
         "the same in Google's legacy protocol",
         waits=False,
         right="send",
+    ),
+    Route(
+        "POST",
+        "/v1/projects/{project}/messages:send",
+        "v1Send",
+        v1.send,
+        "the same as FCM HTTP v1 has it, for its SDKs",
+        waits=False,
+        right="send",
+    ),
+    Route(
+        "POST",
+        v1.TOKEN,
+        "v1Token",
+        v1.token,
+        "an access token for these, with an account file of ours",
+        public=True,
+        most=v1.LARGEST_ASSERTION,
+        waits=False,
     ),
     Route("GET", "/gcm/report", "report", Handlers.report, "the counters", right="read"),
     Route(
@@ -247,6 +266,8 @@ def _template(path: str) -> str:
         return path
     if path.startswith("/gcm/jobs/"):
         return "/gcm/jobs/{id}"
+    if v1.PATH.fullmatch(path):
+        return "/v1/projects/{project}/messages:send"
     if holds.PATH.fullmatch(path):
         return f"/gcm/upstreams/{{name}}/{path.rpartition('/')[2]}"
     return "/help/{topic}" if path.startswith("/help/") else path
@@ -263,7 +284,7 @@ def is_ours(path: str) -> bool:
     """Whether a path is ours in every character. Any other path may hold anything, even a token."""
     return (
         path in _BY_PATH
-        or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path) or holds.PATH.fullmatch(path))
+        or bool(re.fullmatch("/gcm/jobs/[0-9a-f]{16}", path) or holds.PATH.fullmatch(path) or v1.PATH.fullmatch(path))
         or path.removeprefix("/help/") in TOPICS
     )
 

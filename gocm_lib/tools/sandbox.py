@@ -30,6 +30,7 @@ from gocm_lib.front import auth, response
 from gocm_lib.front.request import Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
+from gocm_lib.tools import account
 from gocm_lib.tools.lines import Ending, Http1, Http2, speaks_http2
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
@@ -297,28 +298,7 @@ def point_at(settings: Settings, port: int) -> Settings:
 
 def write_credentials(path: str, port: int, scheme: str = "http", host: str = "127.0.0.1") -> None:
     """Write a service account's file for the sandbox at an address, in Google's form. Raises Fatal."""
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-    except ImportError:
-        raise Fatal(f"making {path} needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    account = {
-        "type": "service_account",
-        "project_id": PROJECT,
-        "private_key_id": "sandbox",
-        "private_key": pem.decode(),
-        "client_email": f"sandbox@{PROJECT}.iam.gserviceaccount.com",
-        "client_id": "1",
-        "token_uri": f"{scheme}://{host}:{port}/token",
-    }
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            json.dump(account, file, indent=2)
-    except OSError as error:
-        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
+    account.write(path, PROJECT, "sandbox", f"{scheme}://{host}:{port}/token")
 
 
 def account_of(path: str) -> Account | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gocm_lib.config import values
 from gocm_lib.config.settings import Exit, Fatal, TokenSettings
 from gocm_lib.front import auth
+from gocm_lib.tools import account
 
 BYTES = 32  # of chance in a token
 
@@ -28,12 +29,19 @@ def command(words: Sequence[str]) -> int:
         auth.read_line(line)
     except ValueError as error:
         raise Fatal(str(error), Exit.USAGE, topic="security") from None
+    if settings.write_credentials:
+        if not settings.project:
+            raise Fatal("--project is missing: the Firebase project that messages are for", Exit.USAGE)
+        account.write(settings.write_credentials, settings.project, token, f"{settings.to.rstrip('/')}/token")
     if settings.file:
         _append(settings.file, line)
         print(f"its hash is in {settings.file} now: SIGHUP the server", file=sys.stderr)
     else:
         print(f"for the server's --auth-token-file: {line}", file=sys.stderr)
-    print(token)
+    if settings.write_credentials:
+        print(f"{settings.write_credentials} is for Google's SDKs, and has the token in it", file=sys.stderr)
+    else:
+        print(token)
     return Exit.OK
 
 

@@ -245,6 +245,28 @@ def proxied(sandboxed):
         yield proxy.server_port
 
 
+def test_an_upstream_is_held_and_a_message_cancelled_from_the_page(page):
+    server = Http(page.server.port)
+
+    def press(label):
+        eventually(lambda: [each for each in page.find_elements(By.TAG_NAME, "button") if each.text == label])[
+            0
+        ].click()
+
+    eventually(lambda: "sending" in text(page, "upstreams"))
+    press("Hold")
+    eventually(lambda: "held" in text(page, "upstreams"))
+    assert "is held since" in eventually(lambda: "held" in text(page, "sentence") and text(page, "sentence"))
+    held = server.json("GET", "/api/status")["upstreams"][0]
+    server.ask("POST", "/gcm/send", form(["a", "b"], upstream=held["name"], tag="spring"), FORM)
+    page.find_element(By.NAME, "tag").send_keys("spring", Keys.ENTER)
+    eventually(lambda: "1 message" in text(page, "found"))
+    press("Cancel")
+    eventually(lambda: "2 tokens cancelled, 0 were on their way" in text(page, "found"))
+    press("Resume")
+    eventually(lambda: "held" not in text(page, "upstreams"))
+
+
 def test_it_works_behind_a_proxy_below_a_path(chromium, proxied):
     chromium.get(f"http://127.0.0.1:{proxied}/push/status")
     eventually(lambda: text(chromium, "sentence").startswith("All is well"))

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from kit import Http, Program, Server
+from kit import ROOT, Http, Program, Server
 
 from gocm_lib.help.topics import source
 
@@ -99,6 +101,33 @@ def test_a_library_for_the_legacy_protocol_sends_by_us(language, name, code, eas
         printed = run(language, name, code, tmp_path, str(server.port))
         assert all(each in printed for each in SAID[language, name]), printed
         assert server.settled()["attempts"] == len(re.findall(r"(?:phone|canonical)-\d", code))
+    finally:
+        server.kill_group()
+
+
+V1 = [each for each in RECIPES if each[:2] in set(SAID) - {("javascript", "firebase-admin")} and each not in LEGACY]
+
+
+@there
+@pytest.mark.parametrize("language, name, code", V1, ids=[f"{name}-{language}" for language, name, _ in V1])
+def test_an_sdk_for_v1_sends_by_us(language, name, code, easy, tmp_path):
+    """The same program, with GoCM's address and an account file of ours, prints the same. Node's, which speaks HTTP/2
+    without TLS here, is not among them.
+    """
+    tokens, account = tmp_path / "tokens", tmp_path / "fcm.json"
+    tokens.touch(0o600)
+    tokens.write_text("operator-token-0123456789\n")
+    sandbox = f"127.0.0.1:{easy[1]}"
+    words = ("--fcm-url", f"http://{sandbox}", "--fcm-metadata", "--metadata-host", sandbox)
+    server = Server(tmp_path / "gocm.db", *words, "--auth-token-file", str(tokens))
+    try:
+        made = ("token", "new", "app", "--file", tokens, "--write-credentials", account, "--project", "sandbox-project")
+        to = ("--to", f"http://127.0.0.1:{server.port}")
+        subprocess.run([sys.executable, ROOT / "gocm.py", *made, *to], check=True, timeout=60)
+        server.process.send_signal(signal.SIGHUP)
+        server.logged("SIGHUP: keys, tokens")
+        printed = run(language, name, code, tmp_path, str(server.port))
+        assert all(each in printed for each in SAID[language, name]), printed
     finally:
         server.kill_group()
 

@@ -121,7 +121,7 @@ def test_from_the_command_line_by_a_socket(start, tmp_path):
         ("GET", "?job=1", None, 400, "job"),
         ("GET", "?job=ffffffffffffffff", None, 400, "job"),
         ("GET", "?reason=unregistered", None, 400, "reason"),
-        ("GET", "?upstream=APNS", None, 400, "upstream"),
+        ("GET", "?upstream=apns", None, 400, "upstream"),
         ("GET", "?older=-1", None, 400, "older"),
         ("GET", "?what=1", None, 400, "what"),
         ("POST", "/replay", "", 400, "all"),
@@ -179,8 +179,8 @@ def test_all_that_failed_is_asked_for_also_after_the_clock_was_set_back():
     state = new_state()
     accept(state, [new_job(1, ["a"], life=50.0)])
     claim(state, now=time.time() + 1e6)
-    assert len(state.failed(query.which({"all": "1"}, EVERYBODY, time.time()), (0, -1), 9)) == 1
-    assert state.failed(query.which({"older": "0"}, EVERYBODY, time.time()), (0, -1), 9) == []
+    assert len(state.failed(query.which({"all": "1"}, EVERYBODY, ["gcm"], time.time()), (0, -1), 9)) == 1
+    assert state.failed(query.which({"older": "0"}, EVERYBODY, ["gcm"], time.time()), (0, -1), 9) == []
 
 
 @short
