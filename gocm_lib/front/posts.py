@@ -33,36 +33,48 @@ class Keep(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Where messages can go: the dialect of each upstream by its name, the default first; the upstream of each project;
-    and the limits for them.
+    """Where messages can go: the dialect of each upstream by its name, the default first; the upstream of each project.
+    And the limits for them: how many tokens a message may have, and how long it lives.
     """
 
     dialects: Mapping[str, str]
     projects: Mapping[str, str]
-    max_pending: int
-    max_tokens: int
+    default: str
+    most: int
     max_age: float
 
     @classmethod
     def of(cls, settings: Settings) -> "Reach":
         """What these settings say of it."""
         found = described(settings)
-        dialects = {name: each.dialect for name, each in found.items()}
         projects: dict[str, str] = {}
         for name, each in found.items():
             if each.dialect == fcm.NAME:
                 projects.setdefault(each.project, name)
-        return cls(dialects, projects, settings.max_pending, settings.max_tokens, settings.max_age)
+        # What could never be taken is a 413, no 503 (admission.Limits).
+        most = min(settings.max_tokens, settings.max_pending // min(2, len(found)))
+        dialects = {name: each.dialect for name, each in found.items()}
+        return cls(dialects, projects, next(iter(found)), most, settings.max_age)
 
     @property
     def known(self) -> Collection[str]:
         """The upstreams that may be asked for: those that there are, and those that there may have been."""
         return dict.fromkeys((*self.dialects, *DIALECTS))
 
-    @property
-    def most(self) -> int:
-        """How many tokens a message may have: what could never be taken is a 413, no 503 (admission.Limits)."""
-        return min(self.max_tokens, self.max_pending // min(2, len(self.dialects)))
+    def choose(self, asked: str, grant: Grant) -> str:
+        """The upstream for a message of who has this grant, and asked for one ("": for none). Raises BadRequest."""
+        if grant.upstreams:
+            mine = [name for name in self.dialects if grant.sees(name)]
+            if asked in self.dialects:
+                check_upstream(grant, asked)
+            name = asked or next(iter(mine), "")
+        else:
+            name, mine = asked or self.default, list(self.dialects) if asked else []
+        if name not in self.dialects:
+            raise BadRequest(
+                "no such upstream here; there is " + (", ".join(mine) or "none for this token"), "upstream"
+            )
+        return name
 
 
 def send(request: Request, reach: Reach) -> Response | Keep:
@@ -131,17 +143,12 @@ def accept(draft: Draft, reach: Reach, grant: Grant, key: IdempotencyKey | None 
     """The job that a draft becomes, without its id. Raises BadRequest when it cannot be sent, or not by who has this
     grant.
     """
-    mine = [name for name in reach.dialects if grant.sees(name)]
-    name = draft.upstream or next(iter(mine), "")
-    if draft.upstream in reach.dialects:
-        check_upstream(grant, draft.upstream)
-    elif draft.upstream or not mine:
-        raise BadRequest("no such upstream here; there is " + (", ".join(mine) or "none for this token"), "upstream")
+    name = reach.choose(draft.upstream, grant)
     now = time.time()
     return job.accept(
         draft,
         upstream=name,
-        message=DIALECTS[reach.dialects[name]].message(draft, max(now, draft.send_at)),
+        message=DIALECTS[reach.dialects[name]].message(draft, draft.send_at if draft.send_at > now else now),
         now=now,
         max_age=reach.max_age,
         key=key,

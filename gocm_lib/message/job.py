@@ -216,6 +216,7 @@ _TAG = re.compile("[A-Za-z0-9._:-]{1,64}")
 # RFC 3339, section 5.6. A + in a form that is not encoded is a space.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 LISTS = ("tokens", "fid")
+_WISHES = ("tag", "send_at", "express")
 PLAIN = {
     "topic",
     "condition",
@@ -463,7 +464,8 @@ def draft(found: dict[str, Any], max_tokens: int) -> Draft:
     if "notification" in options:
         weight += weigh(options["notification"])
     check_weight(weight, target)
-    return Draft(upstream, target, tokens, payload, options, template, skipped, *_check_wishes(found))
+    wishes = _check_wishes(found) if any([name in found for name in _WISHES]) else ()
+    return Draft(upstream, target, tokens, payload, options, template, skipped, *wishes)
 
 
 def _check_wishes(found: dict[str, Any]) -> tuple[str, float, bool]:
@@ -503,11 +505,13 @@ def accept(
     """The Job of a draft that is accepted at `now`, with the message in its upstream's dialect, from the owner of the
     token of this name. It gets its id when it is kept. Raises BadRequest when it is to be sent at an odd time.
     """
-    if draft.send_at and not now - LATE <= draft.send_at <= now + LONGEST_DELAY:
-        when = "over" if draft.send_at < now else f"more than {LONGEST_DELAY // 86400} days from now"
-        raise BadRequest(f"send_at is {when}", "send_at")
-    send_at = draft.send_at if draft.send_at > now else 0.0
-    born = send_at or now
+    send_at, born = 0.0, now
+    if draft.send_at:
+        if not now - LATE <= draft.send_at <= now + LONGEST_DELAY:
+            when = "over" if draft.send_at < now else f"more than {LONGEST_DELAY // 86400} days from now"
+            raise BadRequest(f"send_at is {when}", "send_at")
+        if draft.send_at > now:
+            send_at = born = draft.send_at
     life = min(max_age, max(draft.options.get("time_to_live", max_age), SHORTEST_LIFE))
     return Job(
         0,
@@ -519,8 +523,9 @@ def accept(
         born + life,
         key,
         draft.skipped,
-        by=by,
-        tag=draft.tag,
-        send_at=send_at,
-        express=draft.express,
+        False,
+        by,
+        draft.tag,
+        send_at,
+        draft.express,
     )

@@ -87,37 +87,33 @@ def pack(jobs: Iterable[Job]) -> list[Pack]:
     """Jobs as packs, all in the order of their ids."""
     packs: list[Pack] = []
     together: list[Job] = []
-    tokens, kind = 0, ("", 0, 0.0)
+    tokens, kind = 0, ("", 0, 0.0, False)
     for job in sorted(jobs, key=lambda job: job.id):
-        own = job.upstream, _lane(job), job.send_at
+        own = job.upstream, turns.lane(len(job.tokens)), job.send_at, job.express
         if together and (own != kind or tokens + len(job.tokens) > PACK_TOKENS):
-            packs.append(_pack(together, kind[1]))
+            packs.append(_pack(together, kind))
             together, tokens = [], 0
         together.append(job)
         tokens, kind = tokens + len(job.tokens), own
     if together:
-        packs.append(_pack(together, kind[1]))
+        packs.append(_pack(together, kind))
     return packs
 
 
-def _lane(job: Job) -> int:
-    which = turns.EXPRESS if job.express else turns.lane(len(job.tokens))
-    return turns.later(which) if job.send_at else which
-
-
-def _pack(jobs: Sequence[Job], which: int) -> Pack:
-    first = jobs[0]
+def _pack(jobs: Sequence[Job], kind: tuple[str, int, float, bool]) -> Pack:
+    first, (_, which, send_at, express) = jobs[0], kind
+    which = turns.EXPRESS if express else which
     return Pack(
         first.id,
         jobs[-1].id,
         first.upstream,
-        which,
+        turns.later(which) if send_at else which,
         first.accepted_at,
         [(job.id, len(job.tokens), tuple(job.places) if job.skipped else ()) for job in jobs],
         write([_packed(job) for job in jobs]),
         [Key(job.id, *job.key, job.accepted_at) for job in jobs if job.key],
         [Label(job.id, job.by, job.tag) for job in jobs if job.by or job.tag],
-        first.send_at,
+        send_at,
     )
 
 
