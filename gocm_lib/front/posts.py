@@ -143,7 +143,9 @@ def accept(draft: Draft, reach: Reach, grant: Grant, key: IdempotencyKey | None 
     """The job that a draft becomes, without its id. Raises BadRequest when it cannot be sent, or not by who has this
     grant.
     """
-    name = reach.choose(draft.upstream, grant)
+    name = draft.upstream or reach.default
+    if grant.upstreams or name not in reach.dialects:
+        name = reach.choose(draft.upstream, grant)
     now = time.time()
     return job.accept(
         draft,

@@ -16,9 +16,9 @@ class CrashLog:
         self._used = 0  # cells that have ever been
         self._free: list[int] = []
 
-    def has_room(self, part: Slice) -> bool:
-        """Whether a request can be noted."""
-        return 3 * len(part.runs) <= len(self._cells) - self._used + 3 * len(self._free)
+    def room(self) -> int:
+        """How many runs can be noted."""
+        return (len(self._cells) - self._used) // 3 + len(self._free)
 
     def begin(self, part: Slice) -> list[int]:
         """Note a request that is being sent, as far as there is room; returns the numbers for `end`."""

@@ -1,7 +1,6 @@
 """Dialling in threads: a TLS handshake with Google takes three round trips, and a loop cannot wait for it."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from gocm_lib.config.settings import Exit
@@ -17,16 +16,15 @@ class Dialler:
     cannot be reached, would all be taken.
     """
 
-    def __init__(self, pool: Pool, ring: Callable[[], None]) -> None:
-        """`ring` wakes the loop: something was dialled."""
+    def __init__(self, pool: Pool, tell: Callable[[Pool, Channel | DialError], None]) -> None:
+        """`tell` tells the loop what was dialled; it is called from the threads."""
         self._pool = pool
-        self._ring = ring
+        self._tell = tell
         self._threads: ThreadPoolExecutor | None = None
         self._under_way = 0
-        self._made: deque[Channel | DialError] = deque()
 
     def dial(self, http2: bool) -> None:
-        """Make a connection, which will be in `made`. With `http2` that is offered."""
+        """Make a connection, and tell. With `http2` that is offered."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(DIALLERS, "dial")
         self._under_way += 1
@@ -40,14 +38,11 @@ class Dialler:
         except Exception:  # the pool of threads would swallow it, and the dial count as under way for ever
             log.logger.exception("dialling failed")
             child.leave(Exit.FAILED)
-        self._made.append(made)
-        self._ring()
+        self._tell(self._pool, made)
 
-    def made(self) -> Iterator[Channel | DialError]:
-        """What was made since the last time."""
-        while self._made:
-            self._under_way -= 1
-            yield self._made.popleft()
+    def done(self) -> None:
+        """The loop has heard of one. When none is under way the threads may go."""
+        self._under_way -= 1
         if self._threads is not None and not self._under_way:
             self._threads.shutdown(wait=False)
             self._threads = None

@@ -87,7 +87,7 @@ class Loop:
 
     def run(self) -> None:
         """Turn until `finish` was called, nothing is in flight, and all is settled."""
-        self._watch_inlet()
+        self._watch_inlet(time.monotonic())
         while not (self._finishing and not self.flights and self._settler.idle):
             self._turns += 1
             if len(self.flights) > BUSY:
@@ -96,8 +96,8 @@ class Loop:
             now = time.monotonic()
             if arrived:
                 self._take(now)
-            for pool, made in self.pools.dialled():
-                self._on_dialled(pool, made, now)
+            while self.pools.dialled:
+                self._on_dialled(*self.pools.take_dialled(), now)
             self._expire(now)
             if self.quarantine:
                 for pool, flight in self.quarantine.admit(len(self.flights)):
@@ -107,7 +107,7 @@ class Loop:
                     self._pump(pool, now)
             self._write()
             self._settle_due(now)
-            self._watch_inlet()
+            self._watch_inlet(now)
 
     def _read_all(self) -> bool:
         """Read what has come from upstreams, the state process and other threads. Returns whether something is in the
@@ -143,9 +143,9 @@ class Loop:
         # Suspects that wait for their turn are not counted: they would keep everybody else's messages waiting, too.
         return len(self.flights) + len(self.pools)
 
-    def _watch_inlet(self) -> None:
+    def _watch_inlet(self, now: float) -> None:
         """Watch the queue, unless there is enough in hand: what we cannot send yet is left to a sender that can."""
-        wanted = self._appetite.wants(self._load(), time.monotonic()) and not self._finishing
+        wanted = self._appetite.wants(self._load(), now) and not self._finishing
         if wanted != self._taking:
             self._taking = wanted
             if wanted:
@@ -183,7 +183,7 @@ class Loop:
         """Put waiting requests on connections; dial when there are too few."""
         if self._finishing:
             return
-        for channel, flight in pool.assign(self.quarantine.blocks_others, now, self.crash_log.has_room):
+        for channel, flight in pool.assign(self.quarantine.blocks_others, now, self.crash_log.room()):
             self._begin(pool, channel, flight, now)
         self.pools.dial(pool, now)
 

@@ -5,7 +5,7 @@ again, and what is given back unsent. Module places knows the connections; modul
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -170,15 +170,16 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------- connections
 
-    def assign(
-        self, suspects_only: bool, now: float, may_begin: Callable[[Slice], bool]
-    ) -> Iterator[tuple[Channel, Flight]]:
-        """Waiting requests, each with the connection to begin it on before the next is asked for."""
+    def assign(self, suspects_only: bool, now: float, runs: int) -> Iterator[tuple[Channel, Flight]]:
+        """Waiting requests with at most so many runs together, each with the connection to begin it on before the next
+        is asked for.
+        """
         self.places.begin_turn()
         while self._waiting and not (suspects_only and not self._waiting[0].part.deaths):
             flight = self._waiting[0]
             channel = self.places.find(len(flight.request.body), flight.repeated, now)
-            if channel is None or not may_begin(flight.part):
+            runs -= len(flight.part.runs)
+            if channel is None or runs < 0:
                 break
             self._waiting.popleft()
             yield channel, flight

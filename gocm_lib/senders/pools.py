@@ -4,7 +4,8 @@ A sender that has many upstreams, of which most are idle, is not to look at each
 with something to do.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 
 from gocm_lib.senders.dialler import Dialler
 from gocm_lib.senders.pool import Pool
@@ -19,6 +20,7 @@ class Pools:
         """At most `most` requests in flight to each upstream; `ring` wakes the loop when something was dialled."""
         self.upstreams = upstreams
         self.live: dict[str, Pool] = {}
+        self.dialled: deque[tuple[Pool, Channel | DialError]] = deque()  # and not dealt with yet
         self._most, self._ring = most, ring
         self._pools: dict[str, Pool] = {}
         self._diallers: dict[str, Dialler] = {}
@@ -31,7 +33,7 @@ class Pools:
         """An upstream's pool, which has something to do."""
         if name not in self._pools:
             self._pools[name] = made = Pool(self.upstreams[name], self._most)
-            self._diallers[name] = Dialler(made, self._ring)
+            self._diallers[name] = Dialler(made, self._note)
         self.live[name] = self._pools[name]
         return self.live[name]
 
@@ -45,11 +47,15 @@ class Pools:
         for _ in range(pool.dials_wanted(now)):
             self._diallers[pool.upstream.name].dial(http2)
 
-    def dialled(self) -> Iterator[tuple[Pool, Channel | DialError]]:
-        """What was dialled since the last time."""
-        for name, pool in self.live.items():
-            for made in self._diallers[name].made():
-                yield pool, made
+    def _note(self, pool: Pool, made: Channel | DialError) -> None:
+        self.dialled.append((pool, made))
+        self._ring()
+
+    def take_dialled(self) -> tuple[Pool, Channel | DialError]:
+        """The first of `dialled`."""
+        pool, made = self.dialled.popleft()
+        self._diallers[pool.upstream.name].done()
+        return pool, made
 
     def rest(self) -> None:
         """Look no more at those that have nothing to do."""
