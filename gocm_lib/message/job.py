@@ -216,7 +216,7 @@ _TAG = re.compile("[A-Za-z0-9._:-]{1,64}")
 # RFC 3339, section 5.6. A + in a form that is not encoded is a space.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 LISTS = ("tokens", "fid")
-_WISHES = ("tag", "send_at", "express")
+_WISHES = frozenset(("tag", "send_at", "express"))
 PLAIN = {
     "topic",
     "condition",
@@ -464,7 +464,7 @@ def draft(found: dict[str, Any], max_tokens: int) -> Draft:
     if "notification" in options:
         weight += weigh(options["notification"])
     check_weight(weight, target)
-    wishes = _check_wishes(found) if any([name in found for name in _WISHES]) else ()
+    wishes = () if _WISHES.isdisjoint(found) else _check_wishes(found)
     return Draft(upstream, target, tokens, payload, options, template, skipped, *wishes)
 
 
