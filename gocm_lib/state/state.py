@@ -1032,7 +1032,7 @@ class State(Shared):
             held=totals.listed["held"],
             own=own,
             nodes=self.store.nodes(),
-            held_upstreams=dict(self.pacing.stopped),
+            held_upstreams=dict(self.store.held()),
             waiting={upstream: count for upstream, count in totals.open.items() if count},
         )
 

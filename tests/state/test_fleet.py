@@ -465,6 +465,41 @@ def test_a_message_is_cancelled_whichever_node_has_it(enter, address):
     assert two.cancel(mine.id, time.time()) == Cancelled(0, 0)
 
 
+def test_who_holds_an_upstream_holds_it_at_every_node(enter):
+    one, two = enter("one"), enter("two")
+    accept(two, jobs(two, "ab"))
+    one.hold("gcm", "ops", 1000.0)
+    two.store.member._beat()
+    assert claim(two, now=time.time()) == {} and two.snapshot().held_upstreams == {"gcm": (1000.0, "ops")}
+    assert two.let_go("gcm")
+    one.store.member._beat()
+    assert one.snapshot().held_upstreams == {} and len(claim(two, now=time.time() + 1)) == 2
+
+
+def test_what_is_for_another_time_is_sent_by_whoever_is_there_then(enter):
+    one, two = enter("one"), enter("two")
+    now = time.time()
+    soon, cancelled = (each._replace(send_at=now + 50, accepted_at=now + 50) for each in jobs(one, "ab", "cd"))
+    assert accept(one, [soon]) == accept(one, [cancelled]) == {}
+    assert [each.job for each in two.jobs("", 0, 9)] == [soon.id, cancelled.id]
+    assert two.cancel(cancelled.id, now) == Cancelled(2, 0), "it was nobody's"
+    fall_silent(one)
+    two.store.member._beat()
+    assert claim(two, now=now + 1) == {}
+    assert {place[0] for place in claim(two, now=now + 52)} == {soon.id}
+    assert two.status(soon.id, "", -1, 9).accepted_at == pytest.approx(now, abs=5) and two.jobs("", 0, 9) == []
+    one.store.member._beat()
+    assert claim(one, now=now + 60) == {}
+
+
+def test_a_tag_is_known_at_every_node(enter):
+    one, two = enter("one"), enter("two")
+    mine = [each._replace(tag="spring", by="shop") for each in jobs(one, "ab", "c")]
+    assert accept(one, mine) == {}
+    assert [(each.job, each.by, each.pending) for each in two.jobs("spring", 0, 9)] == [
+        (mine[0].id, "shop", 2), (mine[1].id, "shop", 1)]  # fmt: skip
+
+
 def test_a_key_is_known_at_every_node(enter):
     one, two = enter("one"), enter("two")
     [first], [second] = jobs(one, "a"), jobs(two, "a")
@@ -786,6 +821,21 @@ def test_nodes_of_two_formats_work_side_by_side_until_the_last_old_one_has_gone(
         assert spool_command(address, "upgrade") == 0 and "replace them" not in capsys.readouterr().out
     assert schema.unfit(*sql(address, "SELECT format, works_with FROM meta")[0]).endswith("run a newer version")
     assert spool_command(address, "check") == 1
+
+
+def test_a_spool_of_format_1_becomes_one_of_2(address, enter, capsys):
+    for which in ("canonical", "invalid"):
+        sql(address, f"ALTER TABLE {which} DROP COLUMN upstream")
+    sql(address, "DROP INDEX notregistered_upstream")
+    sql(address, "DROP TABLE label, later, hold")
+    sql(address, "UPDATE meta SET format = 1, works_with = 1")
+    assert spool_command(address, "check") == 1 and "gocm spool upgrade" in capsys.readouterr().out
+    assert spool_command(address, "upgrade") == 0
+    spool_command(address, "check")
+    assert "not for this version" not in capsys.readouterr().out
+    state = enter("one")
+    accept(state, [each._replace(tag="t") for each in jobs(state, "ab")])
+    assert len(claim(state, now=time.time())) == 2 and state.jobs("t", 0, 9)[0].pending == 2
 
 
 def test_a_newer_version_on_an_old_spool_asks_for_the_upgrade(monkeypatch):

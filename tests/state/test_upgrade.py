@@ -14,7 +14,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit import KEEPING, ROOT, claim, eventually, keep, open_tokens, succeed, tally, tokens_of
+from kit import (
+    KEEPING,
+    ROOT,
+    claim,
+    eventually,
+    keep,
+    open_tokens,
+    succeed,
+    tally,
+    tokens_of,
+)
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.message.outcome import DELIVERED, Result
@@ -205,6 +215,35 @@ def test_a_newer_version_cannot_be_gone_back_from_unnoticed(spool):
     db.close()
     with pytest.raises(Fatal, match="has format 12, this GoCM knows 11: run the version that wrote it"):
         opened(spool)
+
+
+TO_10 = (
+    "DROP TABLE label; DROP TABLE later; DROP TABLE hold; DROP INDEX notregistered_upstream;"
+    "DROP INDEX canonical_upstream; DROP INDEX invalid_upstream;"
+    "ALTER TABLE canonical DROP COLUMN upstream; ALTER TABLE invalid DROP COLUMN upstream; PRAGMA user_version = 10;"
+)
+
+
+@pytest.mark.short
+def test_format_10_knew_no_names_no_tags_and_no_other_times(tmp_path):
+    path = str(tmp_path / "s.db")
+
+    def run(code):
+        code = f"import sys; sys.path.insert(0, 'tests'); from kit import *; from gocm_lib.message.outcome import *; {code}"
+        return subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    run(
+        "state = new_state(sys.argv[1]); accept(state, [new_job(1, ['a', 'b'])]);"
+        "[place] = claim(state, room=1); now = Outcome(Verdict.DELIVERED, canonical='new-a');"
+        "state.settle(1, [Result('gcm', *place, 1, now)], 1000.0)"
+    )
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(TO_10)
+    done = run(
+        "state = new_state(sys.argv[1]); accept(state, [new_job(2, ['c'])._replace(tag='t', by='shop')]);"
+        "print(len(claim(state)), [each.job for each in state.jobs('t', 0, 9)], state.page('canonical', 0, 9))"
+    )
+    assert done.stdout == "2 [2] [Replaced(number=1, original='a', canonical='new-a')]\n"
 
 
 TO_7 = (
