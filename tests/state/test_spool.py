@@ -93,21 +93,31 @@ class Model(RuleBasedStateMachine):
         self.seen = 0  # the last answer of which what went straight through was received
         self.living = set()  # generations that the state process before had given something
         self.barrier = 0  # up to this job nothing is given to anybody while they live
+        self.due_at = {}  # job -> when it is to be sent, if that was said
+        self.stopped = False  # whether somebody holds the upstream
 
-    def come(self, counts):
-        """Jobs with so many tokens, counted."""
+    def come(self, counts, express=False, later=0.0):
+        """Jobs with so many tokens, counted, which are to be sent so many seconds later."""
         jobs = []
         for count in counts:
             self.last += 1
-            jobs.append(new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now))
+            made = new_job(self.last, [f"{self.last}-{n}" for n in range(count)], self.now + later)
+            jobs.append(made._replace(express=express, send_at=self.now + later if later else 0.0, tag="all"))
+            if later:
+                self.due_at[self.last] = self.now + later
             self.sizes[self.last] = count
             self.counters["accepted_messages"] += 1
             self.counters["accepted_tokens"] += count
         return jobs
 
-    @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), twice=st.booleans())
-    def accept(self, counts, twice):
-        jobs = self.come(counts)
+    @rule(
+        counts=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+        twice=st.booleans(),
+        express=st.booleans(),
+        later=st.sampled_from([0.0, 0.0, 5.0, 90.0]),
+    )
+    def accept(self, counts, twice, express, later):
+        jobs = self.come(counts, express, later)
         for _ in range(1 + twice):
             assert accept(self.state, jobs) == {}
         self.waiting.update({(job.id, n): 0 for job in jobs for n in range(len(job.tokens))})
@@ -124,6 +134,7 @@ class Model(RuleBasedStateMachine):
             self.waiting.update(places)
             return multiple()
         assert not due and accepted.generation >= self.generation and accepted.generation not in self.living
+        assert not self.stopped
         assert set(accepted.gone) == {job.id for job in jobs}
         if lost:
             self.state.accept([], self.seen)
@@ -152,8 +163,10 @@ class Model(RuleBasedStateMachine):
 
     def is_due(self, place):
         """Whether what waits could go now."""
-        [fate] = self.state.status(place[0], "", place[1] - 1, 1).fates
-        return place[0] > self.barrier and not (fate.state == "deferred" and fate.at > self.now)
+        status = self.state.status(place[0], "", place[1] - 1, 1)
+        [fate] = status.fates
+        waits = (fate.state == "deferred" and fate.at > self.now) or status.send_at
+        return place[0] > self.barrier and not waits and not self.stopped
 
     @rule(which=st.integers(0, 9))
     def cancel(self, which):
@@ -179,6 +192,14 @@ class Model(RuleBasedStateMachine):
         self.waiting.pop(place, None)
         self.counters["cancelled"] += 1
         self.end(place, "cancelled")
+
+    @rule(by=st.sampled_from(["", "ops"]))
+    def hold_or_let_go(self, by):
+        if self.stopped:
+            assert self.state.let_go("gcm") and not self.state.let_go("gcm")
+        else:
+            self.state.hold("gcm", by, self.now)
+        self.stopped = not self.stopped
 
     @rule(clean=st.booleans())
     def restart(self, clean):
@@ -211,7 +232,8 @@ class Model(RuleBasedStateMachine):
         if lost and taken:  # the answer was: it is asked again
             assert claim(self.state, generation, self.now, room, batch) == taken
         assert not (older and taken)
-        assert all(job > self.barrier for job, _ in taken)
+        assert all(job > self.barrier and self.due_at.get(job, 0.0) <= self.now for job, _ in taken)
+        assert not (self.stopped and taken)
         holds = sum(held[0] == generation for held in self.held.values())
         assert len(taken) <= max(0, room - holds)
         assert not taken.keys() & self.marked
@@ -431,7 +453,14 @@ class Model(RuleBasedStateMachine):
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
         open_jobs = {job for job, _ in (*self.waiting, *self.held)}
         jobs = open_jobs | {job for job, _ in (*self.failed, *self.over)}
-        assert (self.state.store.oldest() is None) == (not open_jobs)
+        late = {job for job in open_jobs if not self.state.status(job, "", -1, 1).send_at}
+        assert (self.state.store.oldest() is None) == (not late)
+        assert set(snapshot.held_upstreams) == ({"gcm"} if self.stopped else set())
+        for each in self.state.jobs("all", 0, 1000):
+            told = each.pending + each.delivered + each.failed + each.cancelled
+            assert told == each.size or each.job not in open_jobs
+            mine = [place for place in (*self.waiting, *self.held) if place[0] == each.job]
+            assert each.pending == len(mine)
         for job, size in self.sizes.items():
             status = self.state.status(job, "", -1, 10)
             assert isinstance(status, Past) == (job not in jobs)

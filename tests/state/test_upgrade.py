@@ -229,8 +229,9 @@ def test_format_10_knew_no_names_no_tags_and_no_other_times(tmp_path):
     path = str(tmp_path / "s.db")
 
     def run(code):
-        code = f"import sys; sys.path.insert(0, 'tests'); from kit import *; from gocm_lib.message.outcome import *; {code}"
-        return subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+        before = "import sys; sys.path.insert(0, 'tests'); from kit import *; from gocm_lib.message.outcome import *; "
+        words = [sys.executable, "-c", before + code, path]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
 
     run(
         "state = new_state(sys.argv[1]); accept(state, [new_job(1, ['a', 'b'])]);"
