@@ -544,7 +544,7 @@ batches = itertools.count(1)
 
 def claim(state, generation=1, now=1000.0, room=100, batch=None):
     in_hand_limits, ready = dict.fromkeys(state.pacing.standings, room), dict.fromkeys(state.pacing.standings, 0.0)
-    slices, _ = state.claim(generation, batch or next(batches), in_hand_limits, ready, now, 0.0)
+    slices, *_ = state.claim(generation, batch or next(batches), in_hand_limits, ready, now, 0.0)
     return tokens_of(slices)
 
 

@@ -23,6 +23,7 @@ NO_TOKEN_WAIT = 0.1  # seconds, while an upstream has no credential
 WAIT = 1.0  # seconds that a claim waits in the state process for something to become due
 LARGEST_PART = 1000  # tokens: what a sender gets of one message at once, a whole multicast
 LINGER = 0.01  # seconds after a small claim: under load the next then has what came meanwhile, in one transaction
+NOTHING: Mapping[int, float] = {}
 PACK = 64  # tokens in one queue item: fewer would cost a pickle each, more would load one sender for all
 
 
@@ -149,7 +150,9 @@ class Feeder:
         wait = WAIT if len(ready) == len(self._credentials) else NO_TOKEN_WAIT
         try:
             since = {name: header.since for name, header in ready.items() if name in terms.in_hand_limits}
-            slices, pauses = self._client.claim(generation, self._batch, terms.in_hand_limits, since, time.time(), wait)
+            slices, pauses, came = self._client.claim(
+                generation, self._batch, terms.in_hand_limits, since, time.time(), wait
+            )
         except StateUnavailable as error:
             if not self._troubled:
                 log.logger.warning("nothing can be sent for now: %s", error)
@@ -167,17 +170,21 @@ class Feeder:
             return
         if slices:
             self._batch += 1
-            self._note_waits(slices)
+            self._note_waits(slices, came)
         headers = {upstream: header.text for upstream, header in ready.items()}
         for item in pack(coalesce(slices, headers, terms.multicast)):
             outlet.put(item)
         if 0 < sum(part.size for part in slices) < PACK:
             time.sleep(LINGER)
 
-    def _note_waits(self, slices: Iterable[Slice]) -> None:
-        """Count how long each token has waited for its first attempt. A job's id is the time of its acceptance."""
+    def _note_waits(self, slices: Iterable[Slice], came: Mapping[int, float] = NOTHING) -> None:
+        """Count how long each token has waited for its first attempt. A job's id is the time of its acceptance, but
+        where `came` has another from which it waits.
+        """
         now = time.time()
         for part in slices:
             for run in part.runs:
                 if run.attempt == 1:
-                    self._collector.queue_wait.observe(max(0.0, now - job_time(run.job)), len(run.tokens))
+                    self._collector.queue_wait.observe(
+                        max(0.0, now - (came.get(run.job) or job_time(run.job))), len(run.tokens)
+                    )

@@ -317,10 +317,13 @@ class Accepted(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """The answer to a claim: tokens to send now, and which upstreams are paused or refuse our credential."""
+    """The answer to a claim: tokens to send now, and which upstreams are paused or refuse our credential. `since` has
+    the jobs that have waited for their turn since another time than their ids say.
+    """
 
     slices: list[Slice]
     pauses: dict[str, Pause]
+    since: Mapping[int, float] = {}
 
 
 class Shared(Protocol):

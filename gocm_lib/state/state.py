@@ -75,6 +75,7 @@ _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts
 # Of those, after which a token is as good as not sent, unless it is charged.
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
 _GOES_ON = (Action.RETURN, Action.RETRY, Action.SET_ASIDE)  # after which a token is sent again, or may be replayed
+LATE = 1.0  # seconds from a job's id to its life, if it was to be sent later
 CLOCK_STEP = 1.0  # seconds by which the clock must go back before we take it for set back
 SENDERS_DIED = f"its sender died {FATAL} times"  # why a token has failed
 LOOKED_UP_AGAIN = 0.25  # seconds between two looks in the Store for a job that somebody waits for
@@ -486,18 +487,23 @@ class State(Shared):
         self.feed = _Feed(generation, in_hand_limits, ready)
         self._heed_others(now)
         found: list[Slice] = []
+        late: dict[int, float] = {}
         rest = 60.0
         for upstream, since in ready.items() if generation not in self.living else ():
             self.pacing.end_pause(upstream, since, now)
-            more, idle = self._claim(generation, in_hand_limits.get(upstream, 0), upstream, now)
+            more, idle = self._claim(generation, in_hand_limits.get(upstream, 0), upstream, late, now)
             found += more
             rest = min(rest, idle)
         if found:
             self.batches[generation] = batch, found
-        return Claimed(found, self.pacing.news()), 0.0 if found else max(0.001, rest)
+        return Claimed(found, self.pacing.news(), late), 0.0 if found else max(0.001, rest)
 
-    def _claim(self, generation: int, room: int, upstream: str, now: float) -> tuple[list[Slice], float]:
-        """One upstream's share of a claim, and in how many seconds there could be more merely because time passes."""
+    def _claim(
+        self, generation: int, room: int, upstream: str, late: dict[int, float], now: float
+    ) -> tuple[list[Slice], float]:
+        """One upstream's share of a claim, and in how many seconds there could be more merely because time passes. Adds
+        to `late` what has waited since another time than its id says (Claimed.since).
+        """
         free = room - self.backlog.in_hand[generation, upstream]
         if free <= 0:
             return [], 60.0
@@ -522,6 +528,7 @@ class State(Shared):
             if any([piece.pack.losses >= LOSSES for piece in pieces]):
                 pieces = self._put_off_suspects(work, generation, pieces)
             taken = self.backlog.hold(pieces, generation)
+            late |= {p.run.job: p.job.accepted_at for p in pieces if p.job.accepted_at > job_time(p.run.job) + LATE}
             self._foresee_deaths(work, generation, pieces)
         found = slices(pieces)
         if taken:

@@ -137,7 +137,7 @@ class Simulation:
         self._accept()
         self._settle()
         now = START + self.now
-        slices, _ = self.state.claim(1, next(self._batches), {"fcm": self.room}, {"fcm": 0.0}, now, 0.0)
+        slices, *_ = self.state.claim(1, next(self._batches), {"fcm": self.room}, {"fcm": 0.0}, now, 0.0)
         for run in [run for part in slices for run in part.runs]:
             for n, token in enumerate(run.tokens, run.first):
                 later, outcome = self.upstream.answer(token, self.now)

@@ -1,7 +1,7 @@
 """What is noted beside packs: names and tags, jobs for another time, held upstreams. And what is express."""
 
 import pytest
-from kit import accept, claim, new_job, new_state, succeed
+from kit import accept, batches, claim, new_job, new_state, succeed
 
 from gocm_lib.message.job import next_id
 from gocm_lib.message.outcome import Outcome, Result, Verdict
@@ -82,6 +82,13 @@ def test_what_is_for_another_time_waits_and_lives_from_then_on():
     assert {place[0] for place in claim(state, now=NOW + 3602)} == {then}
     assert state.jobs("", 0, 9) == [] and state.status(then, "", -1, 9).send_at == 0
     assert [each.pending for each in state.jobs("t", 0, 9)] == [2]
+
+
+def test_how_long_it_waited_counts_from_its_time():
+    state = new_state()
+    then, _ = job(state, ["a"], later=60.0), job(state, ["b"])
+    found = state.claim(1, next(batches), {"gcm": 9}, {"gcm": 0.0}, NOW + 62, 0.0)
+    assert len(found.slices) == 2 and found.since == {then: NOW + 60}
 
 
 def test_a_clock_that_is_taken_for_set_back_is_not_one():

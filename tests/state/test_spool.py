@@ -777,7 +777,7 @@ def test_a_new_credential_that_is_refused_too_does_not_lengthen_the_pause_by_its
     accept(state, [new_job(1, ["a", "b"])])
 
     def probe(now, since):
-        slices, _pauses = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
+        slices, *_ = state.claim(1, next(batches), {"gcm": 10}, {"gcm": since}, now, 0.0)
         state.settle(1, [Result("gcm", *place, 1, refused) for place in tokens_of(slices)], now)
         return len(tokens_of(slices)), state.pacing.pauses["gcm"].until - now
 

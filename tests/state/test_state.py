@@ -80,7 +80,7 @@ def test_four_processes_settling_the_same_tokens_count_each_once(process, contex
         Outcome(Verdict.UNREGISTERED, "NotRegistered", cause="unregistered"),
         Outcome(Verdict.REJECTED, "no"),
     ]
-    slices, _ = client.claim(1, 1, {"gcm": 5000}, {"gcm": 0.0}, now, 1.0)
+    slices, *_ = client.claim(1, 1, {"gcm": 5000}, {"gcm": 0.0}, now, 1.0)
     results = [Result("gcm", job, n, 1, ends[n % 4]) for job, n in tokens_of(slices)]
     assert len(results) == 1000
     settlers = [context.Process(target=_settle_share, args=(address, list(results), seed)) for seed in range(4)]

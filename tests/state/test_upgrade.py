@@ -311,7 +311,7 @@ def test_it_is_killed_again_and_again(tmp_path, seed):
         assert tally(state) == known | {"jobs": known["jobs"] + MANY, "tokens": known["tokens"] + MANY}
         for job, told in TOLD["jobs"].items():
             assert statuses(state, int(job)) == as_after_a_restart(told), job
-        slices, _ = state.claim(1, 1, {"gcm": 2 * MANY}, {"gcm": 0.0}, 2000.0, 0.0)
+        slices, *_ = state.claim(1, 1, {"gcm": 2 * MANY}, {"gcm": 0.0}, 2000.0, 0.0)
         places = list(tokens_of(slices))
         assert len(places) == len(set(places)) == open_tokens(state)["gcm"]
         state.close()
