@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -39,6 +40,9 @@ def fleet(careful, tmp_path):
     made = Fleet(careful, careful.spool(), tmp_path)
     yield made
     made.end()
+
+
+OPERATOR = "operator-0123456789"
 
 
 class Fleet:
@@ -192,6 +196,37 @@ def test_two_nodes_are_one_to_who_asks(fleet):
         assert b'gocm_nodes{state="alive"} 2' in node.http().ask("GET", "/metrics")[2]
     told = gocm("spool", "nodes", "--spool", fleet.address).stdout
     assert "one\talive" in told and "two\talive" in told
+
+
+def test_who_may_send_so_fast_may_do_so_at_all_nodes_together(fleet, tmp_path):
+    """And what is said at one goes for all: an upstream is held, messages with a tag are cancelled."""
+    tokens = tmp_path / "tokens"
+    tokens.touch(0o600)
+    tokens.write_text(f"shop-token-0123456789 name=shop rate=20/s\n{OPERATOR} name=ops\n")
+    one, two = (fleet.start(name, "--auth-token-file", str(tokens)) for name in ("one", "two"))
+
+    def ask(node, token, method, path, body=None):
+        return node.http().ask(method, path, body, {"Authorization": f"Bearer {token}", **(FORM if body else {})})
+
+    for node in (one, two):
+        eventually(lambda node=node: b'gocm_nodes{state="alive"} 2' in ask(node, OPERATOR, "GET", "/metrics")[2])
+    taken, end = 0, time.monotonic() + 5
+    while time.monotonic() < end:
+        for node in (one, two):
+            taken += ask(node, "shop-token-0123456789", "POST", "/gcm/send", form(["a"], tag="spring"))[0] == 200
+    assert 70 <= taken <= 140, "some 20 a second, and a second's worth"
+    assert ask(one, OPERATOR, "POST", "/gcm/upstreams/fcm/hold", "")[0] == 200
+    eventually(lambda: b"is held since" in ask(two, OPERATOR, "GET", "/readyz")[2])
+    for node in (one, two):
+        held = [f"held-{node.port}-{n}" for n in range(50)]
+        assert ask(node, OPERATOR, "POST", "/gcm/send", form(held, tag="summer"))[0] == 200
+    answer = json.loads(ask(two, OPERATOR, "POST", "/gcm/jobs/cancel", "tag=summer")[2])
+    assert answer["jobs"] == 2 and answer["cancelled"] + 50 * answer["elsewhere"] == 100
+    counted = ("GET", "/gcm/jobs?tag=summer")
+    eventually(lambda: {j["cancelled"] for j in json.loads(ask(one, OPERATOR, *counted)[2])["jobs"]} == {50})
+    assert ask(two, OPERATOR, "POST", "/gcm/upstreams/fcm/resume", "")[0] == 200
+    eventually(lambda: json.loads(ask(one, OPERATOR, "GET", "/gcm/report")[2])["pending"] == 0)
+    assert not [token for token in fleet.sandbox.received()["delivered"] if token.startswith("held-")]
 
 
 def test_a_spool_is_made_checked_and_used_by_a_role_that_owns_nothing(careful, tmp_path):

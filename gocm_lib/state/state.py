@@ -429,6 +429,7 @@ class State(Shared):
         gone: list[int] = []
         if feed is None:
             return gone
+        self.pacing.stopped = self.store.held()
         for upstream in {each.upstream for each in packs}:
             mine = [each for each in packs if each.upstream == upstream]
             count, now = sum([each.size for each in mine]), max(self.latest, *(each.since for each in mine))
@@ -485,6 +486,7 @@ class State(Shared):
         if batch <= last:
             return Claimed(given if batch == last else [], {}), 0.0
         self.feed = _Feed(generation, in_hand_limits, ready)
+        self.pacing.stopped = self.store.held()
         self._heed_others(now)
         found: list[Slice] = []
         late: dict[int, float] = {}
@@ -651,7 +653,6 @@ class State(Shared):
             more |= left
             if dropped:
                 log.logger.info("%d failed tokens are forgotten: there are more than --max-failed", dropped)
-        self.pacing.stopped = self.store.held()
         self._carry_out_orders(now)
         if (sharers := self.store.sharers) > 1:
             self._share()
