@@ -20,7 +20,7 @@ from gocm_lib import __version__
 from gocm_lib.config import spool_address
 from gocm_lib.config.proxy import DIRECTLY, ways
 from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.config.upstreams import described, differ
+from gocm_lib.config.upstreams import described, differ, meanings
 from gocm_lib.front.front import Front
 from gocm_lib.monitoring import health
 from gocm_lib.monitoring.collector import Collector
@@ -109,21 +109,19 @@ class Supervisor:
         """Apply those changed settings that may change now, name the others, and open the log files again."""
         assert self.front and self.credentials
         try:
-            waiting = partial(_waiting, self._client())
-            change = changes.read(
-                self.settings, self.given, self.reread(), self.files, self.home, self._pointed, waiting
-            )
+            places = self.files, self.home, self.meant, self._pointed, partial(_waiting, self._client())
+            change = changes.read(self.settings, self.given, self.reread(), *places)
             self.front.follow(self.settings, change.settings)
         except Fatal as problem:
             log.logger.error("SIGHUP: nothing is changed: %s; see gocm help %s", problem, problem.topic)
             return
         self.credentials.replace(change.sources)
         before, self.settings, self.given = self.settings, change.settings, change.given
+        self.meant |= meanings(change.settings)
         self._serve_upstreams(before)
         log.restart(self.settings.log_level)
         for each in self.children:
             each.tell(("log", self.settings.log_level))
-        log.logger.info("SIGHUP: keys, tokens and certificates were read again, log files opened again")
         change.tell()
 
     def _pointed(self, settings: Settings) -> Settings:
@@ -159,6 +157,7 @@ class Supervisor:
         child.watch_threads()
         resources.collect_seldom()
         held = self.credentials = Credentials(found)
+        self.meant = meanings(self.settings)  # also, later, of those that were taken away
         waiting = self._client(WAIT + self._client().limit)
         self.feeder = Feeder(waiting, held, in_hand.terms(self.settings), self.collector)
         self.generations.feed(self.feeder)
@@ -249,8 +248,8 @@ class Supervisor:
             reason = os.strerror(error.errno or 0)
             raise Fatal(f"cannot listen on port {port}: {reason}; give another --sandbox-port", Exit.ADDRESS) from None
         self.settings = self._pointed(self.settings)
-        port = self.sandbox_listener.getsockname()[1]
-        log.logger.info("sandbox: what it received is at http://127.0.0.1:%d/sandbox/received", port)
+        place = self.sandbox_listener.getsockname()
+        log.logger.info("sandbox: what it received is at http://%s:%d/sandbox/received", *place)
 
     def _start_sandbox(self) -> None:
         self._spawn("sandbox", "sandbox", self.sandbox_listener)

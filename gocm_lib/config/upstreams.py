@@ -99,13 +99,14 @@ def differ(before: Settings, after: Settings) -> bool:
     return made(before) != made(after)
 
 
-def moved(before: Settings, after: Settings) -> list[str]:
-    """The upstreams that mean somebody else now: their messages were made for another dialect, or another project's
-    devices.
-    """
-    old = described(before)
-    return [
-        name
-        for name, each in described(after).items()
-        if name in old and (old[name].dialect, old[name].project) != (each.dialect, each.project)
-    ]
+Meaning = tuple[str, str]  # of an upstream's name: its dialect, and its project
+
+
+def meanings(settings: Settings) -> dict[str, Meaning]:
+    """What each upstream's name means: for what its messages are made."""
+    return {name: (each.dialect, each.project) for name, each in described(settings).items()}
+
+
+def moved(known: Mapping[str, Meaning], after: Settings) -> list[str]:
+    """The upstreams whose names meant something else before."""
+    return [name for name, meaning in meanings(after).items() if known.get(name, meaning) != meaning]

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.config.upstreams import described, moved
+from gocm_lib.config.upstreams import Meaning, described, moved
 from gocm_lib.process import log
 from gocm_lib.senders import credentials, trust
 from gocm_lib.senders.credentials import Source
@@ -48,6 +48,7 @@ class Change(NamedTuple):
 
     def tell(self) -> None:
         """Log what has changed."""
+        log.logger.info("SIGHUP: keys, tokens and certificates were read again, log files opened again")
         if self.changed:
             log.logger.info("SIGHUP: changed: %s", ", ".join(self.changed))
         if self.fixed:
@@ -60,12 +61,13 @@ def read(
     fresh: Settings,
     files: int,
     home: str,
+    known: Mapping[str, Meaning],
     point: Callable[[Settings], Settings],
     waiting: Callable[[], Mapping[str, int]],
 ) -> Change:
     """The Change from the settings that are applied `now`, which were `given` so, to the `fresh` ones, where a process
-    may have so many `files` open. `point` makes them send where they are to; `waiting` tells how many tokens upstreams
-    have to send still. Raises Fatal.
+    may have so many `files` open. `known` has what names of upstreams meant in this run; `point` makes the settings
+    send where they are to; `waiting` tells how many tokens upstreams have to send still. Raises Fatal.
     """
     names = [row.name for row in fields(fresh) if getattr(fresh, row.name) != getattr(given, row.name)]
     live = {row.name for row in fields(fresh) if row.metadata["live"]}
@@ -74,7 +76,7 @@ def read(
     # Whose project it is, the credentials may say anew.
     settings = point(replace(now, **changed, fcm_project=given.fcm_project))
     sources, settings = credentials.sources(settings, home)
-    _check(now, settings, waiting)
+    _check(known, settings, waiting)
     fitted = fit_files(replace(settings, connections=given.connections), files)
     settings = replace(settings, connections=fitted.connections)
     return Change(
@@ -82,13 +84,13 @@ def read(
     )
 
 
-def _check(before: Settings, after: Settings, waiting: Callable[[], Mapping[str, int]]) -> None:
+def _check(known: Mapping[str, Meaning], after: Settings, waiting: Callable[[], Mapping[str, int]]) -> None:
     """Raise Fatal when upstreams cannot be so from now on."""
     if not described(after):
         raise Fatal("no upstream is left")
     for each in described(after).values():
         trust.check(each.ca)
-    if names := moved(before, after):
+    if names := moved(known, after):
         left = waiting()
         if busy := [name for name in names if left.get(name)]:
             raise Fatal(

@@ -181,8 +181,11 @@ class History:
     def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
         """Store.summaries."""
         if tag:
-            jobs = self.rows.tagged(tag, after, limit)
-            found = [(stored, job) for job in jobs if (stored := self.rows.pack_of(job))]
+            found, room = [], admission.PAGE
+            for job in self.rows.tagged(tag, after, limit):
+                if room > 0 and (stored := self.rows.pack_of(job)):  # each is read for it: more would take long
+                    found.append((stored, job))
+                    room -= len(stored.body)
         else:
             # A page may end within a pack: its other jobs come first then.
             begin = self.rows.pack_of(after)

@@ -214,6 +214,12 @@ def test_sighup_does_not_send_one_project_s_messages_to_another(sandbox, run, tm
     config.write_text(written % (url, "second-project"))
     server.process.send_signal(signal.SIGHUP)
     server.logged("nothing is changed: upstream shop has 1 tokens to send: give the new one another name, or wait")
+    config.write_text(written.replace("shop", "other") % (url, "other-project"))
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("upstream shop is taken away")
+    config.write_text(written % (url, "second-project"))
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: len(server.find("nothing is changed: upstream shop has 1 tokens")) == 2)
     assert server.report()["pending"] == 1
 
 
