@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
@@ -35,6 +35,7 @@ from gocm_lib.senders.credentials import Credentials, Source
 from gocm_lib.senders.feeder import WAIT, Feeder
 from gocm_lib.senders.generation import Generations
 from gocm_lib.state.client import Client, LoopClient, StateUnavailable
+from gocm_lib.state.contract import Meaning, Snapshot
 from gocm_lib.tools import sandbox
 
 START_LIMIT = 60.0  # seconds until every child must be ready; a large spool is checked at its start
@@ -109,15 +110,14 @@ class Supervisor:
         """Apply those changed settings that may change now, name the others, and open the log files again."""
         assert self.front and self.credentials
         try:
-            places = self.files, self.home, self.meant, self._pointed, partial(_waiting, self._client())
-            change = changes.read(self.settings, self.given, self.reread(), *places)
+            how = self.files, self.home, self._pointed, partial(_look, self._client())
+            change = changes.read(self.settings, self.given, self.reread(), *how)
             self.front.follow(self.settings, change.settings)
         except Fatal as problem:
             log.logger.error("SIGHUP: nothing is changed: %s; see gocm help %s", problem, problem.topic)
             return
         self.credentials.replace(change.sources)
         before, self.settings, self.given = self.settings, change.settings, change.given
-        self.meant |= meanings(change.settings)
         self._serve_upstreams(before)
         log.restart(self.settings.log_level)
         for each in self.children:
@@ -135,7 +135,8 @@ class Supervisor:
         found = described(self.settings)
         self.collector.serve(found)
         try:
-            self._client().follow({name: each.rate / 60 for name, each in found.items()}, time.time())
+            rates = {name: each.rate / 60 for name, each in found.items()}
+            self._client().follow(rates, {n: Meaning(*m) for n, m in meanings(self.settings).items()}, time.time())
         except StateUnavailable as error:
             log.logger.error("SIGHUP: the state process has not heard of it, and will when it starts: %s", error)
         if not differ(before, self.settings):
@@ -157,7 +158,6 @@ class Supervisor:
         child.watch_threads()
         resources.collect_seldom()
         held = self.credentials = Credentials(found)
-        self.meant = meanings(self.settings)  # also, later, of those that were taken away
         waiting = self._client(WAIT + self._client().limit)
         self.feeder = Feeder(waiting, held, in_hand.terms(self.settings), self.collector)
         self.generations.feed(self.feeder)
@@ -342,10 +342,10 @@ class Supervisor:
             self.front.remove()
 
 
-def _waiting(client: Client) -> Mapping[str, int]:
-    """How many tokens upstreams have to send still. Raises Fatal."""
+def _look(client: Client) -> Snapshot:
+    """What there is to report. Raises Fatal."""
     try:
-        return client.snapshot().waiting
+        return client.snapshot()
     except StateUnavailable as error:
         raise Fatal(f"nobody knows what upstreams have to send: {error}") from None
 

@@ -231,7 +231,7 @@ class Kept:
 
     server = address = store = None
     tables = "body pack single ended tally counter answers canonical notregistered invalid held idempotency node"
-    tables += " label later hold"
+    tables += " label later hold meaning"
 
 
 def empty_store(keeping, upstreams):

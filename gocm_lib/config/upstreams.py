@@ -37,6 +37,8 @@ def named(settings: Settings, name: str, given: Mapping[str, Any]) -> UpstreamSe
     wrong, right = (sources, keys) if found.dialect == GCM else (keys, sources)
     if wrong:
         raise Fatal(f"{where}: {_spelt(wrong[0])} is not for dialect {found.dialect}", topic="upstreams")
+    if found.project and found.dialect == GCM:
+        raise Fatal(f"{where}: project is not for dialect {GCM}", topic="upstreams")
     if len(right) > 1:
         raise Fatal(f"{where}: {_spelt(right[0])} and {_spelt(right[1])} exclude each other", topic="upstreams")
     if found.token_command and not found.project:
@@ -99,14 +101,6 @@ def differ(before: Settings, after: Settings) -> bool:
     return made(before) != made(after)
 
 
-Meaning = tuple[str, str]  # of an upstream's name: its dialect, and its project
-
-
-def meanings(settings: Settings) -> dict[str, Meaning]:
-    """What each upstream's name means: for what its messages are made."""
+def meanings(settings: Settings) -> dict[str, tuple[str, str]]:
+    """What each upstream's name means, for what its messages are made: its dialect, and its project (of GCM none)."""
     return {name: (each.dialect, each.project) for name, each in described(settings).items()}
-
-
-def moved(known: Mapping[str, Meaning], after: Settings) -> list[str]:
-    """The upstreams whose names meant something else before."""
-    return [name for name, meaning in meanings(after).items() if known.get(name, meaning) != meaning]

@@ -148,6 +148,8 @@ def _from_table(found: Mapping[str, Any], path: str, kind: type, table: str = ""
     texts: Texts = {}
     for key, value in found.items():
         spelt, where = key.replace("-", "_"), f"{key} in {table}{path}"
+        if spelt not in known and isinstance(value, dict):
+            raise Fatal(f"{where[:200]!r} is no option; a table is [upstream.NAME]", topic="upstreams")
         if spelt not in known:
             raise Fatal(f"{where[:200]!r} is no option{nearest(spelt, [row.name for row in of_kind])}")
         name = known[spelt].name
@@ -232,8 +234,11 @@ def _tables(found: Any, path: str, home: str) -> dict[str, dict[str, Any]]:
             upstream_name(name or "-")
         except ValueError as error:
             raise Fatal(f"[upstream.{name[:64]}] in {path}: {error}", topic="upstreams") from None
-        texts = _from_table(table, path, UpstreamSettings, f"[upstream.{name}] of ")
-        tables[name] = {key: _read(known[key], text, source, home) for key, ([text], source) in texts.items()}
+        try:
+            texts = _from_table(table, path, UpstreamSettings, f"[upstream.{name}] of ")
+            tables[name] = {key: _read(known[key], text, source, home) for key, ([text], source) in texts.items()}
+        except Fatal as problem:
+            raise Fatal(str(problem), problem.code, "upstreams") from None
     return tables
 
 

@@ -89,6 +89,12 @@ def first_token(path: str) -> str:
     raise Fatal(f"--auth-token-file {path} has hashes only: a client needs a token", topic="security")
 
 
+def check_name(path: str, grant: Grant) -> None:
+    """Raise ValueError when the file has tokens of the same name for other upstreams. Raises Fatal."""
+    if any(known.name == grant.name and known.upstreams != grant.upstreams for _, known in _read(path)):
+        raise ValueError(f"the name {grant.name} is there with other upstreams: take another name")
+
+
 def _read(path: str) -> list[tuple[str, Grant]]:
     """The tokens of a file ("" where it has a hash only), and what they are good for. Raises Fatal."""
     try:
@@ -107,6 +113,9 @@ def _read(path: str) -> list[tuple[str, Grant]]:
             token, grant = read_line(line)
             if any(hmac.compare_digest(grant.digest, known.digest) for _, known in found):
                 raise ValueError("this token is on a line before")
+            if grant.name and any(k.name == grant.name and k.upstreams != grant.upstreams for _, k in found):
+                # Its Idempotency-Keys would be the other's.
+                raise ValueError(f"the name {grant.name} is on a line before with other upstreams: take another name")
             found.append((token, grant))
         except ValueError as error:
             raise Fatal(f"--auth-token-file {path}, line {number}: {error}", topic="security") from None

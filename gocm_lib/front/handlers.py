@@ -294,16 +294,19 @@ class Handlers:
     def status_figures(self, request: Request) -> Response:
         """GET /api/status: what the page shows."""
         figures = self._look()
-        shown = dashboard.status(figures, self.trend.samples(), *self._condition(figures), self.settings.sandbox)
+        reasons, notes = self._condition(figures)
+        samples = self.trend.samples()
+        if request.grant.upstreams:
+            figures, samples, notes = dashboard.of_upstreams(figures, request.grant.upstreams), [], []
+        shown = dashboard.status(figures, samples, reasons, notes, self.settings.sandbox)
         return Response(200, json.dumps(shown).encode() + b"\n")
 
 
 def _told_of_upstreams(snapshot: Snapshot, there: Collection[str]) -> list[str]:
     """Which upstreams somebody holds, and which are not there any more though they have messages."""
     held = [
-        f"upstream {name} is held since {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(since))}"
-        f"{f' by {by}' if by else ''}: resume it"
-        for name, (since, by) in snapshot.held_upstreams.items()
+        f"upstream {name} is held since {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(hold.since))}: resume it"
+        for name, hold in snapshot.held_upstreams.items()
     ]
     gone = [
         f"upstream {name} is not there any more, and {count} tokens wait for it"

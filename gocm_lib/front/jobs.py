@@ -4,7 +4,9 @@ Promises that a token which is for some upstreams only sees and stops nothing of
 """
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from gocm_lib.front import auth, query, response
 from gocm_lib.front.endings import Await, Ending
@@ -14,11 +16,13 @@ from gocm_lib.front.response import Response, count_lost
 from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.state.client import Client, StateUnavailable
-from gocm_lib.state.contract import SHOWN, STATES, Cancelled, Past, Status, Summary
+from gocm_lib.state.contract import AT_ONCE, SHOWN, STATES, Cancelled, Past, Status, Summary
 
 CANCEL_PATIENCE = 10.0  # seconds that a cancel goes on asking a state process that is busy
 LARGEST_LIST = 1000  # jobs on a page
 LISTED = 100  # when no number is asked for
+
+Got = TypeVar("Got")
 
 
 def status(handlers: Handlers, request: Request) -> Response | Await:
@@ -66,12 +70,18 @@ def listed(handlers: Handlers, request: Request) -> Response:
         job.check_tag(fields["tag"])
     if ("tag" in fields) == ("scheduled" in fields) or fields.get("scheduled", "1") != "1":
         raise BadRequest("say which: tag=TAG, or scheduled=1", "tag")
-    after = job.parse_id(fields["after"]) if "after" in fields else 0
+    after = _after(fields["after"]) if "after" in fields else 0
     limit = query.number(fields, "limit", 1, LARGEST_LIST) or LISTED
     with handlers.lists.one_page():
-        found = handlers.client.jobs(fields.get("tag", ""), after, limit)
-        shown = [each for each in found if request.grant.sees(each.upstream)]
-        return Response(200, response.summaries(shown, found[-1].job if found else 0))
+        found = handlers.client.jobs(fields.get("tag", ""), after, limit, request.grant.upstreams)
+        return Response(200, response.summaries(found))
+
+
+def _after(text: str) -> int:
+    try:
+        return job.parse_id(text)
+    except BadRequest:
+        raise BadRequest("after must be the `next` of the page before", "after") from None
 
 
 def cancel(handlers: Handlers, request: Request) -> Response:
@@ -95,40 +105,63 @@ def cancel(handlers: Handlers, request: Request) -> Response:
 
 def _end(client: Client, job_id: int) -> tuple[int, Cancelled | Past | StateUnavailable | None]:
     """Cancel a job, some tokens at a time. Returns how many were cancelled, and what was said last."""
-    count, patient_until = 0, time.monotonic() + CANCEL_PATIENCE
+    count = 0
     while True:
         try:
-            found = client.cancel(job_id, time.time())
-        except StateUnavailable as error:  # it may be busy: what is said twice is done once
-            if time.monotonic() > patient_until:
-                return count, error
-            time.sleep(0.05)
-            continue
+            found = _patiently(client.cancel, job_id, time.time())
+        except StateUnavailable as error:
+            return count, error
         if not isinstance(found, Cancelled) or not found.tokens:
             return count, found
-        count, patient_until = count + found.tokens, time.monotonic() + CANCEL_PATIENCE
+        count += found.tokens
 
 
 def cancel_tagged(handlers: Handlers, request: Request) -> Response:
     """POST /gcm/jobs/cancel: the same for all messages with a tag."""
     fields = query.form(request, {"tag"}, "tag=spring-sale")
     job.check_tag(fields.get("tag"))
-    jobs = count = in_air = elsewhere = 0
-    for each in _tagged(handlers.client, fields["tag"]):
-        if not each.pending or not request.grant.sees(each.upstream):
-            continue
-        ended, found = _end(handlers.client, each.job)
-        count += ended
-        if isinstance(found, StateUnavailable):
-            return count_lost("cancelled", count, f"tokens tagged {fields['tag']}")
-        if isinstance(found, Cancelled):
-            jobs, in_air, elsewhere = jobs + 1, in_air + found.in_air, elsewhere + found.elsewhere
-    audit = f"cancelled {count} tokens of {jobs} messages tagged {fields['tag']}" if jobs else ""
-    return Response(200, response.cancelled_tagged(fields["tag"], jobs, count, in_air, elsewhere), audit=audit)
+    jobs, ended = 0, Counter[str]()
+    try:
+        for page in _tagged(handlers.client, fields["tag"], request.grant.upstreams):
+            left = [each.job for each in page if each.pending]
+            jobs += len(left)
+            while left:
+                left = left[_end_some(handlers.client, left, ended) :]
+    except StateUnavailable:
+        return count_lost("cancelled", ended["tokens"], f"tokens tagged {fields['tag']}")
+    audit = f"cancelled {ended['tokens']} tokens of {jobs} messages tagged {fields['tag']}" if jobs else ""
+    told = response.cancelled_tagged(fields["tag"], jobs, ended["tokens"], ended["in_air"], ended["elsewhere"])
+    return Response(200, told, audit=audit)
 
 
-def _tagged(client: Client, tag: str) -> Iterator[Summary]:
+def _end_some(client: Client, jobs: Sequence[int], ended: Counter[str]) -> int:
+    """Cancel the first of these jobs, and count what has ended. Returns of how many nothing is left to cancel. Raises
+    StateUnavailable.
+    """
+    done = _patiently(client.cancel_all, jobs, time.time())
+    for found in done:
+        ended.update(found._asdict() if isinstance(found, Cancelled) else {})
+    last = done[-1]
+    partly = isinstance(last, Cancelled) and last.tokens >= AT_ONCE
+    if partly and isinstance(last, Cancelled):
+        ended["in_air"] -= last.in_air  # they are told again
+    return len(done) - partly
+
+
+def _tagged(client: Client, tag: str, upstreams: Sequence[str]) -> Iterator[Sequence[Summary]]:
     after = 0
-    while found := client.jobs(tag, after, LISTED):
-        yield from found
+    while found := _patiently(client.jobs, tag, after, LISTED, upstreams):
+        yield found
         after = found[-1].job
+
+
+def _patiently(ask: Callable[..., Got], *arguments: object) -> Got:
+    """What the state process answers, which may be busy, or be replaced. Raises StateUnavailable."""
+    patient_until = time.monotonic() + CANCEL_PATIENCE
+    while True:
+        try:
+            return ask(*arguments)
+        except StateUnavailable:  # what is said twice is done once
+            if time.monotonic() > patient_until:
+                raise
+            time.sleep(0.05)

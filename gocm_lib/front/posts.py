@@ -33,12 +33,12 @@ class Keep(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Where messages can go: the dialect of each upstream by its name, the default first; the upstream of each project.
-    And the limits for them: how many tokens a message may have, and how long it lives.
+    """Where messages can go: the dialect of each upstream by its name, the default first; the upstreams of each
+    project. And the limits for them: how many tokens a message may have, and how long it lives.
     """
 
     dialects: Mapping[str, str]
-    projects: Mapping[str, str]
+    projects: Mapping[str, Sequence[str]]
     default: str
     most: int
     max_age: float
@@ -47,10 +47,10 @@ class Reach(NamedTuple):
     def of(cls, settings: Settings) -> "Reach":
         """What these settings say of it."""
         found = described(settings)
-        projects: dict[str, str] = {}
+        projects: dict[str, list[str]] = {}
         for name, each in found.items():
             if each.dialect == fcm.NAME:
-                projects.setdefault(each.project, name)
+                projects.setdefault(each.project, []).append(name)
         # What could never be taken is a 413, no 503 (admission.Limits).
         most = min(settings.max_tokens, settings.max_pending // min(2, len(found)))
         dialects = {name: each.dialect for name, each in found.items()}

@@ -157,7 +157,7 @@ def status(found: Status) -> bytes:
         "tokens": found.size,
         "states": found.states,
     }
-    if found.since > found.accepted_at:
+    if found.since > max(found.accepted_at, found.send_at):
         told["replayed_at"] = round(found.since, 3)
     if found.paused:
         told["paused"] = found.paused
@@ -178,10 +178,8 @@ def _labels(found: Status | Summary) -> dict[str, object]:
     return {name: value for name, value in told.items() if value}
 
 
-def summaries(entries: Sequence[Summary], last: int) -> bytes:
-    """A page of jobs, each with how many of its tokens are where; `next` is what to ask for next, after the `last` that
-    was looked at, null at the end (0).
-    """
+def summaries(entries: Sequence[Summary]) -> bytes:
+    """A page of jobs, each with how many of its tokens are where; `next` is what to ask for next, null at the end."""
     shown = [
         {
             "job": format_id(each.job),
@@ -196,7 +194,7 @@ def summaries(entries: Sequence[Summary], last: int) -> bytes:
         }
         for each in entries
     ]
-    return json.dumps({"jobs": shown, "next": format_id(last) if last else None}).encode() + b"\n"
+    return json.dumps({"jobs": shown, "next": format_id(entries[-1].job) if entries else None}).encode() + b"\n"
 
 
 def _result(fate: Fate) -> dict[str, object]:

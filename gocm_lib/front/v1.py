@@ -36,8 +36,8 @@ def send(handlers: Handlers, request: Request) -> Response | Keep:
         return _unavailable("stopping: send it again in a moment", 1)
     found = PATH.fullmatch(request.path)
     assert found
-    name = handlers.reach.projects.get(found[1], "")
-    if not name or not request.grant.sees(name):
+    name = next((each for each in handlers.reach.projects.get(found[1], ()) if request.grant.sees(each)), "")
+    if not name:
         resource = f"//cloudresourcemanager.googleapis.com/projects/{found[1]}"
         raise BadRequest(f"Permission denied on resource '{resource}' (or it may not exist).", status=403)
     draft = job.draft({**fcm_door.read(request.body), "upstream": name}, 1)

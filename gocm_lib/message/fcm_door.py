@@ -77,7 +77,7 @@ def read(body: bytes) -> dict[str, Any]:
 
 def error(code: int, message: str, word: str = "") -> bytes:
     """An error in Google's form: HTTP's number, a text, FCM's own word if it has one."""
-    told: dict[str, Any] = {"code": code, "message": message, "status": STATUSES.get(code, "UNKNOWN")}
+    told: dict[str, Any] = {"code": code, "message": message, "status": STATUSES.get(code, "INVALID_ARGUMENT")}
     if word:
         told["details"] = [{"@type": _FCM_ERROR, "errorCode": word}]
     return json.dumps({"error": told}).encode() + b"\n"

@@ -3,7 +3,7 @@
 Pure: figures in, plain values out. The page itself is status.html, which polls /api/status.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from gocm_lib import __version__
@@ -11,7 +11,7 @@ from gocm_lib.message.outcome import FAILURES, KEPT_FAILURES
 from gocm_lib.monitoring.collector import Figures
 from gocm_lib.monitoring.trend import EVERY, Sample, points, troubles
 from gocm_lib.process import log
-from gocm_lib.state.contract import MANY_DEFERRED, Count, Snapshot
+from gocm_lib.state.contract import MANY_DEFERRED, Count, Deferred, Snapshot
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -102,6 +102,33 @@ def status(
         },
         **_kept(snapshot, figures.now),
     }
+
+
+def of_upstreams(figures: Figures, names: Collection[str]) -> Figures:
+    """The figures without what is about other upstreams than these, for who may see no more."""
+    expiry = {name: ends for name, ends in figures.token_expiry.items() if name in names}
+    snapshot = figures.snapshot
+    if snapshot:
+        waiting = {name: count for name, count in snapshot.waiting.items() if name in names}
+        counts = {count: value for count, value in snapshot.counts.items() if count.upstream in names}
+        tokens = sum(waiting.values())
+        # Of the rest nobody knows what is of which upstream.
+        snapshot = snapshot._replace(
+            counts=counts,
+            pending=tokens,
+            tokens=tokens,
+            claimed=0,
+            deferred=Deferred(0, None),
+            failed=0,
+            listed=dict.fromkeys(snapshot.listed, 0),
+            latest_replaced=[],
+            latest_unregistered=[],
+            oldest=None,
+            waves={name: since for name, since in snapshot.waves.items() if name in names},
+            held=0,
+            nodes=(),
+        )
+    return figures._replace(token_expiry=expiry, snapshot=snapshot)
 
 
 def _upstreams(figures: Figures) -> list[dict[str, Any]]:

@@ -3,15 +3,16 @@
 Promises that nothing is changed here, and that what comes out can be used: whoever applies it need not fail half-way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import NamedTuple
 
 from gocm_lib.config.settings import Exit, Fatal, Settings
-from gocm_lib.config.upstreams import Meaning, described, moved
+from gocm_lib.config.upstreams import described, meanings
 from gocm_lib.process import log
 from gocm_lib.senders import credentials, trust
 from gocm_lib.senders.credentials import Source
+from gocm_lib.state.contract import Snapshot
 
 OF_UPSTREAMS = {"apikey", "apikey_file", "credentials", "token_command"}  # options that the sandbox stands in for
 FRONT_FILES, FILES_PER_SENDER, SENDER_FILES = 56, 12, 32  # open files but connections: here, for each sender, in one
@@ -61,13 +62,12 @@ def read(
     fresh: Settings,
     files: int,
     home: str,
-    known: Mapping[str, Meaning],
     point: Callable[[Settings], Settings],
-    waiting: Callable[[], Mapping[str, int]],
+    look: Callable[[], Snapshot],
 ) -> Change:
     """The Change from the settings that are applied `now`, which were `given` so, to the `fresh` ones, where a process
-    may have so many `files` open. `known` has what names of upstreams meant in this run; `point` makes the settings
-    send where they are to; `waiting` tells how many tokens upstreams have to send still. Raises Fatal.
+    may have so many `files` open. `point` makes the settings send where they are to; `look` tells what upstreams have
+    to send still. Raises Fatal.
     """
     names = [row.name for row in fields(fresh) if getattr(fresh, row.name) != getattr(given, row.name)]
     live = {row.name for row in fields(fresh) if row.metadata["live"]}
@@ -76,7 +76,7 @@ def read(
     # Whose project it is, the credentials may say anew.
     settings = point(replace(now, **changed, fcm_project=given.fcm_project))
     sources, settings = credentials.sources(settings, home)
-    _check(known, settings, waiting)
+    _check(settings, look)
     fitted = fit_files(replace(settings, connections=given.connections), files)
     settings = replace(settings, connections=fitted.connections)
     return Change(
@@ -84,16 +84,16 @@ def read(
     )
 
 
-def _check(known: Mapping[str, Meaning], after: Settings, waiting: Callable[[], Mapping[str, int]]) -> None:
+def _check(after: Settings, look: Callable[[], Snapshot]) -> None:
     """Raise Fatal when upstreams cannot be so from now on."""
     if not described(after):
         raise Fatal("no upstream is left")
     for each in described(after).values():
         trust.check(each.ca)
-    if names := moved(known, after):
-        left = waiting()
-        if busy := [name for name in names if left.get(name)]:
+    found = look()
+    for name, meaning in meanings(after).items():
+        if found.meant.get(name, meaning) != meaning:
             raise Fatal(
-                f"upstream {busy[0]} has {left[busy[0]]} tokens to send: give the new one another name, or wait",
+                f"upstream {name} has {found.waiting[name]} tokens to send: give the new one another name, or wait",
                 topic="upstreams",
             )

@@ -7,6 +7,7 @@ that keys and tokens appear in no log, argv or error text.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -224,7 +225,8 @@ def sources(settings: Settings, directory: str) -> tuple[dict[str, Source], Sett
                 found[name], projects[name] = _with_tokens(each, settings.metadata_host, directory)
         except Fatal as error:
             if name in settings.upstream:
-                raise Fatal(f"upstream {name}: {error}", error.code, error.topic) from None
+                told = re.sub("--(?:fcm-)?(?=credentials|project|token-command|apikey-file)", "", str(error))
+                raise Fatal(f"upstream {name}: {told}", error.code, "upstreams") from None
             raise
     return found, upstreams.with_projects(settings, projects)
 

@@ -29,6 +29,7 @@ from gocm_lib.state.contract import (
     Entry,
     Failed,
     Full,
+    Meaning,
     Passing,
     Past,
     Place,
@@ -78,8 +79,8 @@ class Client(Shared):
     def begin(self, generation: int) -> None:
         self._call("begin", generation)
 
-    def follow(self, rates: Mapping[str, float], now: float) -> None:
-        self._call("follow", rates, now)
+    def follow(self, rates: Mapping[str, float], meanings: Mapping[str, Meaning], now: float) -> None:
+        self._call("follow", rates, meanings, now)
 
     def hold(self, upstream: str, by: str, now: float) -> None:
         self._call("hold", upstream, by, now)
@@ -123,8 +124,8 @@ class Client(Shared):
         ended: dict[int, Status | Past | None] = self._call("ended", jobs, anyway, now)
         return ended
 
-    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
-        jobs: list[Summary] = self._call("jobs", tag, after, limit)
+    def jobs(self, tag: str, after: int, limit: int, upstreams: Sequence[str] = ()) -> list[Summary]:
+        jobs: list[Summary] = self._call("jobs", tag, after, limit, upstreams)
         return jobs
 
     def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
@@ -148,6 +149,10 @@ class Client(Shared):
 
     def cancel(self, job: int, now: float) -> Cancelled | Past | None:
         cancelled: Cancelled | Past | None = self._call("cancel", job, now)
+        return cancelled
+
+    def cancel_all(self, jobs: Sequence[int], now: float) -> list[Cancelled | Past | None]:
+        cancelled: list[Cancelled | Past | None] = self._call("cancel_all", jobs, now)
         return cancelled
 
     def replay(self, which: Which, now: float) -> int:

@@ -178,8 +178,20 @@ class Hold(NamedTuple):
     by: str
 
 
+class Meaning(NamedTuple):
+    """What the name of an upstream means: the dialect in which its messages are written, and of which project the
+    devices are that they are for ("": of none, in the legacy one).
+    """
+
+    dialect: str
+    project: str
+
+
 class Past(NamedTuple):
     """Nothing is known of a job any more."""
+
+
+AT_ONCE = 2000  # tokens that are replayed, discarded or cancelled in a transaction
 
 
 class Cancelled(NamedTuple):
@@ -276,6 +288,7 @@ class Snapshot(NamedTuple):
     nodes: Sequence[Node] = ()
     held_upstreams: Mapping[str, Hold] = {}
     waiting: Mapping[str, int] = {}  # tokens that are to be sent still, by upstream
+    meant: Mapping[str, Meaning] = {}  # what the names of those mean
 
     @property
     def counters(self) -> dict[str, int]:
@@ -337,8 +350,10 @@ class Shared(Protocol):
         gone straight through into the queue says which answer it has `seen` last (0: none yet).
         """
 
-    def follow(self, rates: Mapping[str, float], now: float) -> None:
-        """There are these upstreams from now on, and so many messages a second each takes (0: nobody knows)."""
+    def follow(self, rates: Mapping[str, float], meanings: Mapping[str, Meaning], now: float) -> None:
+        """There are these upstreams from now on; so many messages a second each takes (0: nobody knows), and this is
+        what their names mean.
+        """
 
     def hold(self, upstream: str, by: str, now: float) -> None:
         """Send nothing to an upstream until it is let go: somebody wants that, with a token of this name."""
@@ -390,8 +405,10 @@ class Shared(Protocol):
         MANY_SHOWN of its tokens. `now` is monotonic.
         """
 
-    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
-        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`."""
+    def jobs(self, tag: str, after: int, limit: int, upstreams: Sequence[str] = ()) -> list[Summary]:
+        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`, for these
+        upstreams (none: for all). Fewer than there are, where that takes long; none only if there are none.
+        """
 
     def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
         """Entries of one of LISTS with numbers above `after`, those of an upstream ("": of all)."""
@@ -415,6 +432,11 @@ class Shared(Protocol):
     def cancel(self, job: int, now: float) -> Cancelled | Past | None:
         """End some of the tokens of a job that nobody has in hand, at most AT_ONCE of them; call again until there are
         none. Those that are on their way are not tried again. None and Past as in `status`.
+        """
+
+    def cancel_all(self, jobs: Sequence[int], now: float) -> list[Cancelled | Past | None]:
+        """The same of several, at most AT_ONCE tokens of each, as far as that does not take long: of the first ones, at
+        least of one. Where fewer are cancelled nothing is left to cancel.
         """
 
     def replay(self, which: Which, now: float) -> int:

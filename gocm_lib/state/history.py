@@ -9,7 +9,7 @@ transaction.
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from gocm_lib.message.job import FORMER, job_time
@@ -66,11 +66,11 @@ class Rows(Protocol):
     def label(self, job: int) -> Label:
         """What a job is known by."""
 
-    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
-        """Jobs with a tag, with ids above `after`."""
+    def tagged(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        """Jobs with a tag, with ids above `after`, for these upstreams (none: for all)."""
 
-    def waiting(self, after: int, limit: int) -> list[int]:
-        """Packs that wait for their time, with ids above `after`."""
+    def waiting(self, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        """Packs that wait for their time, with ids above `after`, for these upstreams (none: for all)."""
 
     def due(self, pack: int) -> float:
         """When a pack is to be sent that waits for its time; 0: it does not."""
@@ -159,12 +159,12 @@ class History:
         last = page[-1].n if len(page) == limit else math.inf
         skipped = [skip for skip in traces.job.skipped if after < skip.n < last][:limit]
         since = max([traces.job.accepted_at, *(each.since for each in traces.singles.values())])
-        label, due = self.rows.label(job), self.rows.due(stored.id)
+        label, accepted_at = self.rows.label(job), _accepted_at(traces.job)
         return Status(
             job,
             stored.upstream,
             traces.job.target,
-            _accepted_at(traces.job),
+            accepted_at,
             since,
             traces.job.expires_at + since - traces.job.accepted_at,
             len(traces.job.tokens),
@@ -175,39 +175,53 @@ class History:
             skipped,
             label.name,
             label.tag,
-            due,
+            traces.job.accepted_at if accepted_at != traces.job.accepted_at else 0.0,
         )
 
-    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
+    def summaries(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[Summary]:
         """Store.summaries."""
-        if tag:
-            found, room = [], admission.PAGE
-            for job in self.rows.tagged(tag, after, limit):
-                if room > 0 and (stored := self.rows.pack_of(job)):  # each is read for it: more would take long
-                    found.append((stored, job))
-                    room -= len(stored.body)
-        else:
+        found: list[Summary] = []
+        room = admission.PAGE  # packs are read for it: more of them would take long
+        if not tag:
             # A page may end within a pack: its other jobs come first then.
             begin = self.rows.pack_of(after)
             ids = [begin.id] if begin and begin.last > after and self.rows.due(begin.id) else []
-            waiting = self.rows.packs([*ids, *self.rows.waiting(after, limit)])
-            waiting.sort(key=lambda stored: stored.id)
-            found = [(stored, head[0]) for stored in waiting for head in packs.heads(stored.body) if head[0] > after]
-        return [self._summary(stored, job) for stored, job in found[:limit]]
-
-    def _summary(self, stored: Stored, job: int) -> Summary:
-        at = 0
-        for number, size, _ in packs.heads(stored.body):
-            if number == job:
+            for pack in [*ids, *self.rows.waiting(after, limit, upstreams)]:
+                [stored] = self.rows.packs([pack])
+                found += self._summaries(stored, lambda job: job > after)
+                room -= len(stored.body)
+                if len(found) >= limit or room <= 0:
+                    break
+            return found[:limit]
+        jobs = self.rows.tagged(tag, after, limit, upstreams)
+        mine, known = set(jobs), dict[int, Summary]()
+        for job in jobs:
+            if job not in known and room > 0 and (its := self.rows.pack_of(job)):
+                known |= {each.job: each for each in self._summaries(its, mine.__contains__)}
+                room -= len(its.body)
+            if job in known:
+                found.append(known[job])
+            elif room <= 0:
                 break
+        return found
+
+    def _summaries(self, stored: Stored, wanted: Callable[[int], bool]) -> list[Summary]:
+        """Some of the jobs of a pack."""
+        found, at, due = [], 0, self.rows.due(stored.id)
+        for job, size, _ in packs.heads(stored.body):
+            if wanted(job):
+                gone = ((stored.gone >> at) & packs.span(0, size)).bit_count()
+                found.append(self._summary(stored.upstream, job, size, gone, due))
             at += size
+        return found
+
+    def _summary(self, upstream: str, job: int, size: int, gone: int, due: float) -> Summary:
         alone, label = self.rows.alone(job), self.rows.label(job)
-        gone = ((stored.gone >> at) & packs.span(0, size)).bit_count()
         failed = sum([count for (state, failure), count in alone.items() if _is_failure(state, failure)])
         cancelled = alone.get((OVER, CANCELLED), 0)
         pending = size - gone + sum([count for (state, _), count in alone.items() if state == OPEN])
-        told = label.name, label.tag, job_time(job), self.rows.due(stored.id), size
-        return Summary(job, stored.upstream, *told, pending, size - pending - failed - cancelled, failed, cancelled)
+        told = label.name, label.tag, job_time(job), due, size
+        return Summary(job, upstream, *told, pending, size - pending - failed - cancelled, failed, cancelled)
 
     def _traces(self, stored: Stored, only: int = 0) -> list[_Traces]:
         """What is known of the jobs of a pack, or of one of them."""

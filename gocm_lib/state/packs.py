@@ -28,11 +28,14 @@ class Key(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a job is known by beside its id: the name of the token that sent it, and its tag; "": it has none."""
+    """What a job is known by beside its id: the name of the token that sent it, and its tag ("": it has none); and its
+    upstream.
+    """
 
     job: int
     name: str
     tag: str
+    upstream: str
 
 
 class Pack(NamedTuple):
@@ -112,7 +115,7 @@ def _pack(jobs: Sequence[Job], kind: tuple[str, int, float, bool]) -> Pack:
         [(job.id, len(job.tokens), tuple(job.places) if job.skipped else ()) for job in jobs],
         write([_packed(job) for job in jobs]),
         [Key(job.id, *job.key, job.accepted_at) for job in jobs if job.key],
-        [Label(job.id, job.by, job.tag) for job in jobs if job.by or job.tag],
+        [Label(job.id, job.by, job.tag, job.upstream) for job in jobs if job.by or job.tag],
         send_at,
     )
 

@@ -19,11 +19,12 @@ from typing import NamedTuple, NoReturn
 from gocm_lib.config import spool_address
 from gocm_lib.config.settings import Exit, Fatal, Settings, needs_psycopg
 from gocm_lib.config.upstreams import described
+from gocm_lib.config.upstreams import meanings as named
 from gocm_lib.message.job import first_id
 from gocm_lib.message.retry import Policy
 from gocm_lib.process import child, log
 from gocm_lib.state.admission import Keeping, Limits
-from gocm_lib.state.contract import VERBS, Broken, Full, Lost, Passing, Unsure
+from gocm_lib.state.contract import VERBS, Broken, Full, Lost, Meaning, Passing, Unsure
 from gocm_lib.state.loop import Loop
 from gocm_lib.state.pace import start_pace
 from gocm_lib.state.pacing import UNPACED
@@ -99,9 +100,23 @@ def _make(settings: Settings, now: float, us: Us) -> State:
     paces = {name: start_pace(rate or UNPACED, now) for name, rate in rates.items()}
     store = _open(settings, keeping, us)
     with told():
+        _check_meanings(store, settings)
         state = State(store, policy, keeping, paces, living=us.living)
         state.start(now)
     return state
+
+
+def _check_meanings(store: Store, settings: Settings) -> None:
+    """Note what the names of upstreams mean. Raises Fatal when messages wait for one that meant something else."""
+    meanings = {name: Meaning(*meaning) for name, meaning in named(settings).items()}
+    before, opened = store.meant(), store.totals.open
+    for name, meaning in meanings.items():
+        if opened.get(name) and before.get(name, meaning) != meaning:
+            was = " ".join(before[name]).strip()
+            reason = f"upstream {name} has {opened[name]} tokens to send as {was}: give the new one another name"
+            raise Fatal(reason, topic="upstreams")
+    if {**before, **meanings} != before:
+        store.mean(meanings)
 
 
 def _serve(address: str, authkey: bytes) -> os.stat_result:

@@ -37,6 +37,7 @@ from gocm_lib.state.admission import DISK_WAIT, Drain, Keeping, Usage, drain_rat
 from gocm_lib.state.backlog import Backlog, Loaded, Piece, slices
 from gocm_lib.state.blame import remember
 from gocm_lib.state.contract import (
+    AT_ONCE,
     LISTS,
     MANY_DEFERRED,
     MANY_SHOWN,
@@ -49,6 +50,7 @@ from gocm_lib.state.contract import (
     Full,
     Hold,
     Known,
+    Meaning,
     NotKept,
     Overtaken,
     Passing,
@@ -70,7 +72,6 @@ from gocm_lib.state.waves import Bucket, Tally, Watch, minute
 HOUSEKEEPING, SOON = 1.0, 0.05  # seconds between two looks at what has grown too old; while there is much of it
 REFUSALS_NOTED = 60.0  # seconds: how often the log is told that messages are refused
 WOKEN = 100  # packs that get their turn at once, of those whose time has come
-AT_ONCE = 2000  # failed tokens that are replayed or discarded in a transaction
 _RULED = TROUBLE | {Verdict.PUT_OFF, Verdict.HELD, Verdict.RETURNED}  # verdicts that do not say what becomes of a token
 # Of those, after which a token is as good as not sent, unless it is charged.
 _UNTRIED = BLAMES_UPSTREAM | {Verdict.RETURNED}
@@ -236,10 +237,11 @@ class State(Shared):
             self.waves[upstream] = Watch(self.store.answers(upstream))
         return self.waves[upstream]
 
-    def follow(self, rates: Mapping[str, float], now: float) -> None:
+    def follow(self, rates: Mapping[str, float], meanings: Mapping[str, Meaning], now: float) -> None:
         limits = self.keeping.limits._replace(upstreams=max(1, len(rates)))
         self.keeping = self.keeping._replace(limits=limits)
         self.pacing.follow(rates, now)
+        self.store.mean(meanings)
         self._serve()
 
     def hold(self, upstream: str, by: str, now: float) -> None:
@@ -1041,7 +1043,8 @@ class State(Shared):
             own=own,
             nodes=self.store.nodes(),
             held_upstreams=dict(self.store.held()),
-            waiting={upstream: count for upstream, count in totals.open.items() if count},
+            waiting=(waiting := {upstream: count for upstream, count in totals.open.items() if count}),
+            meant={name: meaning for name, meaning in self.store.meant().items() if name in waiting},
         )
 
     def page(self, which: str, after: int, limit: int, upstream: str = "") -> Sequence[Entry]:
@@ -1058,8 +1061,8 @@ class State(Shared):
         """Delete a list's entries up to number `upto`: somebody has them. Whether there ever was that number."""
         return self.store.forget(which, upto, upstream)
 
-    def jobs(self, tag: str, after: int, limit: int) -> list[Summary]:
-        return self.store.summaries(tag, after, limit)
+    def jobs(self, tag: str, after: int, limit: int, upstreams: Sequence[str] = ()) -> list[Summary]:
+        return self.store.summaries(tag, after, limit, upstreams)
 
     def status(self, job: int, state: str, after: int, limit: int) -> Status | Past | None:
         """What became of a job."""
@@ -1068,6 +1071,8 @@ class State(Shared):
             return found
         if held := self.pacing.stopped.get(found.upstream):
             return found._replace(paused=f"somebody holds it{f', {held.by}' if held.by else ''}")
+        if found.upstream not in self.pacing.names and not found.finished:
+            return found._replace(paused="there is no such upstream any more")
         paused = self.pacing.pauses.get(found.upstream)
         return found._replace(paused=paused.reason) if paused else found
 
@@ -1118,6 +1123,17 @@ class State(Shared):
             return Cancelled(0, 0) if isinstance(status, Status) else status
         self.store.order(job)
         return Cancelled(0, 0, elsewhere=True)
+
+    def cancel_all(self, jobs: Sequence[int], now: float) -> list[Cancelled | Past | None]:
+        done: list[Cancelled | Past | None] = []
+        tokens = 0
+        with self.turn():  # packs that several are in are read once
+            for job in jobs:
+                done.append(found := self.cancel(job, now))
+                tokens += found.tokens if isinstance(found, Cancelled) else 0
+                if tokens >= AT_ONCE:
+                    break
+        return done
 
     def _cancel(self, job: int, now: float) -> Cancelled:
         """The same for one of ours."""

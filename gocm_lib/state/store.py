@@ -25,6 +25,7 @@ from gocm_lib.state.contract import (
     Failed,
     Hold,
     Known,
+    Meaning,
     Node,
     Past,
     Place,
@@ -265,8 +266,16 @@ class Store(Protocol):
         nothing but their turn.
         """
 
-    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
-        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`."""
+    def summaries(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[Summary]:
+        """Jobs with a tag, or, where that is "", those that wait for their time, with ids above `after`, for these
+        upstreams (none: for all).
+        """
+
+    def meant(self) -> Mapping[str, Meaning]:
+        """What the names of upstreams mean, or meant last."""
+
+    def mean(self, meanings: Mapping[str, Meaning]) -> None:
+        """They mean this from now on."""
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         """Failed tokens, in the order of places."""

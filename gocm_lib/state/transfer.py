@@ -19,7 +19,12 @@ ENDED = ("pack", "first", "positions", "at", "ids")
 COUNTER = ("name", "upstream", "reason", "value")
 ANSWERS = ("upstream", "minute", "answers", "unregistered", "first")
 KEY = ("job", "key", "body", "accepted_at")
-NOTES = {"label": ("job", "name", "tag"), "later": ("pack", "due"), "hold": ("upstream", "since", "name")}
+NOTES = {
+    "label": ("job", "name", "tag", "upstream"),
+    "later": ("pack", "due", "upstream"),
+    "hold": ("upstream", "since", "name"),
+    "meaning": ("upstream", "dialect", "project"),
+}
 # The lists of the report, without the number of an entry, which comes first; the first of these is the token.
 LISTED = {
     "canonical": ("original", "canonical", "upstream"),

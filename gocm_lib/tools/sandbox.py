@@ -284,7 +284,7 @@ def point_at(settings: Settings, port: int) -> Settings:
             credentials="",
             token_command="",
             metadata=each.dialect == "fcm",
-            project=each.project or PROJECT,
+            project=(each.project or PROJECT) if each.dialect == "fcm" else "",
         )
         for name, each in settings.upstream.items()
     }

@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 
 from gocm_lib.config import values
@@ -26,7 +27,11 @@ def command(words: Sequence[str]) -> int:
     hashed = f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
     line = " ".join([hashed, *(f"{name}={value}" for name, value in bounds.items() if value)])
     try:
-        auth.read_line(line)
+        grant = auth.read_line(line)[1]
+        if grant.until < time.time():
+            raise ValueError("until= is over already")
+        if settings.file and os.path.exists(settings.file):
+            auth.check_name(settings.file, grant)
     except ValueError as error:
         raise Fatal(str(error), Exit.USAGE, topic="security") from None
     if settings.write_credentials:

@@ -221,6 +221,9 @@ def test_sighup_does_not_send_one_project_s_messages_to_another(sandbox, run, tm
     server.process.send_signal(signal.SIGHUP)
     eventually(lambda: len(server.find("nothing is changed: upstream shop has 1 tokens")) == 2)
     assert server.report()["pending"] == 1
+    server.kill_group()
+    with pytest.raises(AssertionError, match="upstream shop has 1 tokens to send as fcm first-project"):
+        run("--config", str(config))
 
 
 def test_sighup_with_a_broken_file_keeps_the_old_one(account, run):

@@ -827,7 +827,7 @@ def test_a_spool_of_format_1_becomes_one_of_2(address, enter, capsys):
     for which in ("canonical", "invalid"):
         sql(address, f"ALTER TABLE {which} DROP COLUMN upstream")
     sql(address, "DROP INDEX notregistered_upstream")
-    sql(address, "DROP TABLE label, later, hold")
+    sql(address, "DROP TABLE label, later, hold, meaning")
     sql(address, "UPDATE meta SET format = 1, works_with = 1")
     assert spool_command(address, "check") == 1 and "gocm spool upgrade" in capsys.readouterr().out
     assert spool_command(address, "upgrade") == 0

@@ -5,7 +5,7 @@ from kit import accept, batches, claim, new_job, new_state, succeed
 
 from gocm_lib.message.job import next_id
 from gocm_lib.message.outcome import Outcome, Result, Verdict
-from gocm_lib.state.contract import BEFORE_ALL, Status, Which
+from gocm_lib.state.contract import BEFORE_ALL, Meaning, Status, Which
 
 pytestmark = pytest.mark.short
 NOW = 1_800_000_000.0
@@ -55,6 +55,17 @@ def test_a_list_of_jobs_says_how_many_tokens_are_where():
     assert all(sum(each[7:]) == each.size for each in state.jobs("t", 0, 9))
 
 
+def test_lists_of_jobs_are_of_some_upstreams_and_all_of_them_are_cancelled():
+    state = new_state(upstreams=("gcm", "fcm"))
+    ids = [job(state, ["a", "b"], tag="t", upstream=("gcm", "fcm")[n % 2]) for n in range(6)]
+    later = [job(state, ["c"], later=50.0, upstream=("gcm", "fcm")[n % 2]) for n in range(4)]
+    assert [each.job for each in state.jobs("t", 0, 2, ("fcm",))] == [ids[1], ids[3]]
+    assert [each.job for each in state.jobs("", 0, 9, ("fcm",))] == [later[1], later[3]]
+    assert [each.tokens for each in state.cancel_all([*ids[::2], later[0], ids[0]], NOW)] == [2, 2, 2, 1, 0]
+    assert [each.cancelled for each in state.jobs("t", 0, 9)] == [2, 0, 2, 0, 2, 0]
+    assert state.store.totals.tokens == 9 and set(claim(state, now=NOW)) == {(n, k) for n in ids[1::2] for k in (0, 1)}
+
+
 def test_failed_tokens_are_found_by_whose_they_are():
     state = new_state()
     for name in ("shop", "", "news"):
@@ -80,7 +91,7 @@ def test_what_is_for_another_time_waits_and_lives_from_then_on():
     assert status.accepted_at == pytest.approx(NOW, abs=1)
     assert claim(state, now=NOW + 3599) == {}
     assert {place[0] for place in claim(state, now=NOW + 3602)} == {then}
-    assert state.jobs("", 0, 9) == [] and state.status(then, "", -1, 9).send_at == 0
+    assert state.jobs("", 0, 9) == [] and state.status(then, "", -1, 9).send_at == NOW + 3600
     assert [each.pending for each in state.jobs("t", 0, 9)] == [2]
 
 
@@ -177,12 +188,13 @@ def test_a_list_of_one_upstream_is_read_and_cleared_without_the_others():
 
 def test_upstreams_come_and_go_while_it_runs():
     state = new_state(upstreams=("gcm",))
-    state.follow({"gcm": 0.0, "shop": 100.0}, NOW)
+    state.follow({"gcm": 0.0, "shop": 100.0}, {"shop": Meaning("fcm", "shop-project")}, NOW)
     shop = job(state, ["a"], upstream="shop")
     assert {place[0] for place in claim(state, now=NOW)} == {shop}
     state.release(1)
-    state.follow({"gcm": 0.0}, NOW)
-    assert state.snapshot().waiting == {"shop": 1}
+    state.follow({"gcm": 0.0}, {}, NOW)
+    assert state.snapshot().waiting == {"shop": 1} and state.snapshot().meant == {"shop": ("fcm", "shop-project")}
+    assert "no such upstream any more" in state.status(shop, "", -1, 1).paused
     assert state.keeping.limits.upstreams == 1 and isinstance(state.status(shop, "", -1, 1), Status)
 
 

@@ -165,8 +165,11 @@ class Model(RuleBasedStateMachine):
         """Whether what waits could go now."""
         status = self.state.status(place[0], "", place[1] - 1, 1)
         [fate] = status.fates
-        waits = (fate.state == "deferred" and fate.at > self.now) or status.send_at
+        waits = (fate.state == "deferred" and fate.at > self.now) or place[0] in self.scheduled()
         return place[0] > self.barrier and not waits and not self.stopped
+
+    def scheduled(self):
+        return {each.job for each in self.state.jobs("", 0, 1000)}
 
     @rule(which=st.integers(0, 9))
     def cancel(self, which):
@@ -453,7 +456,7 @@ class Model(RuleBasedStateMachine):
         assert snapshot.pending == len({job for job, _ in (*self.waiting, *self.held)})
         open_jobs = {job for job, _ in (*self.waiting, *self.held)}
         jobs = open_jobs | {job for job, _ in (*self.failed, *self.over)}
-        late = {job for job in open_jobs if not self.state.status(job, "", -1, 1).send_at}
+        late = open_jobs - self.scheduled()
         assert (self.state.store.oldest() is None) == (not late)
         assert set(snapshot.held_upstreams) == ({"gcm"} if self.stopped else set())
         for each in self.state.jobs("all", 0, 1000):

@@ -218,7 +218,7 @@ def test_a_newer_version_cannot_be_gone_back_from_unnoticed(spool):
 
 
 TO_10 = (
-    "DROP TABLE label; DROP TABLE later; DROP TABLE hold; DROP INDEX notregistered_upstream;"
+    "DROP TABLE label; DROP TABLE later; DROP TABLE hold; DROP TABLE meaning; DROP INDEX notregistered_upstream;"
     "DROP INDEX canonical_upstream; DROP INDEX invalid_upstream;"
     "ALTER TABLE canonical DROP COLUMN upstream; ALTER TABLE invalid DROP COLUMN upstream; PRAGMA user_version = 10;"
 )

@@ -59,11 +59,11 @@ class HistoryRows(Rows):
     def label(self, job: int) -> Label:
         return self.notes.label(job)
 
-    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
-        return self.notes.tagged(tag, after, limit)
+    def tagged(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        return self.notes.tagged(tag, after, limit, upstreams)
 
-    def waiting(self, after: int, limit: int) -> list[int]:
-        return self.notes.waiting(after, limit)
+    def waiting(self, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        return self.notes.waiting(after, limit, upstreams)
 
     def due(self, pack: int) -> float:
         return self.notes.due(pack)

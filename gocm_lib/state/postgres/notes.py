@@ -4,20 +4,21 @@ Any node may let a pack have its turn that has waited for its time, if no other 
 acceptance on. The caller owns the transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gocm_lib.message.job import FORMER, NODES
 from gocm_lib.state import turns
-from gocm_lib.state.contract import Hold
+from gocm_lib.state.contract import Hold, Meaning
 from gocm_lib.state.packs import Label, Pack
 from gocm_lib.state.postgres.database import Database
 
 SCHEMA = """
-CREATE TABLE label (job bigint PRIMARY KEY, name text NOT NULL, tag text NOT NULL);
+CREATE TABLE label (job bigint PRIMARY KEY, name text NOT NULL, tag text NOT NULL, upstream text NOT NULL);
 CREATE INDEX label_tag ON label (tag, job) WHERE tag <> '';
-CREATE TABLE later (pack bigint PRIMARY KEY, due float8 NOT NULL);
+CREATE TABLE later (pack bigint PRIMARY KEY, due float8 NOT NULL, upstream text NOT NULL);
 CREATE INDEX later_due ON later (due);
 CREATE TABLE hold (upstream text PRIMARY KEY, since float8 NOT NULL, name text NOT NULL);
+CREATE TABLE meaning (upstream text PRIMARY KEY, dialect text NOT NULL, project text NOT NULL);
 """
 _WAKE = f"""
 WITH due AS (SELECT pack FROM later WHERE due <= %(now)s ORDER BY due LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
@@ -39,20 +40,23 @@ class Notes:
         """Note what new packs say."""
         if labels := [label for each in new for label in each.labels]:
             columns = [list(column) for column in zip(*labels)]
-            self.db.tell("INSERT INTO label SELECT * FROM unnest(%b::bigint[], %b::text[], %b::text[])", columns)
-        if waiting := [(each.id, float(each.due)) for each in new if each.due]:
+            self.db.tell(
+                "INSERT INTO label SELECT * FROM unnest(%b::bigint[], %b::text[], %b::text[], %b::text[])", columns
+            )
+        if waiting := [(each.id, float(each.due), each.upstream) for each in new if each.due]:
             columns = [list(column) for column in zip(*waiting)]
-            self.db.tell("INSERT INTO later SELECT * FROM unnest(%b::bigint[], %b::float8[])", columns)
+            self.db.tell("INSERT INTO later SELECT * FROM unnest(%b::bigint[], %b::float8[], %b::text[])", columns)
 
     def label(self, job: int) -> Label:
         """What a job is known by."""
         rows = self.db.ask("SELECT * FROM label WHERE job = %s", (job,))
-        return Label(*rows[0]) if rows else Label(job, "", "")
+        return Label(*rows[0]) if rows else Label(job, "", "", "")
 
-    def tagged(self, tag: str, after: int, limit: int) -> list[int]:
-        """Jobs with a tag, with ids above `after`."""
+    def tagged(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        """Jobs with a tag, with ids above `after`, for these upstreams (none: for all)."""
         rows = self.db.ask(
-            "SELECT job FROM label WHERE tag = %s AND tag <> '' AND job > %s ORDER BY job LIMIT %s", (tag, after, limit)
+            f"SELECT job FROM label WHERE tag = %s AND tag <> '' AND job > %s{_OF} ORDER BY job LIMIT %s",
+            (tag, after, *_of(upstreams), limit),
         )
         return [job for (job,) in rows]
 
@@ -61,10 +65,10 @@ class Notes:
         rows = self.db.ask("SELECT due FROM later WHERE pack = %s", (pack,))
         return float(rows[0][0]) if rows else 0.0
 
-    def waiting(self, after: int, limit: int) -> list[int]:
-        """Packs that wait for their time, with ids above `after`."""
-        rows = self.db.ask("SELECT pack FROM later WHERE pack > %s ORDER BY pack LIMIT %s", (after, limit))
-        return [pack for (pack,) in rows]
+    def waiting(self, after: int, limit: int, upstreams: Sequence[str]) -> list[int]:
+        """Packs that wait for their time, with ids above `after`, for these upstreams (none: for all)."""
+        statement = f"SELECT pack FROM later WHERE pack > %s{_OF} ORDER BY pack LIMIT %s"
+        return [pack for (pack,) in self.db.ask(statement, (after, *_of(upstreams), limit))]
 
     def wake(self, now: float, limit: int) -> list[tuple[int, str, int, int]]:
         """Let packs that are due have their turn. Returns of each its id, upstream, lane and node."""
@@ -89,3 +93,24 @@ class Notes:
     def let_go(self, upstream: str) -> None:
         """Nobody does any more."""
         self.db.tell("DELETE FROM hold WHERE upstream = %s", (upstream,))
+
+    def meant(self) -> dict[str, Meaning]:
+        """What the names of upstreams mean, or meant last."""
+        return {upstream: Meaning(*rest) for upstream, *rest in self.db.ask("SELECT * FROM meaning")}
+
+    def mean(self, meanings: Mapping[str, Meaning]) -> None:
+        """They mean this."""
+        for upstream, meaning in sorted(meanings.items()):
+            self.db.tell(
+                "INSERT INTO meaning VALUES (%s, %s, %s) ON CONFLICT (upstream) DO UPDATE SET"
+                " dialect = excluded.dialect, project = excluded.project",
+                (upstream, *meaning),
+            )
+
+
+_OF = " AND (%s OR upstream = ANY(%s::text[]))"
+
+
+def _of(upstreams: Sequence[str]) -> tuple[bool, list[str]]:
+    """The values for _OF."""
+    return not upstreams, list(upstreams)

@@ -22,7 +22,7 @@ nothing else.
     idempotency    keys that requests came with
     forgotten  the highest job that is forgotten; who deals with what has ended holds its row until the commit
     cancelled  jobs that somebody wants to have cancelled, for the nodes that have them, until they have done so
-    label, later, hold    as in SQLite (sqlite/notes)
+    label, later, hold, meaning    as in SQLite (sqlite/notes)
     moved      files that were moved into this spool, and how far
 """
 

@@ -20,6 +20,7 @@ from gocm_lib.state.contract import (
     Failed,
     Hold,
     Known,
+    Meaning,
     Node,
     Past,
     Place,
@@ -269,8 +270,15 @@ class SqliteStore(Store):
     ) -> Status | Past | None:
         return self.history.status(job, sending, queued, state, after, limit)
 
-    def summaries(self, tag: str, after: int, limit: int) -> list[Summary]:
-        return self.history.summaries(tag, after, limit)
+    def summaries(self, tag: str, after: int, limit: int, upstreams: Sequence[str]) -> list[Summary]:
+        return self.history.summaries(tag, after, limit, upstreams)
+
+    def meant(self) -> Mapping[str, Meaning]:
+        return self.notes.meant()
+
+    def mean(self, meanings: Mapping[str, Meaning]) -> None:
+        with self.transaction():
+            self.notes.mean(meanings)
 
     def failed(self, which: Which, after: Place, limit: int) -> list[Failed]:
         return self.history.failed(which, after, limit)
