@@ -14,7 +14,7 @@ class Appetite:
     def __init__(self, most: int, upstreams: int) -> None:
         """It has at most `most` requests in flight to each of so many upstreams."""
         self._much = most * 5 // 4  # requests in hand, with which nothing is taken that others could take
-        self._most = self._much + 2 * most * (upstreams - 1)
+        self._several = upstreams > 1
         self._yields_until = 0.0
 
     def wants(self, load: int, now: float) -> bool:
@@ -22,13 +22,13 @@ class Appetite:
         if load < self._much:
             self._yields_until = now + YIELD
             return True
-        return load < self._most and now >= self._yields_until
+        return self._several and now >= self._yields_until
 
     def room(self, load: int, now: float) -> int:
         """How many requests to take now. From here on others come first again."""
         self._yields_until = now + YIELD
-        return (self._much if load < self._much else self._most) - load
+        return self._much - load if load < self._much else self._much
 
     def next_look(self) -> float:
         """When to look again whether others have left something; infinite, if that changes nothing."""
-        return self._yields_until if self._most > self._much else float("inf")
+        return self._yields_until if self._several else float("inf")

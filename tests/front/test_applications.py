@@ -12,7 +12,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from kit import FORM, ROOT, eventually, form, memory
+from kit import FORM, ROOT, Sandbox, eventually, form, memory
 
 from gocm_lib.front.auth import Grant
 from gocm_lib.front.rates import Rates
@@ -250,6 +250,29 @@ def test_from_the_command_line(applications, tmp_path):
     send(server, token, ["x"])
     assert ask(server, token, "GET", "/gcm/report")[0] == 403
     assert gocm("token", "new", "a b")[0] == 2 and gocm("token", "new", "x", "--may", "everything")[0] == 2
+
+
+def test_one_that_is_silent_keeps_nobody_s_messages_waiting(sandbox, run, tmp_path):
+    """Not even in the senders' queue, where they lie behind its own."""
+    silent = Sandbox.take()
+    silent.mode(silent=True)
+    config = tmp_path / "gocm.toml"
+    named = (
+        f'[upstream.{name}]\ndialect = "gcm"\napikey = "k"\nurl = "{each.url()}"\n'
+        for name, each in (("silent", silent), ("good", sandbox))
+    )
+    config.write_text("".join(named))
+    config.chmod(0o600)
+    server = run("--config", str(config), "--connections", "4", "--senders", "1")
+    for n in range(30):  # different ones, or they would be one request
+        server.send([f"lost-{n}"], payload=json.dumps({"n": str(n)}), upstream="silent")
+    eventually(lambda: server.http().json("GET", "/api/status")["pending"]["sending"] >= 8)
+    began = time.monotonic()
+    for n in range(5):
+        server.send([f"phone-{n}"], payload=json.dumps({"n": str(n)}), upstream="good")
+    eventually(lambda: len(sandbox.received()["delivered"]) == 5)
+    assert time.monotonic() - began < 5
+    silent.kill_group()
 
 
 @pytest.mark.alone
