@@ -76,7 +76,7 @@ def read(
     # Whose project it is, the credentials may say anew.
     settings = point(replace(now, **changed, fcm_project=given.fcm_project))
     sources, settings = credentials.sources(settings, home)
-    _check(settings, look)
+    _check(now, settings, look)
     fitted = fit_files(replace(settings, connections=given.connections), files)
     settings = replace(settings, connections=fitted.connections)
     return Change(
@@ -84,14 +84,20 @@ def read(
     )
 
 
-def _check(after: Settings, look: Callable[[], Snapshot]) -> None:
-    """Raise Fatal when upstreams cannot be so from now on."""
+def _check(before: Settings, after: Settings, look: Callable[[], Snapshot]) -> None:
+    """Raise Fatal when upstreams cannot be so from now on. Looks at what there is to send only when a name gets another
+    meaning: a certificate is to be renewed also while the state process does not answer.
+    """
     if not described(after):
         raise Fatal("no upstream is left")
     for each in described(after).values():
         trust.check(each.ca)
+    known = meanings(before)
+    fresh = {name: meaning for name, meaning in meanings(after).items() if known.get(name) != meaning}
+    if not fresh:
+        return
     found = look()
-    for name, meaning in meanings(after).items():
+    for name, meaning in fresh.items():
         if found.meant.get(name, meaning) != meaning:
             raise Fatal(
                 f"upstream {name} has {found.waiting[name]} tokens to send: give the new one another name, or wait",

@@ -23,11 +23,11 @@ PYTHON = """
 import sys, time
 from go_cm_client import Client
 from go_cm_client.api.default import job, replay, send
-from go_cm_client.models import TokensPush, TokensPushPayload, TokensPushUpstream, Which, WhichReason
+from go_cm_client.models import TokensPush, TokensPushPayload, Upstream, Which, WhichReason
 
 client = Client(base_url=sys.argv[1], headers={"Accept": "application/json"}, raise_on_unexpected_status=True)
 payload = TokensPushPayload.from_dict({"title": "Hello"})
-push = TokensPush(tokens=["phone-1", "flaky-99-x"], payload=payload, upstream=TokensPushUpstream.GCM)
+push = TokensPush(tokens=["phone-1", "flaky-99-x"], payload=payload, upstream=Upstream.GCM)
 sent = send.sync(client=client, body=push)
 while (found := job.sync(sent.job, client=client)).ended_at is None:
     time.sleep(0.05)
@@ -83,7 +83,7 @@ func main() {
 	client, err := gocm.NewClientWithResponses(os.Args[1], gocm.WithRequestEditorFn(asJSON))
 	must(err)
 	var body gocm.Push
-	upstream := gocm.TokensPushUpstream("gcm")
+	upstream := gocm.Upstream("gcm")
 	must(body.FromTokensPush(gocm.TokensPush{Tokens: []string{"phone-1", "flaky-99-x"},
 		Payload: map[string]interface{}{"title": "Hello"}, Upstream: &upstream}))
 	sent, err := client.SendWithResponse(ctx, body)
@@ -166,11 +166,11 @@ public class Tried {
     client.updateBaseUri(words[0]);
     DefaultApi api = new DefaultApi(client);
     TokensPush push = new TokensPush().tokens(List.of("phone-1", "flaky-99-x")).payload(Map.of("title", "Hello"))
-        .upstream(TokensPush.UpstreamEnum.GCM);
+        .upstream(Upstream.GCM);
     Accepted sent = api.send(new Push(push));
     Job found;
     while ((found = api.job(sent.getJob(), null, null, null)).getEndedAt() == null) Thread.sleep(50);
-    Replayed done = api.replay(sent.getJob(), "attempts", null, null);
+    Replayed done = api.replay(sent.getJob(), "attempts", null, null, null);
     System.out.println(sent.getTokens() + " " + found.getStates().getDelivered() + " " + found.getStates().getFailed()
         + " " + done.getReplayed());
   }
