@@ -46,8 +46,8 @@ gocm_lib/
     help/        what a user reads, a file a topic, and how a terminal, man and a browser are shown it
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
-        sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups strain
-        bench bundle api_client send watch failed feedback cancel hold token account manual completion
+        sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups received
+        strain bench bundle api_client send watch failed feedback cancel hold token account manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help | http2.

@@ -23,6 +23,7 @@ from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECTS, Answer, fcm,
 from gocm_lib.tools.pretend_groups import Groups
 from gocm_lib.tools.pretend_tokens import Account, Tokens
 from gocm_lib.tools.pretend_topics import Topics
+from gocm_lib.tools.received import V1_PATH, Received
 from gocm_lib.tools.strain import Strain
 
 
@@ -84,7 +85,6 @@ def find_fate(token: str) -> tuple[Fate, re.Match[str]] | None:
     return None
 
 
-_V1_PATH = re.compile(r"/v1/projects/([^/]+)/messages:send")
 _KEY = re.compile(r"key=(?!bad)\S+")
 _TO_MANY = ("topic", "condition")
 _TARGETS = ("token", "fid", "topic", "condition")
@@ -189,12 +189,14 @@ class Pretender:
         self._tokens = Tokens(account, anybody)
         self._any_project = any_project
         self._turn = itertools.count()
+        self.received = Received()
         self.reset(mode)
 
     def reset(self, mode: Mode) -> None:
         """Start afresh: nothing has arrived, no quota is used up, topics are empty. Access tokens stay valid."""
         self.mode = mode
         self.ledger = Ledger()
+        self.received.clear()
         self._strain = Strain()
         self._topics = Topics()
         self._groups = Groups()
@@ -208,13 +210,15 @@ class Pretender:
             self.ledger.tokens_given += b'"access_token"' in answer.body
             return 0.0, answer
         self.ledger.requests += 1
-        self.ledger.seconds[int(time.time())] += 1
-        sent = _V1_PATH.fullmatch(path)
-        if request.method == "POST" and sent:
-            return self._finish(*self._v1(request, sent[1]))
-        if request.method == "POST" and path.endswith("/send"):
-            return self._finish(*self._legacy(request))
-        return mode.latency, self._manage(request)
+        now = time.time()
+        self.ledger.seconds[int(now)] += 1
+        sent = V1_PATH.fullmatch(path)
+        if request.method != "POST" or not (sent or path.endswith("/send")):
+            return mode.latency, self._manage(request)
+        answer, targets, taken = self._v1(request, sent[1]) if sent else self._legacy(request)
+        delay, fate = self._finish(answer, targets, taken)
+        self.received.add(now, request, targets, taken if fate is answer else [], fate)
+        return delay, fate
 
     def _manage(self, request: Request) -> Answer:
         """The answer to what is about topics and device groups."""

@@ -9,6 +9,7 @@ One thread, one event loop, so that it keeps up with thousands of requests a sec
     POST /token, GET /computeMetadata/v1/...    as Google's token endpoint and metadata server
     GET  /sandbox/received                      the ledger: {"requests", "peak", "arrived": {token: times}, ...}
     GET  /sandbox/counts                        the same without the tokens, only how many
+    GET  /sandbox/messages                      the last messages, each whole; ?wait=S&count=N until they have come
     POST /sandbox/mode                          {"latency": 0.2, "status": 503, "retry_after": 5, ...}
     POST /sandbox/reset                         empty the ledger, back to normal
 """
@@ -22,6 +23,7 @@ import socket
 import ssl
 import time
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -35,6 +37,7 @@ from gocm_lib.tools.lines import Ending, Http1, Http2, speaks_http2
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
 from gocm_lib.tools.pretend_tokens import Account, read_account
+from gocm_lib.tools.received import Asked, Watch, asked, soonest
 
 BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
 GATHER = 0.002  # seconds, not each by itself: it is to be tried against, not to take the CPU from what is tried
@@ -72,6 +75,7 @@ class Sandbox:
         self._later: list[tuple[float, int, _Peer, int, Ending]] = []  # answers in the order they fall due
         self._dirty: dict[_Peer, None] = {}  # who is to be written to in this turn
         self._streaming: dict[_Peer, Http2] = {}  # those that time does something to
+        self._watches: list[Watch] = []
         self._ticked = 0.0
         self._count = 0
 
@@ -79,13 +83,13 @@ class Sandbox:
     def ledger(self) -> Ledger:
         return self.pretender.ledger
 
-    def answer(self, request: Request) -> tuple[float, Ending]:
-        """The seconds to wait, then what becomes of the request."""
+    def answer(self, request: Request) -> tuple[float, Ending | Asked]:
+        """The seconds to wait, then what becomes of the request; or for what messages it waits."""
         if request.path.startswith("/sandbox/"):
             return 0.0, self._control(request)
         return self.pretender.answer(request)
 
-    def _answer(self, request: Request) -> tuple[float, Ending]:
+    def _answer(self, request: Request) -> tuple[float, Ending | Asked]:
         """The same, whatever is in the request: one that we cannot cope with must not end the others' tests."""
         try:
             return self.answer(request)
@@ -93,7 +97,7 @@ class Sandbox:
             log.logger.exception("the sandbox has no answer to a %s", request.method)  # its path may hold a token
             return 0.0, ANSWERS["internal"][0]
 
-    def _control(self, request: Request) -> Answer:
+    def _control(self, request: Request) -> Answer | Asked:
         what = (request.method, request.path)
         try:
             # As the server itself does: no page that somebody looks at may set or read any of this.
@@ -104,6 +108,12 @@ class Sandbox:
             return Answer(200, self.ledger.as_json())
         if what == ("GET", "/sandbox/counts"):
             return Answer(200, self.ledger.counts())
+        if what == ("GET", "/sandbox/messages"):
+            try:
+                wanted = asked(request.query)
+                return wanted if wanted.wait else Answer(200, self.pretender.received.page(wanted))
+            except BadRequest as problem:
+                return Answer(400, response.error(problem))
         if what == ("POST", "/sandbox/reset"):
             self.pretender.reset(Mode(self.normal))
             return Answer(200, b"ok\n", "text/plain")
@@ -113,7 +123,7 @@ class Sandbox:
             except (BadRequest, ValueError, RecursionError) as problem:
                 return Answer(400, response.error(BadRequest(str(problem), getattr(problem, "field", ""))))
             return Answer(200, b"ok\n", "text/plain")
-        return Answer(404, b"known are /sandbox/received, /counts, /mode and /reset\n", "text/plain")
+        return Answer(404, b"known are /sandbox/received, /counts, /messages, /mode and /reset\n", "text/plain")
 
     # ---------------------------------------------------------------------------------------------- the event loop
 
@@ -130,6 +140,8 @@ class Sandbox:
             while self._later and self._later[0][0] <= now:
                 _, _, peer, number, fate = heapq.heappop(self._later)
                 self._deliver(peer, number, fate)
+            if self._watches:
+                self._look(now)
             if now > self._ticked + TICK:
                 self._tick(now)
             for peer in self._dirty:
@@ -138,10 +150,22 @@ class Sandbox:
 
     def _patience(self) -> float | None:
         now = time.monotonic()
-        soonest = self._later[0][0] - now if self._later else float("inf")
+        first = min(self._later[0][0] if self._later else float("inf"), soonest(self._watches))
         if self._streaming:
-            soonest = min(soonest, self._ticked + TICK - now)
-        return max(0.0, soonest) if soonest < float("inf") else None
+            first = min(first, self._ticked + TICK)
+        return max(0.0, first - now) if first < float("inf") else None
+
+    def _look(self, now: float) -> None:
+        """Answer those whose messages have come, or whose time is up."""
+        over = [each for each in self._watches if each.is_over(self.pretender.received, now)]
+        self._watches = [each for each in self._watches if each not in over]
+        for watch in over:
+            watch.answer()
+
+    def _tell(self, peer: _Peer, number: int, wanted: Asked) -> None:
+        if peer.line and not peer.closed:
+            peer.line.settle(number, Answer(200, self.pretender.received.page(wanted)))
+            self._dirty[peer] = None
 
     def _tick(self, now: float) -> None:
         self._ticked = now
@@ -206,6 +230,9 @@ class Sandbox:
             if not peer.line.awaits(number):  # those before it have ended the connection
                 continue
             delay, fate = self._answer(request)
+            if isinstance(fate, Asked):
+                self._watches.append(Watch(fate, partial(self._tell, peer, number, fate), now))
+                continue
             peer.waiting += 1
             self.ledger.in_flight += 1
             self.ledger.peak = max(self.ledger.peak, self.ledger.in_flight)

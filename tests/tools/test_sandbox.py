@@ -24,7 +24,7 @@ def test_no_page_that_somebody_looks_at_may_set_or_read_it(sandbox):
         ({"Origin": "http://localhost:5602", "Host": "localhost:5602"}, 200),
     ):
         assert told(sandbox, **headers) == expected, headers
-        for path in ("/sandbox/received", "/sandbox/counts"):
+        for path in ("/sandbox/received", "/sandbox/counts", "/sandbox/messages", "/sandbox/messages?wait=1"):
             assert Http(sandbox.port).ask("GET", path, None, headers)[0] == expected
         assert Http(sandbox.port).ask("POST", "/sandbox/reset", b"", headers)[0] == expected
 
