@@ -24,6 +24,7 @@ gocm_lib/
                  application what became of its tokens
         front listener server loop deadlines connection wire gate workers request chunked auth routes handlers posts
         lists query response render answered intake endings door openapi pages webhook jobs holds rates v1
+        google
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
         feeder generation pipe in_hand sender loop settler pool pools places width dialler connection streams upstream
@@ -47,7 +48,8 @@ gocm_lib/
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
         sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups received
-        strain bench bundle api_client send watch failed feedback cancel hold token account manual completion
+        google_files strain bench bundle api_client send watch failed feedback cancel hold token account manual
+        completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help | http2.

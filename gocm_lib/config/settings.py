@@ -664,6 +664,15 @@ class SandboxSettings:
     )
     tls_cert: str = option("", readable_file, "PEM certificate chain: play Google by https", metavar="FILE")
     tls_key: str = option("", readable_file, "PEM private key of that certificate", metavar="FILE")
+    google: str = option(
+        "", text, "play Google by its names, by proxy and by TLS; writes what programs need into DIR", metavar="DIR"
+    )
+    tls_port: int = option(
+        0,
+        number(0, 65535),
+        "TCP port on which --google serves TLS under those names; 0 picks a free one",
+        metavar="PORT",
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ TOPICS = {
     "credentials": "Google's credentials, API keys, and how to rotate them",
     "watching": "status page, metrics, alerts, probes, the log; gocm watch",
     "sandbox": "a pretend FCM and GCM, for trying and for tests",
+    "google": "the sandbox under Google's own names, for what cannot be told another address",
     "bench": "how fast it is on this machine; gocm bench",
     "moving": "from GCM, from firebase-admin, from the Go GoCM",
     "options": "every option, its default, and where values come from",

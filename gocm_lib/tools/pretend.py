@@ -14,14 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from gocm_lib.front.request import Request
 from gocm_lib.tools import pretend_schema, pretend_topics
 from gocm_lib.tools.lines import FAILURES, Ending
 from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECTS, Answer, fcm, refused
 from gocm_lib.tools.pretend_groups import Groups
-from gocm_lib.tools.pretend_tokens import Account, Tokens
+from gocm_lib.tools.pretend_tokens import AUDIENCES, Account, Tokens
 from gocm_lib.tools.pretend_topics import Topics
 from gocm_lib.tools.received import V1_PATH, Received
 from gocm_lib.tools.strain import Strain
@@ -85,6 +85,7 @@ def find_fate(token: str) -> tuple[Fate, re.Match[str]] | None:
     return None
 
 
+TOKEN_PATHS = {urlsplit(each).path for each in AUDIENCES}
 _KEY = re.compile(r"key=(?!bad)\S+")
 _TO_MANY = ("topic", "condition")
 _TARGETS = ("token", "fid", "topic", "condition")
@@ -204,8 +205,8 @@ class Pretender:
     def answer(self, request: Request) -> tuple[float, Ending]:
         """The seconds to wait, then what becomes of the request."""
         path, mode = request.path, self.mode
-        if path == "/token" or path.startswith("/computeMetadata/v1/"):
-            give = self._tokens.oauth if path == "/token" else self._tokens.metadata
+        if path in TOKEN_PATHS or path.startswith("/computeMetadata/v1/"):
+            give = self._tokens.oauth if path in TOKEN_PATHS else self._tokens.metadata
             answer = give(request, mode.token_life, mode.token_status)
             self.ledger.tokens_given += b'"access_token"' in answer.body
             return 0.0, answer

@@ -37,7 +37,9 @@ class Account(NamedTuple):
 
 
 class Tokens:
-    """The access tokens that are good. `account`: None for none. `anybody`: whatever is given as a token is one."""
+    """The access tokens that are good. `account`: None for none. `anybody`: whatever is given as a token is one, and
+    any account may have one.
+    """
 
     def __init__(self, account: Account | None, anybody: bool) -> None:
         self._account = account
@@ -62,7 +64,7 @@ class Tokens:
             return Answer(status, b"<TITLE>pretend failure</TITLE>", HTML)
         found = re.search(rb"(?:^|&)assertion=([\w.%-]+)", request.body)
         here = f"//{request.headers.get('host', '')}/token"
-        wrong = _mistake(found[1].decode() if found else "", self._account, here, time.time())
+        wrong = _mistake(found[1].decode() if found else "", self._account, self._anybody, here, time.time())
         if wrong:
             return Answer(400, json.dumps({"error": "invalid_grant", "error_description": wrong}).encode())
         return self._give(life)
@@ -86,7 +88,7 @@ class Tokens:
         return Answer(200, json.dumps({"access_token": token, "expires_in": life, "token_type": "Bearer"}).encode())
 
 
-def _mistake(assertion: str, account: Account | None, here: str, now: float) -> str:
+def _mistake(assertion: str, account: Account | None, anybody: bool, here: str, now: float) -> str:
     """What is wrong with a JWT that asks for a token, in Google's words; "": nothing. `here`: this endpoint's address,
     without its scheme.
     """
@@ -96,11 +98,15 @@ def _mistake(assertion: str, account: Account | None, here: str, now: float) -> 
         issuer, audience, issued, ends = said["iss"], said["aud"], float(said["iat"]), float(said["exp"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "Bad Request"
-    if account is None or issuer != account.email:
+    known = account if account and issuer == account.email else None
+    if not (known or anybody):
         return "Invalid grant: account not found"
-    if algorithm != "RS256" or not _is_signed(account, assertion, signature):
+    if algorithm != "RS256" or (known and not _is_signed(known, assertion, signature)):
         return "Invalid JWT Signature."
-    if audience not in (*AUDIENCES, account.token_uri) and audience not in ("http:" + here, "https:" + here):
+    if audience not in (*AUDIENCES, known.token_uri if known else "") and audience not in (
+        "http:" + here,
+        "https:" + here,
+    ):
         return f"Invalid JWT: Failed audience check. The right audience is {AUDIENCES[0]}"
     return "" if issued - LEEWAY <= now <= ends <= issued + LONGEST else _TIME
 

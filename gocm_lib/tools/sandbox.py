@@ -14,6 +14,7 @@ One thread, one event loop, so that it keeps up with thousands of requests a sec
     POST /sandbox/reset                         empty the ledger, back to normal
 """
 
+import datetime
 import heapq
 import json
 import os
@@ -22,17 +23,19 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
 from gocm_lib.front import auth, response
-from gocm_lib.front.request import Request
+from gocm_lib.front.google import check_tunnel, serve_as
+from gocm_lib.front.request import MAX_HEAD, Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
-from gocm_lib.tools import account
+from gocm_lib.tools import account, google_files
 from gocm_lib.tools.lines import Ending, Http1, Http2, speaks_http2
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
@@ -43,6 +46,14 @@ BUSY = 16  # answers that are owed; with more they are given, and requests taken
 GATHER = 0.002  # seconds, not each by itself: it is to be tried against, not to take the CPU from what is tried
 TICK = 1.0  # seconds between two looks at what time does to connections
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+CONNECT = b"CONNECT "
+
+
+class Door(NamedTuple):
+    """Where connections come in, and by what they are served; None: without TLS."""
+
+    listener: socket.socket
+    tls: ssl.SSLContext | None = None
 
 
 class _Peer:
@@ -61,17 +72,19 @@ class Sandbox:
     """The pretend upstream on one listening socket."""
 
     def __init__(
-        self, listener: socket.socket, pretender: Pretender, tls: ssl.SSLContext | None = None, host: str = ""
+        self, doors: Sequence[Door], pretender: Pretender, google: ssl.SSLContext | None = None, host: str = ""
     ) -> None:
-        """`host`: the name, beside addresses and localhost, under which it may be called to change its behaviour."""
+        """`google`: who asks to be led to one of Google's names (CONNECT) is served by it. `host`: the name, beside
+        addresses and localhost, under which it may be called to change its behaviour.
+        """
         self.normal = pretender.mode.latency
         self.pretender = pretender
-        self._tls = tls
+        self._google = google
         self._policy = auth.Policy(names=frozenset([host.lower()]))
-        self._listener = listener
-        self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, READ)
+        for door in doors:
+            door.listener.setblocking(False)
+            self._selector.register(door.listener, READ, door)
         self._later: list[tuple[float, int, _Peer, int, Ending]] = []  # answers in the order they fall due
         self._dirty: dict[_Peer, None] = {}  # who is to be written to in this turn
         self._streaming: dict[_Peer, Http2] = {}  # those that time does something to
@@ -132,8 +145,8 @@ class Sandbox:
             if len(self._later) > BUSY:
                 time.sleep(GATHER)
             for key, events in self._selector.select(self._patience()):
-                if key.data is None:
-                    self._accept()
+                if isinstance(key.data, Door):
+                    self._accept(key.data)
                 elif not key.data.closed:
                     self._on_ready(key.data, events)
             now = time.monotonic()
@@ -173,10 +186,10 @@ class Sandbox:
             line.tick(now)
             self._dirty[peer] = None
 
-    def _accept(self) -> None:
+    def _accept(self, door: Door) -> None:
         for _ in range(64):
             try:
-                sock, _address = self._listener.accept()
+                sock, _address = door.listener.accept()
             except BlockingIOError:
                 return
             except OSError:  # no descriptors left: the connection stays in the backlog, and asking at once would spin
@@ -185,14 +198,18 @@ class Sandbox:
             try:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._tls:
-                    self._tls.set_alpn_protocols(["h2", "http/1.1"] if self.pretender.mode.http2 else ["http/1.1"])
-                    sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                if door.tls:
+                    sock = self._wrap(sock, door.tls)
             except OSError:  # it is gone already
                 sock.close()
                 continue
             self.ledger.connections += 1
             self._selector.register(sock, READ, _Peer(sock))
+
+    def _wrap(self, sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A connection that speaks TLS from now on. Raises OSError."""
+        context.set_alpn_protocols(["h2", "http/1.1"] if self.pretender.mode.http2 else ["http/1.1"])
+        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
     def _on_ready(self, peer: _Peer, events: int) -> None:
         try:
@@ -203,7 +220,7 @@ class Sandbox:
                 if not data:
                     return self._close(peer)
                 self._receive(peer, data)
-                if not self._tls:
+                if peer.closed or not isinstance(peer.sock, ssl.SSLSocket):
                     return None
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
@@ -217,6 +234,9 @@ class Sandbox:
         now = time.monotonic()
         if peer.line is None:
             data = peer.first = peer.first + data
+            if self._google and not isinstance(peer.sock, ssl.SSLSocket) and CONNECT.startswith(data[: len(CONNECT)]):
+                self._lead(peer, data, self._google)
+                return
             speaks = speaks_http2(data) if self.pretender.mode.http2 else False
             if isinstance(peer.sock, ssl.SSLSocket):
                 speaks = peer.sock.selected_alpn_protocol() == "h2"
@@ -242,6 +262,32 @@ class Sandbox:
                 self._count += 1
                 heapq.heappush(self._later, (now + delay, self._count, peer, number, fate))
         self._dirty[peer] = None
+
+    def _lead(self, peer: _Peer, data: bytes, google: ssl.SSLContext) -> None:
+        """A client of a proxy asks to be led somewhere: to one of Google's names, which we answer ourselves."""
+        head, end, more = data.partition(b"\r\n\r\n")
+        try:
+            if not end and len(data) <= MAX_HEAD:
+                return
+            check_tunnel(head)
+            if more:  # it speaks before it knows that anybody listens
+                raise BadRequest("wait for the answer to CONNECT")
+        except BadRequest as problem:
+            peer.line = Http1()
+            peer.line.settle(0, Answer(problem.status, response.error(problem)))
+            peer.line.over = True
+            self._dirty[peer] = None
+            return
+        peer.first = b""
+        self._selector.unregister(peer.sock)
+        try:
+            peer.sock.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            peer.sock = self._wrap(peer.sock, google)
+        except (OSError, ValueError):  # it is gone already
+            peer.closed = True
+            peer.sock.close()
+            return
+        self._selector.register(peer.sock, READ, peer)
 
     def _deliver(self, peer: _Peer, number: int, fate: Ending) -> None:
         if peer.closed or fate == "silent":
@@ -351,37 +397,56 @@ def main(settings: Settings, listener: socket.socket, control: Connection) -> No
     """The sandbox as a child of the server's supervisor."""
     child.enter("sandbox", settings)
     control.send(("ready", None))
-    Sandbox(listener, Pretender(Mode(0.0), account_of(settings.credentials), any_project=True)).run()
+    Sandbox([Door(listener)], Pretender(Mode(0.0), account_of(settings.credentials), any_project=True)).run()
 
 
 def command(settings: SandboxSettings) -> NoReturn:
     """`gocm sandbox`: the sandbox alone, until SIGTERM or SIGINT. Raises Fatal when it cannot run."""
     resources.raise_file_limit()
     resources.collect_seldom()
-    tls = None
-    if settings.tls_cert:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise Fatal(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
     if not (is_loopback(settings.host) or settings.no_auth):
         raise Fatal(
             f"--host {settings.host} can be reached by other machines, and they may change what the sandbox does: "
             "listen on 127.0.0.1, or say --no-auth if a firewall guards it"
         )
-    try:
-        listener = listen(settings.host, settings.port)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Fatal(f"cannot listen on {settings.host} port {settings.port}: {reason}", Exit.ADDRESS) from None
+    if settings.google and settings.tls_cert:
+        raise Fatal("--google serves TLS by certificates of its own: leave --tls-cert out")
+    google = serve_as(settings.google, datetime.datetime.now(datetime.UTC)) if settings.google else None
+    doors = [Door(_listen(settings.host, settings.port), _own_tls(settings))]
+    if google:
+        doors.append(Door(_listen(settings.host, settings.tls_port), google))
+    port, *tls_port = (door.listener.getsockname()[1] for door in doors)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if settings.write_credentials and not os.path.exists(settings.write_credentials):
-        write_credentials(settings.write_credentials, *_address(settings, listener.getsockname()[1]))
-    log.logger.info("sandbox listens on %s port %d", *listener.getsockname()[:2])
-    pretender = Pretender(Mode(settings.latency), account_of(settings.write_credentials), settings.any_token)
-    Sandbox(listener, pretender, tls, settings.host).run()
+        write_credentials(settings.write_credentials, *_address(settings, port))
+    if google:
+        google_files.write(settings.google, port, *tls_port)
+    log.logger.info("sandbox listens on %s port %d", *doors[0].listener.getsockname()[:2])
+    if google:
+        log.logger.info("sandbox answers in Google's place, any account and project, by TLS on port %d", *tls_port)
+        log.logger.info("for programs that are to send here: . %s/env; see gocm help google", settings.google)
+    anybody = settings.any_token or bool(google)
+    account = account_of(settings.write_credentials)
+    Sandbox(doors, Pretender(Mode(settings.latency), account, anybody, bool(google)), google, settings.host).run()
+
+
+def _own_tls(settings: SandboxSettings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise Fatal(f"--tls-cert {settings.tls_cert} cannot be used: {error}") from None
+    return tls
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise Fatal(f"cannot listen on {host} port {port}: {error.strerror or error}", Exit.ADDRESS) from None
 
 
 def _address(settings: SandboxSettings, port: int) -> tuple[int, str, str]:
