@@ -7,6 +7,7 @@ trusts it for nothing else. Its key never leaves its folder. Making one needs cr
 import datetime
 import os
 import ssl
+import tempfile
 from typing import Any
 
 from gocm_lib.config.settings import Exit, Fatal
@@ -66,11 +67,12 @@ def serve_as(folder: str, now: datetime.datetime) -> ssl.SSLContext:
 
 def put(folder: str, name: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file whole, or not at all. Raises OSError."""
-    path = os.path.join(folder, name)
-    new = f"{path}.{os.getpid()}"
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+    # mkstemp: where others may write into the folder, no link of theirs is followed.
+    descriptor, new = tempfile.mkstemp(dir=folder)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
         file.write(data)
-    os.rename(new, path)
+    os.rename(new, os.path.join(folder, name))
 
 
 def _pem(key: Any) -> bytes:

@@ -10,6 +10,7 @@ from gocm_lib.front import auth, query, response
 from gocm_lib.front.handlers import Handlers
 from gocm_lib.front.request import Request
 from gocm_lib.front.response import Response
+from gocm_lib.message import job
 from gocm_lib.message.bad_request import BadRequest
 
 PATH = re.compile("/gcm/upstreams/([a-z0-9_-]{1,31})/(?:hold|resume)")
@@ -30,7 +31,7 @@ def resume(handlers: Handlers, request: Request) -> Response:
 
 
 def _named(handlers: Handlers, request: Request) -> str:
-    if request.body and request.headers.get("content-type", "").partition(";")[0].strip().lower() != query.FORM:
+    if request.body and job.media_type(request.headers.get("content-type", "")) != query.FORM:
         raise BadRequest("nothing is read from the body: leave it out", "content-type", 415)
     if request.query or request.body:
         raise BadRequest("nothing is read but the path")

@@ -316,3 +316,42 @@ def test_firebase_admin_for_go(sandbox):
     first, *others = run("go", "whole", GO, *sandbox).splitlines()
     assert first.startswith(SENT) and first.endswith("fake_message_id")
     assert [line.split().index("true") for line in others] == [0, 1, 2, 3, 4, 5], others
+
+
+LED = {
+    "python": """
+import firebase_admin
+from firebase_admin import messaging
+
+firebase_admin.initialize_app()
+print(messaging.send(messaging.Message(token="phone-1", data={"a": "b"})))
+answer = messaging.send_each([messaging.Message(token=token) for token in ("phone-1", "gone-2")])
+print(*(each.success for each in answer.responses), messaging.subscribe_to_topic(["phone-1"], "news").success_count)
+""",
+    "javascript": """
+const admin = require("firebase-admin");
+admin.initializeApp();
+const messaging = admin.messaging();
+(async () => {
+  console.log(await messaging.send({token: "phone-1", data: {a: "b"}}));
+  const answer = await messaging.sendEach(["phone-1", "gone-2"].map(token => ({token})));
+  const topic = await messaging.subscribeToTopic(["phone-1"], "news");
+  console.log(...answer.responses.map(each => each.success), topic.successCount);
+})();
+""",
+}
+
+
+@there
+@pytest.mark.parametrize("language", LED)
+def test_firebase_admin_unmodified_in_google_s_place(language, tmp_path, monkeypatch):
+    program = Program("sandbox", "--port", "0", "--google", str(tmp_path / "google"))
+    try:
+        port = program.logged(r"listens on \S+ port (\d+)")
+        program.logged("/env; see")
+        for name, value in re.findall(r"^export (\w+)=(\S+|'.*?')  #", (tmp_path / "google/env").read_text(), re.M):
+            monkeypatch.setenv(name, value.strip("'"))
+        lines = run(language, "led", LED[language], tmp_path, port).splitlines()
+    finally:
+        program.kill_group()
+    assert lines[0].startswith(SENT) and lines[1].lower() == "true false 1"
