@@ -48,8 +48,8 @@ gocm_lib/
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
         sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups received
-        google_files strain bench bundle api_client send watch failed feedback cancel hold token account manual
-        completion
+        google_files led tunnel record sandbox_exec strain bench bundle api_client send watch failed feedback cancel
+        hold token account manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then
 config | message | help | http2.

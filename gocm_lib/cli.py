@@ -28,7 +28,7 @@ from gocm_lib.config.settings import (
     WatchSettings,
     needs_psycopg,
 )
-from gocm_lib.process import log
+from gocm_lib.process import early, log
 
 # What the server's children run: `main` of these modules. Named here, for only the children load them.
 CHILDREN = {
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"there is no command {name[:64]}{values.nearest(name, COMMANDS)} (see gocm --help)", Exit.USAGE
             )
         if name != "serve":
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            early.listen_no_more()
         if argv is None and name in ("serve", "ping", "check-config"):
             hide_key.restart(words, os.environ)
         return COMMANDS[name].run(words)
@@ -86,7 +86,7 @@ def _serve(words: Sequence[str]) -> int:
     text = usage.overview("gocm", Settings, PURPOSE, commands)
     given = values.load(words, os.environ, "gocm", text, home).settings
     # Only now: --version and mistakes are told at once.
-    from gocm_lib.process import early, init, resources
+    from gocm_lib.process import init, resources
     from gocm_lib.process.forkserver import Forkserver
     from gocm_lib.process.systemd import Systemd
 
@@ -133,7 +133,15 @@ def _home() -> str:
         return "/"
 
 
-def _sandbox(words: Sequence[str]) -> NoReturn:
+def _sandbox(words: Sequence[str]) -> int:
+    if words[:1] == ["exec"]:
+        from gocm_lib.tools import sandbox_exec
+
+        return sandbox_exec.command(words[1:])
+    return _sandbox_alone(words)
+
+
+def _sandbox_alone(words: Sequence[str]) -> NoReturn:
     from gocm_lib.tools import sandbox
 
     given = values.parse(SandboxSettings, words, os.environ, "gocm sandbox").settings
@@ -319,7 +327,7 @@ COMMANDS = {
     "resume": Command(_resume, ClientSettings, "send to it again"),
     "token": Command(_token, TokenSettings, "make an auth token: `gocm token new NAME`"),
     "spool": Command(_spool, SpoolSettings, "make, check or look at a spool in PostgreSQL"),
-    "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone"),
+    "sandbox": Command(_sandbox, SandboxSettings, "run the pretend FCM and GCM alone, or `exec` a command with them"),
     "bench": Command(_bench, BenchSettings, "measure this machine"),
     "bundle": Command(_bundle, BundleSettings, "make the single file gocm.pyz"),
     "help": Command(_help, HelpSettings, "explain a topic: `gocm help` lists them"),

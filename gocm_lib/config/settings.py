@@ -647,7 +647,24 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class SandboxSettings:
+class PretendSettings:
+    """The options that `gocm sandbox` and `gocm sandbox exec` share."""
+
+    latency: float = option(0.0, seconds(0, 60), "seconds to wait before each answer", metavar="S")
+    pass_: bool = option(
+        False, flag, "lead programs to other hosts than Google's too, by the proxy that is set, if any; else 403"
+    )
+
+
+@dataclass(frozen=True)
+class ExecSettings(PretendSettings):
+    """The options of `gocm sandbox exec`."""
+
+    received: str = option("", text, "file to keep all messages in, a line of JSON for each", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class SandboxSettings(PretendSettings):
     """The options of `gocm sandbox`, the pretend upstream on its own."""
 
     host: str = option("127.0.0.1", text, "address to listen on", metavar="ADDRESS")
@@ -655,7 +672,6 @@ class SandboxSettings:
     no_auth: bool = option(
         False, flag, "allow a --host that other machines can reach: they can change what the sandbox does"
     )
-    latency: float = option(0.0, seconds(0, 60), "seconds to wait before each answer", metavar="S")
     write_credentials: str = option(
         "", text, "file for FCM's --credentials to make for this sandbox, or to use if it exists", metavar="FILE"
     )
@@ -850,12 +866,12 @@ GROUPS = {
 
 def as_flag(name: str) -> str:
     """A field's name as it is written on the command line."""
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # Python has no field `pass`
 
 
 def as_variable(name: str) -> str:
     """A field's name as an environment variable."""
-    return "GOCM_" + name.upper()
+    return "GOCM_" + name.rstrip("_").upper()
 
 
 def option_flag(row: Field[Any]) -> str:

@@ -59,7 +59,7 @@ class Given(NamedTuple, Generic[AnySettings]):
 
     def name(self, option: str) -> str:
         """An option as the operator spelt it, for an error about it."""
-        return self.sources[option].name if option in self.sources else "--" + option.replace("_", "-")
+        return self.sources[option].name if option in self.sources else as_flag(option)
 
     def rank(self, option: str) -> int:
         return self.sources[option].rank if option in self.sources else DEFAULT
@@ -193,7 +193,7 @@ def parse(
         name: environ[as_variable(name)]
         for row in known.values()
         for name in spellings(row)
-        if as_variable(name) in environ and not _is_kubernetes(as_variable(name), environ)
+        if as_variable(name) in environ and not _is_another_s(as_variable(name), environ)
     }
     for row in known.values():
         if (word := _spelling(row, found, as_flag)) is not None:
@@ -277,9 +277,13 @@ def _together(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(part for value in values for part in (value if isinstance(value, tuple) else (value,)))
 
 
-def _is_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
-    """Whether Kubernetes made this variable: it makes some for each service, and a service may be called gocm."""
-    return bool(re.match("GOCM_(SERVICE_|PORT_[0-9])", name)) or (name == "GOCM_PORT" and "://" in environ[name])
+def _is_another_s(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether this variable is no option: Kubernetes makes some for each service, and a service may be called gocm;
+    and `gocm sandbox exec` says where the sandbox is, maybe to an application's tests that start a server.
+    """
+    if name in ("GOCM_PORT", "GOCM_SANDBOX") and "://" in environ[name]:
+        return True
+    return bool(re.match("GOCM_(SERVICE_|PORT_[0-9])", name))
 
 
 def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
@@ -287,7 +291,7 @@ def check_variables(environ: Mapping[str, str], kinds: Iterable[type]) -> None:
     of_kinds = [row for kind in kinds for row in rows(kind)]
     known = {as_variable(name) for row in of_kinds for name in spellings(row)}
     for name in environ:
-        if name.startswith("GOCM_") and name not in known and not _is_kubernetes(name, environ):
+        if name.startswith("GOCM_") and name not in known and not _is_another_s(name, environ):
             near = nearest(name, [as_variable(row.name) for row in of_kinds])
             raise Fatal(f"{name[:64]} is no option's variable{near}")
 

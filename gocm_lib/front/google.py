@@ -6,6 +6,7 @@ trusts it for nothing else. Its key never leaves its folder. Making one needs cr
 
 import datetime
 import os
+import re
 import ssl
 import tempfile
 from typing import Any
@@ -23,17 +24,29 @@ NAMES = (
 )
 LIFE = datetime.timedelta(days=30)
 RENEWED = datetime.timedelta(days=1)  # before its end, at the next start
+_HOST = re.compile(r"[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
 AUTHORITY, KEY, SERVER = "ca.pem", "ca.key", "server.pem"
 
 
-def check_tunnel(head: bytes) -> None:
-    """Raise BadRequest, unless the head of a CONNECT request asks for one of Google's names."""
+def asked_for(head: bytes) -> tuple[str, int]:
+    """The host, in lower case, and the port to which a CONNECT request with this head is to lead. Raises BadRequest."""
     words = head.split(b"\r\n", 1)[0].split(b" ")
     if len(words) != 3 or words[0] != b"CONNECT" or not words[2].startswith(b"HTTP/1."):
         raise BadRequest("malformed request line")
     host, _, port = words[1].decode("latin-1").lower().rpartition(":")
-    if host not in NAMES or port != "443":
-        raise BadRequest("only Google's names for push are served here: " + ", ".join(NAMES), status=403)
+    if not _HOST.fullmatch(host) or not re.fullmatch("[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise BadRequest("CONNECT must name a host and a port")
+    return host, int(port)
+
+
+def is_ours(host: str, port: int) -> bool:
+    """Whether this is where Google serves push."""
+    return host in NAMES and port == 443
+
+
+def elsewhere(more: str = "") -> BadRequest:
+    """The answer to who asks for other hosts. `more` is what to do about it."""
+    return BadRequest(f"only Google's names for push are served here: {', '.join(NAMES)}{more}", status=403)
 
 
 def serve_as(folder: str, now: datetime.datetime) -> ssl.SSLContext:

@@ -37,6 +37,12 @@ def listen() -> None:
         note(signal.SIGHUP)
 
 
+def listen_no_more() -> None:
+    """Let SIGHUP end the process, as it would have before `listen`: for all commands but the server."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def fill_standard_files() -> None:
     """Open stdin, stdout and stderr if the starter closed them. Otherwise the next file to be opened, a client's
     connection or the spool, would get that number, and whatever is printed or logged would be written into it.

@@ -28,16 +28,14 @@ class RunDirectory:
     """A new directory that only our user may enter. Raises OSError."""
 
     def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
-        self.path = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+        self.path, self._lock = make()
         if len(os.fsencode(self.path)) > LONGEST:
-            os.rmdir(self.path)
+            self.remove()
             raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {LONGEST} bytes that sockets allow")
-        self._hold()
+        self._use()
 
-    def _hold(self) -> None:
-        """Mark and lock the directory, and have multiprocessing use it."""
-        self._lock = _take(Path(self.path))
+    def _use(self) -> None:
+        """Have multiprocessing use the directory."""
         ours = current_process()._config  # type: ignore[attr-defined]
         ours["tempdir"] = f"/proc/self/fd/{self._lock}"
         # A semaphore has a name that outlives whoever is killed; this one tells whose it was.
@@ -51,13 +49,27 @@ class RunDirectory:
             os.rename(self.path, f"{self.path}.not-ours")  # somebody has put something else there
         os.mkdir(self.path, 0o700)
         os.close(self._lock)
-        self._hold()
+        self._lock = _take(Path(self.path))
+        self._use()
         return True
 
     def remove(self) -> None:
         """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def make() -> tuple[str, int]:
+    """A new directory that only our user may enter, and a descriptor: once that is closed, by death too, the next start
+    of a GoCM removes the directory if it is left. Raises OSError.
+    """
+    _sweep(Path(tempfile.gettempdir()))
+    path = tempfile.mkdtemp(prefix=f"gocm-{os.getpid()}-")
+    try:
+        return path, _take(Path(path))
+    except OSError:
+        os.rmdir(path)
+        raise
 
 
 def _take(path: Path) -> int:

@@ -31,6 +31,7 @@ def command(words: Sequence[str], commands: Mapping[str, type]) -> int:
         "failed": failed.ACTIONS,
         "feedback": feedback.ACTIONS,
         "help": tuple(TOPICS),
+        "sandbox": ("exec",),
         "completion": tuple(SHELLS),
     }
     completed = {name: Completed(tuple(rows(kind)), follow.get(name, ())) for name, kind in commands.items()}

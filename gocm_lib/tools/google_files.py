@@ -3,86 +3,81 @@
 import contextlib
 import os
 import re
-import shlex
 import ssl
 import warnings
+from collections.abc import Mapping
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.front import google
 from gocm_lib.process import log
-from gocm_lib.tools import account
+from gocm_lib.tools import account, led
 from gocm_lib.tools.pretend_answers import PROJECT
 
 TOKENS = "https://oauth2.googleapis.com/token"
-PASSWORD = "changeit"  # Java's own for its trust store; it guards nothing, certificates are public
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
+TRUSTED = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # files of authorities, where they are set already
+FOR_NODE = "NODE_EXTRA_CA_CERTS"  # the same, beside those that Node has itself
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\r?\n?", re.DOTALL)
 _NODE = """// node --require: what goes to Google's names for push goes to the sandbox.
 const tls = require("node:tls"), connect = tls.connect, names = new Set(%s);
 tls.connect = function (...given) {
   const told = given.find(each => each && typeof each == "object") || {};
   const host = typeof given[1] == "string" ? given[1] : told.servername || told.host;
-  if (!names.has(host)) return connect.apply(this, given);
+  if (!names.has(host) || told.host == "127.0.0.1") return connect.apply(this, given);
   const there = {...told, host: "127.0.0.1", port: %d, servername: host};
   return connect.call(this, there, given.find(each => typeof each == "function"));
 };
 require("node:module").syncBuiltinESMExports();
 """
+_PHP = 'curl.cainfo="{0}"\nopenssl.cafile="{0}"\n'
 
 
-def environment(folder: str, port: int, tls_port: int) -> dict[str, tuple[str, str]]:
-    """The variables that lead programs to the sandbox: the value, and who reads it."""
-
-    def at(name: str) -> str:
-        return os.path.join(os.path.abspath(folder), name)
-
-    proxy, trust, flag = f"http://127.0.0.1:{port}", at("bundle.pem"), "-Dhttps.proxy"
-    java = f"{flag}Host=127.0.0.1 {flag}Port={port} -Djavax.net.ssl.trustStore={at('trust.p12')}"
-    return {
-        "HTTPS_PROXY": (proxy, "Python, Go, Ruby, Rust, curl"),
-        "https_proxy": (proxy, "PHP, Perl, curl"),
-        "SSL_CERT_FILE": (trust, "Go, Ruby, Rust, Python's httpx"),
-        "REQUESTS_CA_BUNDLE": (trust, "Python's requests"),
-        "CURL_CA_BUNDLE": (trust, "curl"),
-        "NODE_EXTRA_CA_CERTS": (at(google.AUTHORITY), "Node"),
-        "NODE_OPTIONS": (f"--require={at('node.cjs')}", f"Node, which goes to port {tls_port}"),
-        "JAVA_TOOL_OPTIONS": (f"{java} -Djavax.net.ssl.trustStorePassword={PASSWORD}", "Java"),
-        "GOOGLE_APPLICATION_CREDENTIALS": (at("account.json"), "Google's SDKs, for whom there is no other account"),
-    }
-
-
-def write(folder: str, port: int, tls_port: int) -> None:
-    """Write them into the authority's folder, for a sandbox at these ports. Raises Fatal."""
+def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str]) -> None:
+    """Write them into the authority's folder, for a sandbox at these ports. Whom the environment has programs trust,
+    they trust still. Raises Fatal.
+    """
     try:
-        with open(os.path.join(folder, google.AUTHORITY), "rb") as file:
-            authority = file.read()
-        system = _system()
-        google.put(folder, "bundle.pem", system + authority, 0o644)
-        google.put(folder, "trust.p12", _for_java(system + authority), 0o644)
+        authority = _certificates(os.path.join(folder, google.AUTHORITY))
+        trusted = _unique(_trusted(environ), authority)
+        google.put(folder, "bundle.pem", b"".join(trusted), 0o644)
+        google.put(folder, "extra.pem", b"".join(_unique(_certificates(environ.get(FOR_NODE, "")), authority)), 0o644)
+        google.put(folder, "trust.p12", _for_java(trusted), 0o644)
         names = "[" + ", ".join(f'"{name}"' for name in google.NAMES) + "]"
         google.put(folder, "node.cjs", (_NODE % (names, tls_port)).encode(), 0o644)
-        lines = [
-            f"export {name}={shlex.quote(value)}  # {who}\n"
-            for name, (value, who) in environment(folder, port, tls_port).items()
-        ]
-        google.put(folder, "env", "".join(lines).encode(), 0o644)
+        google.put(folder, "php.ini", _PHP.format(os.path.join(os.path.abspath(folder), "bundle.pem")).encode(), 0o644)
+        google.put(folder, "env", led.for_a_shell(led.variables(folder, port, tls_port)).encode(), 0o644)
     except OSError as error:
         raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SENDER) from None
     if not os.path.exists(path := os.path.join(folder, "account.json")):
         account.write(path, PROJECT, "sandbox", TOKENS)
 
 
-def _system() -> bytes:
-    """The authorities that this system trusts, in PEM; nothing where it says none."""
+def _trusted(environ: Mapping[str, str]) -> list[bytes]:
+    """The authorities that this system trusts and those that are named beside them, in PEM."""
     paths = ssl.get_default_verify_paths()
-    for path in (os.environ.get(paths.openssl_cafile_env), paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt"):
-        if path and os.path.isfile(path):
-            with open(path, "rb") as file:
-                return file.read().rstrip(b"\n") + b"\n"
-    log.logger.warning("this system has no file of authorities: bundle.pem and trust.p12 have the sandbox's alone")
-    return b""
+    system = () if environ.get("SSL_CERT_FILE") else (paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt")
+    of_system = next((path for path in system if path and os.path.isfile(path)), "")
+    named = [environ[name] for name in TRUSTED if environ.get(name)]
+    if not (named or of_system):
+        log.logger.warning("this system has no file of authorities: bundle.pem and trust.p12 have the sandbox's alone")
+    return [each for path in (of_system, *named) for each in _certificates(path)]
 
 
-def _for_java(certificates: bytes) -> bytes:
+def _certificates(path: str) -> list[bytes]:
+    """The certificates of a file in PEM; none: it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return [each.rstrip() + b"\n" for each in _CERTIFICATE.findall(file.read())]
+    except OSError as error:
+        if path:
+            log.logger.warning("the authorities in %s are left out: %s", path, error.strerror)
+        return []
+
+
+def _unique(*found: list[bytes]) -> list[bytes]:
+    return list(dict.fromkeys(each for some in found for each in some))
+
+
+def _for_java(certificates: list[bytes]) -> bytes:
     """Authorities in PEM as a trust store of Java's; without those that are too odd for cryptography."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -90,7 +85,7 @@ def _for_java(certificates: bytes) -> bytes:
 
     found = []
     with warnings.catch_warnings(action="ignore"):
-        for number, pem in enumerate(_CERTIFICATE.findall(certificates)):
+        for number, pem in enumerate(certificates):
             with contextlib.suppress(ValueError):
                 found.append(pkcs12.PKCS12Certificate(x509.load_pem_x509_certificate(pem), b"%d" % number))
-    return pkcs12.serialize_java_truststore(found, serialization.BestAvailableEncryption(PASSWORD.encode()))
+    return pkcs12.serialize_java_truststore(found, serialization.BestAvailableEncryption(led.PASSWORD.encode()))

@@ -115,6 +115,7 @@ class Received:
 
     def __init__(self) -> None:
         self.newest = 0
+        self._followers: list[Callable[[Message], None]] = []
         self._kept: deque[Message] = deque()
         self._bytes = 0
         self._let_go = 0
@@ -127,9 +128,15 @@ class Received:
         new = Message(self.newest, at, request.path, agent, is_form, request.body, targets, taken, fate)
         self._kept.append(new)
         self._bytes += new.size()
+        for follower in self._followers:
+            follower(new)
         while len(self._kept) > MOST or self._bytes > MOST_BYTES:
             self._bytes -= self._kept.popleft().size()
             self._let_go += 1
+
+    def follow(self, follower: Callable[[Message], None]) -> None:
+        """From now on show it each message as it comes."""
+        self._followers.append(follower)
 
     def clear(self) -> None:
         """Forget them. Numbers go on, so that whoever goes on `after` one misses none."""

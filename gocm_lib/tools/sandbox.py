@@ -23,15 +23,14 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
-from gocm_lib.front import auth, response
-from gocm_lib.front.google import check_tunnel, serve_as
+from gocm_lib.front import auth, google, response
 from gocm_lib.front.request import MAX_HEAD, Request
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
@@ -41,6 +40,7 @@ from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
 from gocm_lib.tools.pretend_tokens import Account, read_account
 from gocm_lib.tools.received import Asked, Watch, asked, soonest
+from gocm_lib.tools.tunnel import Tunnels, tunnels
 
 BUSY = 16  # answers that are owed; with more they are given, and requests taken, every
 GATHER = 0.002  # seconds, not each by itself: it is to be tried against, not to take the CPU from what is tried
@@ -54,6 +54,21 @@ class Door(NamedTuple):
 
     listener: socket.socket
     tls: ssl.SSLContext | None = None
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
+        return port
+
+
+class Lead(NamedTuple):
+    """What becomes of those who take us for their proxy: `tls` serves Google's names. Other hosts are reached by
+    `tunnels`, if there are any, or `refused` is told the host.
+    """
+
+    tls: ssl.SSLContext
+    tunnels: Tunnels | None = None
+    refused: Callable[[str], object] = str
 
 
 class _Peer:
@@ -71,15 +86,13 @@ class _Peer:
 class Sandbox:
     """The pretend upstream on one listening socket."""
 
-    def __init__(
-        self, doors: Sequence[Door], pretender: Pretender, google: ssl.SSLContext | None = None, host: str = ""
-    ) -> None:
-        """`google`: who asks to be led to one of Google's names (CONNECT) is served by it. `host`: the name, beside
-        addresses and localhost, under which it may be called to change its behaviour.
+    def __init__(self, doors: Sequence[Door], pretender: Pretender, lead: Lead | None = None, host: str = "") -> None:
+        """`lead`: who asks to be led somewhere (CONNECT) is served by it. `host`: the name, beside addresses and
+        localhost, under which it may be called to change its behaviour.
         """
         self.normal = pretender.mode.latency
         self.pretender = pretender
-        self._google = google
+        self._lead = lead
         self._policy = auth.Policy(names=frozenset([host.lower()]))
         self._selector = selectors.DefaultSelector()
         for door in doors:
@@ -140,6 +153,10 @@ class Sandbox:
 
     # ---------------------------------------------------------------------------------------------- the event loop
 
+    def hear(self, source: Connection, heard: Callable[[], None]) -> None:
+        """From now on call `heard` whenever there is something to read at a source."""
+        self._selector.register(source, READ, heard)
+
     def run(self) -> NoReturn:
         while True:
             if len(self._later) > BUSY:
@@ -147,19 +164,24 @@ class Sandbox:
             for key, events in self._selector.select(self._patience()):
                 if isinstance(key.data, Door):
                     self._accept(key.data)
+                elif not isinstance(key.data, _Peer):
+                    key.data()
                 elif not key.data.closed:
                     self._on_ready(key.data, events)
-            now = time.monotonic()
-            while self._later and self._later[0][0] <= now:
-                _, _, peer, number, fate = heapq.heappop(self._later)
-                self._deliver(peer, number, fate)
-            if self._watches:
-                self._look(now)
-            if now > self._ticked + TICK:
-                self._tick(now)
+            self._on_time(time.monotonic())
             for peer in self._dirty:
                 self._flush(peer)
             self._dirty.clear()
+
+    def _on_time(self, now: float) -> None:
+        """Do what is due."""
+        while self._later and self._later[0][0] <= now:
+            _, _, peer, number, fate = heapq.heappop(self._later)
+            self._deliver(peer, number, fate)
+        if self._watches:
+            self._look(now)
+        if now > self._ticked + TICK:
+            self._tick(now)
 
     def _patience(self) -> float | None:
         now = time.monotonic()
@@ -234,8 +256,8 @@ class Sandbox:
         now = time.monotonic()
         if peer.line is None:
             data = peer.first = peer.first + data
-            if self._google and not isinstance(peer.sock, ssl.SSLSocket) and CONNECT.startswith(data[: len(CONNECT)]):
-                self._lead(peer, data, self._google)
+            if self._lead and not isinstance(peer.sock, ssl.SSLSocket) and CONNECT.startswith(data[: len(CONNECT)]):
+                self._lead_on(peer, data, self._lead)
                 return
             speaks = speaks_http2(data) if self.pretender.mode.http2 else False
             if isinstance(peer.sock, ssl.SSLSocket):
@@ -263,15 +285,20 @@ class Sandbox:
                 heapq.heappush(self._later, (now + delay, self._count, peer, number, fate))
         self._dirty[peer] = None
 
-    def _lead(self, peer: _Peer, data: bytes, google: ssl.SSLContext) -> None:
-        """A client of a proxy asks to be led somewhere: to one of Google's names, which we answer ourselves."""
+    def _lead_on(self, peer: _Peer, data: bytes, lead: Lead) -> None:
+        """A client of a proxy asks to be led somewhere: to one of Google's names, for which we answer ourselves, or to
+        another host.
+        """
         head, end, more = data.partition(b"\r\n\r\n")
         try:
             if not end and len(data) <= MAX_HEAD:
                 return
-            check_tunnel(head)
+            host, port = google.asked_for(head)
             if more:  # it speaks before it knows that anybody listens
                 raise BadRequest("wait for the answer to CONNECT")
+            if not (google.is_ours(host, port) or lead.tunnels):
+                lead.refused(host)
+                raise google.elsewhere("; --pass lets other hosts through")
         except BadRequest as problem:
             peer.line = Http1()
             peer.line.settle(0, Answer(problem.status, response.error(problem)))
@@ -280,9 +307,13 @@ class Sandbox:
             return
         peer.first = b""
         self._selector.unregister(peer.sock)
+        if lead.tunnels and not google.is_ours(host, port):
+            peer.closed = True
+            lead.tunnels.lead(peer.sock, host, port)
+            return
         try:
             peer.sock.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            peer.sock = self._wrap(peer.sock, google)
+            peer.sock = self._wrap(peer.sock, lead.tls)
         except (OSError, ValueError):  # it is gone already
             peer.closed = True
             peer.sock.close()
@@ -411,24 +442,44 @@ def command(settings: SandboxSettings) -> NoReturn:
         )
     if settings.google and settings.tls_cert:
         raise Fatal("--google serves TLS by certificates of its own: leave --tls-cert out")
-    google = serve_as(settings.google, datetime.datetime.now(datetime.UTC)) if settings.google else None
-    doors = [Door(_listen(settings.host, settings.port), _own_tls(settings))]
-    if google:
-        doors.append(Door(_listen(settings.host, settings.tls_port), google))
-    port, *tls_port = (door.listener.getsockname()[1] for door in doors)
+    if settings.pass_ and not settings.google:
+        raise Fatal("--pass is for programs that are led here by --google")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    lead = None
+    if settings.google:
+        doors, lead = take_place(settings.google, settings.host, settings.port, settings.tls_port, settings.pass_)
+    else:
+        doors = [Door(_listen(settings.host, settings.port), _own_tls(settings))]
+    port = doors[0].port
     if settings.write_credentials and not os.path.exists(settings.write_credentials):
         write_credentials(settings.write_credentials, *_address(settings, port))
-    if google:
-        google_files.write(settings.google, port, *tls_port)
     log.logger.info("sandbox listens on %s port %d", *doors[0].listener.getsockname()[:2])
-    if google:
-        log.logger.info("sandbox answers in Google's place, any account and project, by TLS on port %d", *tls_port)
-        log.logger.info("for programs that are to send here: . %s/env; see gocm help google", settings.google)
-    anybody = settings.any_token or bool(google)
+    if lead:
+        log.logger.info("it answers in Google's place, for any account and project, by TLS on port %d", doors[1].port)
+        print(_WHAT_TO_DO.format(folder=settings.google, port=port, tls_port=doors[1].port), flush=True)
+    anybody = settings.any_token or bool(lead)
     account = account_of(settings.write_credentials)
-    Sandbox(doors, Pretender(Mode(settings.latency), account, anybody, bool(google)), google, settings.host).run()
+    Sandbox(doors, Pretender(Mode(settings.latency), account, anybody, bool(lead)), lead, settings.host).run()
+
+
+def take_place(folder: str, host: str, port: int, tls_port: int, passes: bool) -> tuple[list[Door], Lead]:
+    """Listen in Google's place: first for those who are to be led, then by TLS. What programs need for it is in the
+    folder then. With `passes` other hosts may be reached. Raises Fatal.
+    """
+    tls = google.serve_as(folder, datetime.datetime.now(datetime.UTC))
+    doors = [Door(_listen(host, port)), Door(_listen(host, tls_port), tls)]
+    google_files.write(folder, doors[0].port, doors[1].port, os.environ)
+    found = tunnels(os.environ, f"127.0.0.1:{doors[0].port}") if passes else None
+    return doors, Lead(tls, found)
+
+
+_WHAT_TO_DO = """\
+programs are led here by variables:  . {folder}/env
+or a single command, without these:  gocm sandbox exec -- COMMAND
+or by name, Google's being ours:     port {tls_port} with TLS, which {folder}/ca.pem vouches for
+what they have sent:                 curl http://127.0.0.1:{port}/sandbox/messages
+everything else about it:            gocm help google"""
 
 
 def _own_tls(settings: SandboxSettings) -> ssl.SSLContext | None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from kit import Http, Program
+from kit import ROOT, Http, Program
 
 from gocm_lib.config.settings import Exit, Fatal
 from gocm_lib.front import google
@@ -29,7 +29,6 @@ class Pretended:
         self.program = Program("sandbox", "--port", "0", "--google", str(place))
         self.port = int(self.program.logged(r"listens on \S+ port (\d+)"))
         self.tls_port = int(self.program.logged(r"by TLS on port (\d+)"))
-        self.program.logged("/env; see")
 
     def run(self, *words):
         """What a program prints that knows nothing but the variables of DIR/env."""
@@ -83,6 +82,7 @@ process.exit();
 """
 JAVA = f"""
 import java.net.*;
+import java.net.http.*;
 public class Led {{
   public static void main(String[] words) throws Exception {{
     var asked = (HttpURLConnection) new URL("{SEND}").openConnection();
@@ -91,6 +91,11 @@ public class Led {{
     asked.setRequestProperty("Content-Type", "application/json");
     asked.getOutputStream().write("{{\\"message\\": {{\\"token\\": \\"java\\"}}}}".getBytes());
     System.out.println(asked.getResponseCode());
+    var post = HttpRequest.newBuilder(URI.create("{SEND}")).header("Authorization", "Bearer any")
+        .header("Content-Type", "application/json")
+        .POST(HttpRequest.BodyPublishers.ofString("{{\\"message\\": {{\\"token\\": \\"java 11\\"}}}}")).build();
+    var answer = HttpClient.newHttpClient().send(post, HttpResponse.BodyHandlers.ofString());
+    System.out.println(answer.statusCode());
   }}
 }}
 """
@@ -113,10 +118,67 @@ def test_node(pretended, tmp_path):
     assert pretended.targets() == ["fetch", "https", "http2"]
 
 
+RUBY = f"""
+require "net/http"
+answer = Net::HTTP.post(URI("{SEND}"), '{{"message": {{"token": "ruby"}}}}', "Authorization" => "Bearer any",
+                        "Content-Type" => "application/json")
+print answer.code
+"""
+PHP = f"""<?php
+$curl = curl_init("{SEND}");
+curl_setopt_array($curl, [CURLOPT_POSTFIELDS => '{{"message": {{"token": "php"}}}}', CURLOPT_RETURNTRANSFER => true,
+    CURLOPT_HTTPHEADER => ["Authorization: Bearer any", "Content-Type: application/json"]]);
+curl_exec($curl);
+echo curl_getinfo($curl, CURLINFO_RESPONSE_CODE), curl_error($curl);
+"""
+PERL = f"""
+use LWP::UserAgent;
+my $answer = LWP::UserAgent->new->post("{SEND}", Authorization => "Bearer any", "Content-Type" => "application/json",
+    Content => '{{"message": {{"token": "perl"}}}}');
+print $answer->code;
+"""
+
+
+@pytest.mark.parametrize(
+    "language, needs, program",
+    [
+        ("ruby", ["-rnet/http"], ["sh", "-c", 'http_proxy=$HTTPS_PROXY exec ruby "$0"']),
+        ("php", ["-r", "curl_init();"], ["php"]),
+        ("perl", ["-MLWP::Protocol::https"], ["perl"]),
+    ],
+)
+def test_another_language(pretended, tmp_path, language, needs, program):
+    can = [language, *needs, *([] if language == "php" else ["-e", "1"])]
+    if not shutil.which(language) or subprocess.run(can, capture_output=True).returncode:
+        pytest.skip(f"no {language} here, or no library of its to send with")
+    (tmp_path / "led").write_text({"ruby": RUBY, "php": PHP, "perl": PERL}[language])
+    assert pretended.run(*program, str(tmp_path / "led")) == "200"
+    assert pretended.targets() == [language]
+
+
+NAMED = """
+mount --bind "$1/hosts" /etc/hosts && ip link set lo up || exit 77
+"$2" "$3" sandbox --host 0.0.0.0 --no-auth --google "$1/google" --tls-port 443 --port 0 >"$1/out" 2>"$1/log" &
+for i in $(seq 200); do grep -q "TLS on port 443" "$1/log" && break; sleep 0.1; done
+SSL_CERT_FILE="$1/google/bundle.pem" REQUESTS_CA_BUNDLE="$1/google/bundle.pem" "$2" -c "$4"; kill $!; wait $!
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes root, to have a hosts file and a network of its own")
+def test_by_name_as_aliases_of_a_container_have_it(tmp_path):
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost " + " ".join(google.NAMES))
+    words = (str(tmp_path), sys.executable, str(ROOT / "gocm.py"), PYTHON.split("try:")[0])
+    ended = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", NAMED, "sh", *words], capture_output=True, text=True
+    )
+    assert ended.returncode != 77 or pytest.skip("no network of its own here")
+    assert ended.stdout == "200\n", ended.stderr + (tmp_path / "log").read_text()
+
+
 def test_java(pretended, tmp_path):
     (tmp_path / "Led.java").write_text(JAVA)
-    assert pretended.run("java", str(tmp_path / "Led.java")).split() == ["200"]
-    assert pretended.targets() == ["java"]
+    assert pretended.run("java", str(tmp_path / "Led.java")).split() == ["200", "200"]
+    assert pretended.targets() == ["java", "java 11"]
 
 
 def spoken(sock, name, ca):
@@ -168,10 +230,12 @@ def asked(port, *pieces):
         (b"CONNECT example.org:443 HTTP/1.1\r\n\r\n", b"403"),
         (b"CONNECT fcm.googleapis.com:80 HTTP/1.1\r\n\r\n", b"403"),
         (b"CONNECT xfcm.googleapis.com:443 HTTP/1.1\r\n\r\n", b"403"),
-        (b"CONNECT fcm.googleapis.com HTTP/1.1\r\n\r\n", b"403"),
+        (b"CONNECT fcm.googleapis.com HTTP/1.1\r\n\r\n", b"400"),
         (b"CONNECT [::1]:443 HTTP/1.1\r\n\r\n", b"403"),
-        (b"CONNECT \xff:443 HTTP/1.1\r\n\r\n", b"403"),
-        (b"CONNECT  HTTP/1.1\r\n\r\n", b"403"),
+        (b"CONNECT \xff:443 HTTP/1.1\r\n\r\n", b"400"),
+        (b"CONNECT  HTTP/1.1\r\n\r\n", b"400"),
+        (b"CONNECT a:66000 HTTP/1.1\r\n\r\n", b"400"),
+        (b"CONNECT a:\xb2 HTTP/1.1\r\n\r\n", b"400"),
         (b"CONNECT fcm.googleapis.com:443\r\n\r\n", b"400"),
         (b"CONNECT fcm.googleapis.com:443 HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n", b"400"),
         (b"CONNECT " + b"a" * 20_000, b"400"),
@@ -213,7 +277,18 @@ def test_secrets_are_for_their_owner(pretended):
     for name in ("ca.key", "server.pem", "account.json"):
         assert stat.S_IMODE((pretended.place / name).stat().st_mode) == 0o600
     assert sorted(each.name for each in pretended.place.iterdir()) == [
-        *("account.json", "bundle.pem", "ca.key", "ca.pem", "env", "node.cjs", "server.pem", "trust.p12")
+        *(
+            "account.json",
+            "bundle.pem",
+            "ca.key",
+            "ca.pem",
+            "env",
+            "extra.pem",
+            "node.cjs",
+            "php.ini",
+            "server.pem",
+            "trust.p12",
+        )
     ]
 
 
@@ -229,5 +304,5 @@ def test_a_folder_that_cannot_be_and_what_does_not_go_together(tmp_path):
 
 def test_a_malformed_line_is_told_apart_from_another_name():
     with pytest.raises(BadRequest) as found:
-        google.check_tunnel(b"CONNECT a:443 HTTP/2\r\n")
+        google.asked_for(b"CONNECT a:443 HTTP/2\r\n")
     assert found.value.status == 400

@@ -1,0 +1,235 @@
+"""`gocm sandbox exec -- COMMAND...`: a command, say a test suite, for which the sandbox is Google.
+
+Three processes. This one starts the two others, passes signals on to the command, and ends as it ends. The sandbox
+process is in a session of its own, so that no terminal interrupts it; when we die it ends the command, too. Promises
+that nothing of ours is left behind: no process, and no file but --received. If both are killed at once, the next start
+of a GoCM removes the folder.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any, NoReturn
+
+from gocm_lib.config import values
+from gocm_lib.config.settings import ExecSettings, Exit, Fatal
+from gocm_lib.process import child, log, resources, run_directory
+from gocm_lib.tools import led, sandbox
+from gocm_lib.tools.pretend import Mode, Pretender
+from gocm_lib.tools.record import Record
+
+# Passed on when somebody sends them to us; what a terminal sends, it sends to the command itself too.
+PASSED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+CANNOT_RUN, NOT_FOUND = 126, 127  # as shells and env(1) say it
+PATIENCE = 5.0  # seconds for the sandbox to sum up
+GRACE = 2.0  # seconds for a command to end, when we are gone
+MARGIN = 0.05  # seconds between two looks at whether it has
+
+
+def command(words: Sequence[str]) -> int:
+    """Run the command. Returns its exit code; is ended by the signal that it was ended by. Raises Fatal."""
+    if "--" not in words and not {"--help", "-h", "--version"} & set(words):
+        raise Fatal("put -- before the command: gocm sandbox exec -- pytest", Exit.USAGE, "google")
+    given = values.parse(ExecSettings, words, os.environ, "gocm sandbox exec", words="-- COMMAND")
+    if not given.words:
+        raise Fatal("say which command: gocm sandbox exec -- pytest", Exit.USAGE, "google")
+    try:
+        folder, _lock = run_directory.make()
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise Fatal(f"{place} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE, "google") from None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
+    try:
+        status: int = _Run(given.settings, folder, before).of(given.words)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if status < 0:
+        _end_by(-status)
+    return status
+
+
+class _Run:
+    """A run: the sandbox process, and the command."""
+
+    def __init__(self, settings: ExecSettings, folder: str, mask: set[Any]) -> None:
+        """`mask`: the signals that were blocked before, as they are to be for the command."""
+        self._folder = folder
+        self._mask = mask
+        self._control, theirs = Pipe()
+        self._sandbox = os.fork()
+        if not self._sandbox:
+            self._control.close()
+            _play(settings, folder, theirs)
+        theirs.close()
+        self._command = 0
+
+    def of(self, words: tuple[str, ...]) -> int:
+        """Run a command in the sandbox. Returns its exit code, or minus the signal that ended it. Raises Fatal."""
+        try:
+            ports = self._ready()
+            if early := signal.sigpending() & PASSED:
+                return -int(min(early))
+            if code := self._start(words, ports):
+                return code
+            status = self._wait()
+            if self._sandbox:
+                self._sum_up()
+            return status
+        finally:
+            self._control.close()
+            if self._sandbox:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._sandbox, 0)
+
+    def _ready(self) -> tuple[int, int]:
+        """The sandbox's ports, once it is there."""
+        try:
+            word, fact = self._control.recv()
+        except EOFError:
+            raise Fatal("the sandbox has ended before it began", Exit.FAILED, "google") from None
+        if word == "refused":
+            code, reason = fact
+            raise Fatal(reason, code, "google")
+        port, tls_port = fact
+        return port, tls_port
+
+    def _start(self, words: tuple[str, ...], ports: tuple[int, int]) -> int:
+        """Start the command. Returns 0, or the exit code to end with."""
+        if past := led.around(os.environ):
+            print(f"gocm: left out of NO_PROXY, as Google is there: {log.one_line(', '.join(past))}", file=sys.stderr)
+        environ = led.led(led.variables(self._folder, *ports), os.environ)
+        # Ours is Python's own doing, not what was set before.
+        default = [signal.SIGPIPE, signal.SIGXFSZ]
+        try:
+            self._command = os.posix_spawnp(words[0], words, environ, setsigmask=self._mask, setsigdef=default)
+        except OSError as error:
+            print(f"gocm: {log.one_line(words[0])} cannot be run: {error.strerror}", file=sys.stderr)
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN
+        return 0
+
+    def _wait(self) -> int:
+        """Pass signals on until the command has ended. Returns how it ended."""
+        while True:
+            told = signal.sigwaitinfo(PASSED | {signal.SIGCHLD})
+            if told.si_signo != signal.SIGCHLD:
+                if told.si_code <= 0:  # a process sent it (sigaction(2)), not the kernel for a terminal
+                    os.kill(self._command, told.si_signo)
+            elif (status := self._reap()) is not None:
+                return status
+
+    def _reap(self) -> int | None:
+        """Reap whoever has ended; as a container's first process we get orphans, too. Returns how the command ended, if
+        it has.
+        """
+        ended = None
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found[0], os.waitstatus_to_exitcode(found[1])
+                if pid == self._command:
+                    ended = status
+                elif pid == self._sandbox:
+                    self._sandbox = 0
+                    how = child.how_it_ended(status)
+                    print(f"gocm: the sandbox has ended ({how}), and with it the command", file=sys.stderr)
+                    if ended is None:
+                        os.kill(self._command, signal.SIGTERM)
+        return Exit.FAILED if ended is not None and not self._sandbox else ended
+
+    def _sum_up(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._control.send("finish")
+            if self._control.poll(PATIENCE):
+                print(f"gocm: the sandbox was sent {self._control.recv()}", file=sys.stderr)
+                return
+        os.kill(self._sandbox, signal.SIGKILL)
+
+
+def _end_by(number: int) -> NoReturn:
+    """End by a signal, as the command did: a shell that runs a script goes by that when it was interrupted."""
+    resources.forbid_core_dumps()
+    sys.stderr.flush()
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # one that ends nobody
+
+
+# -------------------------------------------------------------------------------------------------- the sandbox process
+
+
+def _play(settings: ExecSettings, folder: str, control: Connection) -> NoReturn:
+    """Be the sandbox: say ("ready", ports) or ("refused", (code, reason)), answer "finish" with the summary, and end
+    when the other side does. All signals that could end it are blocked by our parent.
+    """
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    log.start("sandbox", "warning", "", "text")
+    try:
+        doors, lead = sandbox.take_place(folder, "127.0.0.1", 0, 0, settings.pass_)
+        record = Record(_open(settings.received))
+    except Fatal as problem:
+        child.refuse(control, problem.code, str(problem))
+    except Exception:
+        log.logger.exception("the sandbox cannot start")
+        child.leave(Exit.FAILED)
+    pretender = Pretender(Mode(settings.latency), None, True, True)
+    pretender.received.follow(record.take)
+
+    def heard() -> None:
+        try:
+            control.recv()
+            control.send(record.summary())
+        except (EOFError, OSError):
+            _end_command(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        child.leave(Exit.OK)
+
+    try:
+        played = sandbox.Sandbox(doors, pretender, lead._replace(refused=record.refuse_host))
+        played.hear(control, heard)
+        control.send(("ready", (doors[0].port, doors[1].port)))
+        played.run()
+    except Exception:
+        log.logger.exception("the sandbox failed")
+        child.leave(Exit.FAILED)
+
+
+def _open(path: str) -> IO[bytes] | None:
+    if not path:
+        return None
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # tokens are in it
+        return open(descriptor, "wb")
+    except OSError as error:
+        raise Fatal(f"--received {path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
+
+
+def _end_command(folder: str) -> None:
+    """End all processes of the command, whose parent was killed: politely first."""
+    for number, limit in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        for pid in _led_by(folder):
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        until = time.monotonic() + limit
+        while _led_by(folder) and time.monotonic() < until:
+            time.sleep(MARGIN)
+
+
+def _led_by(folder: str) -> list[int]:
+    """The processes that are led here: our folder is in the environment that each was started with."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            if f"{folder}/".encode() in file.read():
+                found.append(int(name))
+    return found
