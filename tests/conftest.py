@@ -128,6 +128,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes over five seconds")
     config.addinivalue_line("markers", "short: the short suite, run on every Python")
     config.addinivalue_line(
+        "markers", "sdk: takes SDKs of Google's, which TESTED_SDKS names, or what their languages can fetch"
+    )
+    config.addinivalue_line(
         "markers", "alone: measures time or CPU, or needs a port that nobody has: CI runs nothing beside"
     )
 

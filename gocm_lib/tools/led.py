@@ -43,6 +43,7 @@ def variables(folder: str, port: int, tls_port: int) -> dict[str, Variable]:
         "CURL_CA_BUNDLE": Variable(trust, "curl"),
         "NODE_EXTRA_CA_CERTS": Variable(at("extra.pem"), "Node"),
         "NODE_OPTIONS": Variable(f"--require={_word(at('node.cjs'))}", f"Node, which goes to port {tls_port}", " "),
+        "PYTHONPATH": Variable(os.path.abspath(folder), f"Python, which finds Google at port {tls_port}", os.pathsep),
         "JAVA_TOOL_OPTIONS": Variable(f"{flag}Host=127.0.0.1 {flag}Port={port} {store}", "Java", " "),
         # An empty one stands for the folder that PHP has itself.
         "PHP_INI_SCAN_DIR": Variable(f":{os.path.abspath(folder)}", "PHP: php.ini", ":"),

@@ -55,7 +55,7 @@ class Http1:
         """What becomes of a request."""
         if isinstance(fate, Answer):
             self.out += (
-                f"HTTP/1.1 {fate.status} Pretend\r\nContent-Type: {fate.content_type}\r\n"
+                f"HTTP/1.1 {fate.status} {fate.reason}\r\nContent-Type: {fate.content_type}\r\n"
                 f"Content-Length: {len(fate.body)}\r\n{fate.headers}\r\n"
             ).encode()
             self.out += fate.body

@@ -21,6 +21,7 @@ class Answer(NamedTuple):
     body: bytes
     content_type: str = "application/json; charset=UTF-8"
     headers: str = ""  # more of them, each line with its end
+    reason: str = "Pretend"  # of HTTP/1.1's first line
 
 
 def error(status: int, word: str, text: str, *details: dict[str, Any]) -> bytes:

@@ -301,7 +301,9 @@ class Sandbox:
                 raise google.elsewhere("; --pass lets other hosts through")
         except BadRequest as problem:
             peer.line = Http1()
-            peer.line.settle(0, Answer(problem.status, response.error(problem)))
+            # Of an answer to CONNECT many programs show the first line alone.
+            reason = "Only Google is here (--pass)" if problem.status == 403 else "Bad Request"
+            peer.line.settle(0, Answer(problem.status, response.error(problem), reason=reason))
             peer.line.over = True
             self._dirty[peer] = None
             return

@@ -24,6 +24,7 @@ class Tunnels:
     def __init__(self, ways: proxy.Ways) -> None:
         self._ways = ways
         self._free = threading.Semaphore(MOST)
+        self._told: set[tuple[str, int]] = set()  # which cannot be reached
 
     def lead(self, client: socket.socket, host: str, port: int) -> None:
         """Lead a client, whose request to be led is read already, to a host. Takes over its socket."""
@@ -44,7 +45,9 @@ class Tunnels:
         try:
             far = self._dial(host, port)
         except (OSError, http.client.HTTPException) as error:
-            log.logger.warning("%s port %d cannot be reached: %s", host, port, log.one_line(str(error)))
+            if (host, port) not in self._told and len(self._told) < MOST:
+                self._told.add((host, port))
+                log.logger.warning("%s port %d cannot be reached: %s", host, port, error)
             client.sendall(b"HTTP/1.1 502 Cannot be reached\r\nContent-Length: 0\r\n\r\n")
             return
         with far:

@@ -106,6 +106,16 @@ def test_python(pretended):
     assert pretended.targets() == ["python"]
 
 
+def test_python_that_takes_no_proxy(pretended, tmp_path):
+    """Google's names lead to the sandbox; what sitecustomize.py hides of others is done still."""
+    (tmp_path / "sitecustomize.py").write_text("print('hidden')")
+    get = "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('https://%s/')"
+    words = ["sh", "-c", f'PYTHONPATH="$PYTHONPATH:{tmp_path}" "$0" -c "$1" 2>&1; true', sys.executable]
+    assert pretended.run(*words, get % "fcm.googleapis.com").startswith("hidden\n")
+    assert "HTTP Error 404: Pretend" in pretended.run(*words, get % "fcm.googleapis.com")
+    assert "HTTP Error" not in pretended.run(*words, get % "localhost:1")
+
+
 def test_curl(pretended):
     words = ("-sS", "-H", "Authorization: Bearer any", "-H", "Content-Type: application/json")
     answer = pretended.run("curl", *words, "-d", '{"message": {"token": "curl"}}', SEND)
@@ -276,19 +286,9 @@ def test_the_authority_outlives_a_start_and_is_renewed_before_its_end(tmp_path):
 def test_secrets_are_for_their_owner(pretended):
     for name in ("ca.key", "server.pem", "account.json"):
         assert stat.S_IMODE((pretended.place / name).stat().st_mode) == 0o600
-    assert sorted(each.name for each in pretended.place.iterdir()) == [
-        *(
-            "account.json",
-            "bundle.pem",
-            "ca.key",
-            "ca.pem",
-            "env",
-            "extra.pem",
-            "node.cjs",
-            "php.ini",
-            "server.pem",
-            "trust.p12",
-        )
+    assert sorted(each.name for each in pretended.place.iterdir() if each.is_file()) == [
+        *("account.json", "bundle.pem", "ca.key", "ca.pem", "env", "extra.pem", "node.cjs", "php.ini"),
+        *("server.pem", "sitecustomize.py", "tls-port", "trust.p12"),
     ]
 
 
