@@ -24,7 +24,7 @@ gocm_lib/
                  application what became of its tokens
         front listener server loop deadlines connection wire gate workers request chunked auth routes handlers posts
         lists query response render answered intake endings door openapi pages webhook jobs holds rates v1
-        google
+        google google_files google_variables google_door accounts led exchange served streamed
     senders/     from the spool to Google: claims, sends, settles. feeder runs in the front process, but never speaks
                  with front/: both meet in state/
         feeder generation pipe in_hand sender loop settler pool pools places width dialler connection streams upstream
@@ -35,7 +35,7 @@ gocm_lib/
         postgres/  opening schema database node store spool notes history report keys transfer administration
     message/     what a push is, how each upstream wants it, what its answer means; pure
         bad_request strict_json forms condition job legacy idempotency outcome retry suspect dialects
-        v1_schema platforms fcm gcm fcm_door
+        v1_schema platforms fcm gcm fcm_door assertion
     monitoring/  what happens in all processes: counted, judged, shown, exported. What must survive is counted in state/
         counters collector health metrics dashboard trend export
     process/     what every process of ours has: its start, its log, its place, its time limits
@@ -48,7 +48,7 @@ gocm_lib/
         topics markdown terminal man page
     tools/       the commands beside the server. sandbox plays Google, bench measures the server against it
         sandbox lines pretend pretend_answers pretend_schema pretend_tokens pretend_topics pretend_groups received
-        google_files led tunnel record sandbox_exec strain bench bundle api_client send watch failed feedback cancel
+        tunnel record sandbox_exec strain bench bundle api_client send watch failed feedback cancel
         hold token account manual completion
 
 Imports go down only: cli > supervisor > tools > front | senders > monitoring > state > process, and then

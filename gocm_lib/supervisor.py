@@ -162,7 +162,7 @@ class Supervisor:
         self.feeder = Feeder(waiting, held, in_hand.terms(self.settings), self.collector)
         self.generations.feed(self.feeder)
         [newest_job] = [each.fact[0] for each in self.children if each.kind == "state"]
-        front.serve(self.settings, newest_job, held.expiry, self.feeder.put)
+        front.serve(self.settings, newest_job, held.expiry, held.header, self.feeder.put)
         self.collector.serve(found)
         _tell_started(self.settings, front.listeners)
         self.systemd.notify(f"READY=1\nSTATUS=listening on {' and '.join(map(str, front.listeners))}")

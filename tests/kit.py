@@ -1,5 +1,6 @@
 """What several test files share: programs that are started, clients, states, and what they say."""
 
+import base64
 import contextlib
 import http.client
 import itertools
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
+from gocm_lib.message.assertion import AUDIENCES
 from gocm_lib.message.job import Job
 from gocm_lib.message.retry import Policy
 from gocm_lib.state.admission import Keeping, Limits
@@ -294,6 +296,19 @@ class Unread(Server):
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
             self.is_read.wait()
+
+
+def jwt(key, alg="RS256", kid="", **claims):
+    """An assertion of the account me@x, or whose the claims say, that is signed with a key (RFC 7523)."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    now = int(time.time())
+    said = {"iss": "me@x", "aud": AUDIENCES[0], "iat": now, "exp": now + 3600} | claims
+    parts = ({"alg": alg, "typ": "JWT", **({"kid": kid} if kid else {})}, said)
+    signed = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+    signature = key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+    return signed + "." + base64.urlsafe_b64encode(signature).decode().rstrip("=")
 
 
 @contextlib.contextmanager

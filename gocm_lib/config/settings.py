@@ -420,6 +420,13 @@ class Settings:
         metavar="FILE",
         live=True,
     )
+    door_google: str = option(
+        "",
+        path,
+        "answer under Google's names, for its SDKs; DIR gets what they need for that; needs gocm[fcm]",
+        metavar="DIR",
+    )
+    door_google_port: int = option(5603, number(0, 65535), "TCP port of --door-google", metavar="PORT")
     logto: str = option("", path, "file to log to, instead of stderr", also=("-logto",), metavar="FILE")
     log_level: str = option(
         "info",
@@ -841,6 +848,7 @@ GROUPS = {
     "listen, and who may send": (
         *("host", "port", "socket", "socket_mode", "socket_group", "tls_cert", "tls_key"),
         *("auth_token_file", "no_auth", "allowed_hosts", "tls_client_ca"),
+        *("door_google", "door_google_port"),
     ),
     "upstreams": (
         *("credentials", "token_command", "fcm_metadata", "metadata_host", "fcm_project", "fcm_url"),

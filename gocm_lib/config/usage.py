@@ -18,7 +18,7 @@ def overview(program: str, kind: type = Settings, purpose: str = "", commands: M
     known = {row.name: row for row in rows(kind)}
     grouped = {name for names in GROUPS.values() for name in names}
     groups = {f"of {program}": tuple(name for name in known if name not in grouped), **GROUPS}
-    lines = [f"usage: {program} {'[COMMAND] ' if commands else ''}[OPTIONS]", "", *([purpose, ""] if purpose else [])]
+    lines = [f"usage: {program} {'[COMMAND] ' if commands else ''}[OPTIONS]", *([purpose] if purpose else [])]
     lines += ["commands:"] if commands else []
     for name, meaning in commands.items():
         lines += _entry(name, meaning.replace("`", ""), 16)

@@ -20,7 +20,7 @@ class Answered:
         """
         refused = response.status >= 400 and path not in routes.PROBES
         self._handlers.collector.answered(routes.counted_as(path), response.status, took, refused)
-        if response.status == 401:
+        if response.refuses_token:
             self._gate.refused(asker.address)
         if self._handlers.settings.access_log:
             fields = {

@@ -5,26 +5,19 @@ Promises that answers come in the order of the requests, that a slow, silent or 
 memory, and that no secret and no query is in the access log.
 """
 
-import socket
-import ssl
 import time
-from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from gocm_lib.front import routes
-from gocm_lib.front.answered import Answered
 from gocm_lib.front.auth import EVERYBODY
-from gocm_lib.front.endings import Await
-from gocm_lib.front.gate import SMALL, Asker, BodyRoom, Gate, Place
-from gocm_lib.front.handlers import Answer, Handlers
-from gocm_lib.front.posts import Keep
+from gocm_lib.front.gate import SMALL, Asker, BodyRoom, Place
+from gocm_lib.front.handlers import Answer
 from gocm_lib.front.render import render, request_id
-from gocm_lib.front.request import Head, Reader, Request, check_no_body
+from gocm_lib.front.request import Head, Reader, Request
 from gocm_lib.front.response import Response, refusal, unavailable
 from gocm_lib.front.routes import Route
+from gocm_lib.front.served import Watcher, find_route, set_to_work
 from gocm_lib.front.wire import BLOCKED, Wire
-from gocm_lib.front.workers import Workers
 from gocm_lib.message.bad_request import BadRequest
 
 READS = 16  # pieces in a row that TLS may hold decrypted
@@ -32,40 +25,9 @@ BODY_RATE = 16 * 1024  # bytes a second: a body may take the head's time and as 
 LINGER = 1.0  # seconds for which the rest of a refused request is read, so that the refusal is not lost in a reset
 ROOM_PATIENCE = 1.0  # seconds that a body waits for room; who is second in the line waits half as long, and so on:
 # else many of which each has a part of it would wait for each other
-PARSED_AT_ONCE = 8192  # bytes of a body that is parsed in the loop: a larger one would keep all others waiting
 TOO_MUCH = "too much is in work here: come again in a moment"
 CROWDED = "too many connections: come again in a moment"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Watcher(Protocol):
-    """The loop, as a connection needs it. All times are monotonic."""
-
-    handlers: Handlers
-    gate: Gate
-    workers: Workers
-    answered: Answered
-
-    def watch(self, connection: "ClientConnection", reads: bool, writes: bool) -> None:
-        """Call `on_ready` when the connection can be read, or written."""
-
-    def wake_at(self, connection: "ClientConnection", when: float) -> None:
-        """Call `on_time` at this time, or a little later, unless another time is set before."""
-
-    def adopt(self, connection: "ClientConnection") -> None:
-        """Serve a new connection."""
-
-    def call_again(self, connection: "ClientConnection") -> None:
-        """Call `go_on` in the next turn."""
-
-    def wait_for_room(self, connection: "ClientConnection") -> int:
-        """Call `go_on` whenever there may be more room for bodies. Returns its place in the line, from 1."""
-
-    def carry_out(self, what: Keep | Await, done: Callable[[Answer], None]) -> None:
-        """Have done what must be before an answer, and go on with what comes next."""
-
-    def forget(self, connection: "ClientConnection") -> None:
-        """The connection is about to be closed."""
 
 
 class Step(Enum):
@@ -99,21 +61,21 @@ NOTHING = _Exchange(None, 0.0)
 class ClientConnection:
     """One client's connection."""
 
-    def __init__(self, sock: socket.socket, place: Place, watcher: Watcher, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, wire: Wire, place: Place, watcher: Watcher, asker: Asker) -> None:
         self.place = place
         self.deadline = self.scheduled = float("inf")  # of what it does now; and when the loop looks at that next
         self.closed = False
         self._watcher = watcher
         self._reader = Reader(watcher.handlers.settings.max_body)
-        self._asker = Asker(place.peer)
+        self._asker = asker
         self._room = BodyRoom(watcher.gate.bodies, place.peer)
         self._route: Route | None = None  # of a request that was admitted before its body came
         self._head_began: float | None = None
         self._exchange = NOTHING
         self._write_by = 0.0  # when an answer must be written
         self._watched = True, False
-        self._wire = Wire(sock, tls, self._asker.is_local)
-        self._step = Step.GREET if tls else Step.READ
+        self._wire = wire
+        self._step = Step.GREET if wire.is_tls else Step.READ
         self._set_deadline(place.since + watcher.handlers.settings.head_timeout)
 
     def fileno(self) -> int:
@@ -165,7 +127,7 @@ class ClientConnection:
                 self._advance(time.monotonic())
             except OSError:
                 self.close()  # the client is gone
-            if self._wire.is_tls and self.is_at(Step.READ):
+            if self._wire.is_tls and self._is_at(Step.READ):
                 self.on_ready()  # TLS may hold decrypted bytes that no selector reports
         elif self._step is Step.ROOM and self._room.hold(self._reader.size):
             self._listen()
@@ -186,9 +148,11 @@ class ClientConnection:
         self._watcher.gate.leave(self.place)
         self._wire.close()
 
-    def is_at(self, step: Step) -> bool:
-        """Whether this is what it does."""
+    def _is_at(self, step: Step) -> bool:
         return self._step is step and not self.closed
+
+    def waits_for_room(self) -> bool:
+        return self._is_at(Step.ROOM)
 
     def _watch(self, reads: bool, writes: bool) -> None:
         if (reads, writes) != self._watched and not self.closed:
@@ -204,7 +168,10 @@ class ClientConnection:
 
     def _greet(self) -> None:
         wanted = self._wire.greet()
-        if wanted is None:
+        if wanted is None and self._wire.speaks_http2():
+            self.closed = True
+            self._watcher.speaks_http2(self, self._wire, self.place, self._asker)
+        elif wanted is None:
             self._listen()
         else:
             self._watch(reads=not wanted, writes=wanted)
@@ -227,7 +194,7 @@ class ClientConnection:
             self.place.busy = True
             self._reader.feed(data)
             self._advance(time.monotonic())
-            if not self.is_at(Step.READ):
+            if not self._is_at(Step.READ):
                 return
 
     def _advance(self, now: float) -> None:
@@ -265,7 +232,7 @@ class ClientConnection:
 
     def _admit(self, head: Head | Request) -> Route:
         """The route of a request. Raises BadRequest when it may not be made."""
-        route, self._asker = _find_route(head, self._watcher.handlers, self._asker)
+        route, self._asker = find_route(head, self._watcher.handlers, self._asker)
         if self.place.probes_only and not route.public:
             raise BadRequest(CROWDED, status=503)
         if not route.public:
@@ -292,13 +259,8 @@ class ClientConnection:
         except BadRequest as problem:
             self._answer(refusal(problem, request.path))
             return
-        handlers, workers, handler = self._watcher.handlers, self._watcher.workers, route.handler
         request = request if self._asker.grant is EVERYBODY else request._replace(grant=self._asker.grant)
-        if not route.waits and len(request.body) <= PARSED_AT_ONCE:
-            self._decided(handlers.answer(request, handler))
-        else:
-            kind = "quick" if route.public else "route" if route.waits else "parse"
-            workers.do(kind, lambda: handlers.answer(request, handler), self._decided)
+        set_to_work(self._watcher, request, route, self._decided)
 
     def _decided(self, what: Answer) -> None:
         if isinstance(what, Response):
@@ -325,7 +287,7 @@ class ClientConnection:
                 audit = ""  # nothing was taken off the list
             response, held = unavailable(TOO_MUCH)._replace(audit=audit), 0
         # One guess of a token a connection: each costs as much as a connection does.
-        goes_on = request.keep_alive and response.status != 401 and not self.place.probes_only and not gate.closing
+        goes_on = request.keep_alive and not response.refuses_token and not self.place.probes_only and not gate.closing
         rid = request_id(request.headers.get("x-request-id"))
         self._exchange = _Exchange(request, began, response, held, goes_on)
         self._write(response, rid, request.method == "HEAD")
@@ -396,13 +358,3 @@ class ClientConnection:
             self._set_deadline(now + self._watcher.gate.strangers_pause())
         else:
             self._listen()
-
-
-def _find_route(head: Head | Request, handlers: Handlers, asker: Asker) -> tuple[Route, Asker]:
-    """The route of a request, and who asks. Raises BadRequest when this client may not make it."""
-    route = routes.find(head.method, head.path)
-    check_no_body(head)
-    grant = handlers.admit(head.headers, asker, route.public, route.right)
-    if (head.length if isinstance(head, Head) else len(head.body)) > route.most:
-        raise BadRequest(f"the body is longer than {route.most} bytes", "content-length", 413)
-    return route, asker if grant is asker.grant else Asker(asker.address, grant)

@@ -30,10 +30,13 @@ TOLD_EVERY = 60.0  # seconds between two lines of the log about the same
 
 
 class Asker(NamedTuple):
-    """The client behind a request: its address ("" on a UNIX socket), and what its token is good for."""
+    """The client behind a request: its address ("" on a UNIX socket), what its token is good for, and whether it came
+    under Google's name.
+    """
 
     address: str
     grant: Grant = EVERYBODY
+    by_google: bool = False
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """Google's names for push, answered by ourselves: which they are, and certificates for them.
 
-The authority is good for these names only (a critical name constraint) and for 30 days, so that whoever trusts it
-trusts it for nothing else. Its key never leaves its folder. Making one needs cryptography; nothing else here does.
+The authority is good for these names only (a critical name constraint) and for a limited time, so that whoever trusts
+it trusts it for nothing else. Its key never leaves its folder. Making one needs cryptography; nothing else here does.
 """
 
 import datetime
@@ -49,9 +49,9 @@ def elsewhere(more: str = "") -> BadRequest:
     return BadRequest(f"only Google's names for push are served here: {', '.join(NAMES)}{more}", status=403)
 
 
-def serve_as(folder: str, now: datetime.datetime) -> ssl.SSLContext:
-    """What serves TLS under these names, by the authority in a folder, which is made where there is none, or it ends
-    soon. `now` is in UTC. Raises Fatal.
+def serve_as(folder: str, now: datetime.datetime, life: datetime.timedelta = LIFE) -> ssl.SSLContext:
+    """What serves TLS under these names, by the authority in a folder, which is made for so long where there is none,
+    or it ends soon. `now` is in UTC. Raises Fatal.
     """
     try:
         from cryptography import x509
@@ -64,7 +64,7 @@ def serve_as(folder: str, now: datetime.datetime) -> ssl.SSLContext:
         known = _read(folder, now)
         if known is None:
             key = ec.generate_private_key(ec.SECP256R1())
-            known = key, _certificate(key.public_key(), None, key, now)
+            known = key, _certificate(key.public_key(), None, key, now, life)
             put(folder, KEY, _pem(key))
             put(folder, AUTHORITY, known[1].public_bytes(serialization.Encoding.PEM), 0o644)
         key, authority = known
@@ -112,7 +112,7 @@ def _read(folder: str, now: datetime.datetime) -> tuple[Any, Any] | None:
     return (key, authority) if is_good else None
 
 
-def _certificate(public: Any, issuer: Any, key: Any, now: datetime.datetime) -> Any:
+def _certificate(public: Any, issuer: Any, key: Any, now: datetime.datetime, life: datetime.timedelta = LIFE) -> Any:
     """A certificate for our names, signed by the authority `issuer` with its `key`; the authority's own without one."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -129,7 +129,7 @@ def _certificate(public: Any, issuer: Any, key: Any, now: datetime.datetime) -> 
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(issuer.not_valid_before_utc if issuer else now - RENEWED)
-        .not_valid_after(issuer.not_valid_after_utc if issuer else now + LIFE)
+        .not_valid_after(issuer.not_valid_after_utc if issuer else now + life)
         .add_extension(x509.BasicConstraints(issuer is None, 0 if issuer is None else None), True)
         .add_extension(x509.KeyUsage(digital_signature=issuer is not None, **usage), True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gocm_lib.config.settings import Settings
-from gocm_lib.front import auth, door, posts, query, response
+from gocm_lib.front import accounts, auth, door, posts, query, response
 from gocm_lib.front.auth import EVERYBODY, Grant
 from gocm_lib.front.endings import Await, Ending
 from gocm_lib.front.gate import Asker
@@ -33,6 +33,7 @@ from gocm_lib.state.contract import BEFORE_ALL, SHOWN, Place, Snapshot, Which
 
 TO_MANY = ("topic", "condition")
 Answer = Response | Keep | Await  # what a handler gives
+Authorization = Callable[[str], str]  # the header of an upstream's requests; "": there is none just now
 
 
 class Handlers:
@@ -49,9 +50,11 @@ class Handlers:
         expiry: Expiry,
         collector: Collector,
         trend: Trend,
+        authorization: Authorization,
     ) -> None:
         """`client` is for requests that change or read much, `probing` for quick looks, so that neither waits for the
-        other. Raises Fatal when the file of auth tokens is unusable.
+        other. `authorization` gives the header with which an upstream is asked now. Raises Fatal when a file of tokens
+        or accounts is unusable.
         """
         self.intake = intake
         self.client = client
@@ -63,12 +66,14 @@ class Handlers:
         self.expiry = expiry
         self.collector = collector
         self.trend = trend
+        self.authorization = authorization
         self.draining = False
         self.follow(settings)
 
     def follow(self, settings: Settings) -> None:
         """Apply these settings from now on. Raises Fatal, and keeps the old ones, when they cannot be used."""
-        self.policy = auth.read_policy(settings)
+        policy, senders = auth.read_policy(settings), accounts.read(settings) if settings.door_google else {}
+        self.policy, self.senders = policy, senders
         self.settings = settings
         self.reach = Reach.of(settings)
 

@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gocm_lib.front.answered import Answered
-from gocm_lib.front.connection import ClientConnection, Step
+from gocm_lib.front.connection import ClientConnection
 from gocm_lib.front.deadlines import Deadlines
 from gocm_lib.front.endings import Await, Endings
-from gocm_lib.front.gate import Gate
+from gocm_lib.front.gate import Asker, Gate, Place
 from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.intake import Intake
 from gocm_lib.front.posts import Keep
+from gocm_lib.front.served import Served
 from gocm_lib.front.server import Server
+from gocm_lib.front.streamed import StreamedConnection
+from gocm_lib.front.wire import Wire
 from gocm_lib.front.workers import Workers
 from gocm_lib.process import cpu, log
 from gocm_lib.process.bell import Bell
@@ -51,10 +54,10 @@ class Loop:
         self.workers, self.answered = Workers(self.call), Answered(handlers, gate)
         self._servers = list(servers)
         self._accepts_from = 0.0  # when connections are accepted again
-        self._deadlines: Deadlines[ClientConnection] = Deadlines()
+        self._deadlines: Deadlines[Served] = Deadlines()
         self._calls: deque[Callable[[], None]] = deque()
-        self._again: list[ClientConnection] = []
-        self._roomless: dict[ClientConnection, None] = {}  # those that wait for room, the first first
+        self._again: list[Served] = []
+        self._roomless: dict[Served, None] = {}  # those that wait for room, the first first
         self._pulse_at = 0.0
         self._closing = threading.Event()  # to be set: no more connections are to be accepted
         self._closed = threading.Event()  # set: none are
@@ -83,7 +86,7 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------- what connections call
 
-    def watch(self, connection: ClientConnection, reads: bool, writes: bool) -> None:
+    def watch(self, connection: Served, reads: bool, writes: bool) -> None:
         events = (READ if reads else 0) | (WRITE if writes else 0)
         known = connection.fileno() in self._selector.get_map()
         if not events:
@@ -93,14 +96,20 @@ class Loop:
         else:
             self._selector.register(connection, events, connection)
 
-    def wake_at(self, connection: ClientConnection, when: float) -> None:
+    def wake_at(self, connection: Served, when: float) -> None:
         connection.scheduled = when
         self._deadlines.set(connection, when)
 
-    def call_again(self, connection: ClientConnection) -> None:
+    def speaks_http2(self, connection: Served, wire: Wire, place: Place, asker: Asker) -> None:
+        self.forget(connection)
+        place.line = streamed = StreamedConnection(wire, place, self, asker)
+        self._selector.register(streamed, READ, streamed)
+        streamed.go_on()  # what came with the end of the handshake is decrypted already
+
+    def call_again(self, connection: Served) -> None:
         self._again.append(connection)
 
-    def wait_for_room(self, connection: ClientConnection) -> int:
+    def wait_for_room(self, connection: Served) -> int:
         self._roomless[connection] = None
         return len(self._roomless)
 
@@ -111,7 +120,7 @@ class Loop:
         else:
             self._endings.add(what, lambda found: done(handlers.ended(what, found)), now)
 
-    def forget(self, connection: ClientConnection) -> None:
+    def forget(self, connection: Served) -> None:
         self._roomless.pop(connection, None)
         self._deadlines.drop(connection)
         with contextlib.suppress(KeyError):  # it is not watched
@@ -142,7 +151,7 @@ class Loop:
         return [each for each in ready if isinstance(each, Server)]
 
     def _on_ready(self, what: Any) -> None:
-        if isinstance(what, ClientConnection):
+        if isinstance(what, (ClientConnection, StreamedConnection)):
             if not what.closed:  # another one's end, in this turn, may have been its own
                 what.on_ready()
         elif what is self._intake or what is self._endings:
@@ -160,7 +169,7 @@ class Loop:
             connection.go_on()
         for connection in list(self._roomless):
             connection.go_on()
-            if not connection.is_at(Step.ROOM):
+            if not connection.waits_for_room():
                 self._roomless.pop(connection, None)
         if self._closing.is_set() and not self._closed.is_set():
             self._close_listeners()
@@ -228,7 +237,7 @@ class Loop:
         for server in self._servers:
             self._selector.unregister(server)
 
-    def adopt(self, connection: ClientConnection) -> None:
+    def adopt(self, connection: Served) -> None:
         """Serve a new connection."""
         self._selector.register(connection, READ, connection)
 

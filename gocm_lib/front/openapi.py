@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from gocm_lib import __version__
 from gocm_lib.help.topics import TOPICS
-from gocm_lib.message import fcm, fcm_door, platforms, v1_schema
+from gocm_lib.message import assertion, fcm, platforms, v1_schema
 from gocm_lib.message.job import LISTS, MAX_TOKEN, MAX_TTL
 from gocm_lib.message.outcome import FAILURES, INVALID, KEPT_FAILURES
 from gocm_lib.state.contract import LISTS as LISTS_OF_REPORT
@@ -289,7 +289,7 @@ SCHEMAS: Json = {
     "V1Error": _object(
         {"error": _object({"code": COUNT, "message": TEXT, "status": TEXT}, {"details": _list(ANYTHING)})}
     ),
-    "V1Assertion": _object({"grant_type": _word(fcm_door.ASSERTION), "assertion": TEXT}),
+    "V1Assertion": _object({"grant_type": _word(assertion.GRANT), "assertion": TEXT}),
     "V1Token": _object({"access_token": TEXT, "expires_in": COUNT, "token_type": TEXT}),
     "V1NoToken": _object({"error": TEXT, "error_description": TEXT}),
     "Cancelled": _object(

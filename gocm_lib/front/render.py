@@ -33,6 +33,17 @@ def _start(status: int, content_type: str, second: int) -> str:
     return f"HTTP/1.1 {status} {phrase}\r\nServer: GoCM\r\nDate: {date}\r\nContent-Type: {content_type}"
 
 
+def fields(response: Response, rid: str) -> list[tuple[str, str]]:
+    """The headers of an answer in HTTP/2, but for its length."""
+    found = [("content-type", response.content_type), ("cache-control", "no-store"), ("x-request-id", rid)]
+    for line in (*GUARD, NOTHING):
+        name, _, value = line.partition(": ")
+        found.append((name.lower(), value))
+    for name, values in response.headers.items():
+        found += [(name.lower(), each) for each in ([values] if isinstance(values, str) else values)]
+    return found
+
+
 def render(response: Response, rid: str, kept_for: float, head_only: bool) -> bytes:
     """A response as bytes, head and body in one piece: in two, Nagle's algorithm and a delayed ACK cost 40 ms. The
     connection is kept for `kept_for` seconds; 0: it is closed.

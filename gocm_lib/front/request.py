@@ -57,7 +57,7 @@ class Head(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)  # a client's requests mostly have the same head, byte for byte
-def parse_head(raw: bytes, max_body: int) -> Head:
+def parse_head(raw: bytes) -> Head:
     """The Head in these bytes, which lack the final empty line. Raises BadRequest with the status to answer."""
     lines = raw.split(b"\r\n")
     match = _REQUEST_LINE.match(lines[0])
@@ -82,7 +82,7 @@ def parse_head(raw: bytes, max_body: int) -> Head:
     target = _check_host(match[2].decode("ascii"), headers, modern)
     path, _, query = target.partition("?")
     chunked = _is_chunked(headers, modern)
-    length = 0 if chunked else _check_length(method, headers, max_body)
+    length = 0 if chunked else _check_length(method, headers)
     connection = {part.strip().lower() for part in headers.get("connection", "").split(",")}
     keep_alive = "close" not in connection and (modern or "keep-alive" in connection)
     expects_continue = _check_expect(headers, modern) and (chunked or length > 0)
@@ -118,7 +118,7 @@ def _is_chunked(headers: Mapping[str, str], modern: bool) -> bool:
     return True
 
 
-def _check_length(method: str, headers: Mapping[str, str], max_body: int) -> int:
+def _check_length(method: str, headers: Mapping[str, str]) -> int:
     """The length of a body that is not chunked (RFC 9112 section 6.2)."""
     declared = headers.get("content-length")
     if declared is None:
@@ -127,10 +127,7 @@ def _check_length(method: str, headers: Mapping[str, str], max_body: int) -> int
         return 0
     if not re.fullmatch("[0-9]{1,10}", declared):
         raise BadRequest("malformed Content-Length", "content-length")
-    length = int(declared)
-    if length > max_body:
-        raise BadRequest(f"the body is longer than {max_body} bytes: send it in several calls", "content-length", 413)
-    return length
+    return int(declared)
 
 
 def _check_expect(headers: Mapping[str, str], modern: bool) -> bool:
@@ -216,6 +213,9 @@ class Reader:
         self._scanned = 0
         raw = bytes(self._buffer[:end])
         del self._buffer[: end + 4]
-        self.head = parse_head(raw, self.max_body)
+        self.head = parse_head(raw)
+        if self.head.length > self.max_body:  # only now: its path says in which form it is refused
+            error = f"the body is longer than {self.max_body} bytes: send it in several calls"
+            raise BadRequest(error, "content-length", 413)
         self._chunks = Chunks(self.max_body) if self.head.chunked else None
         return True

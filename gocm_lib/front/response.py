@@ -62,6 +62,11 @@ class Response(NamedTuple):
     written: Callable[[bool], None] | None = None
     audit: str = ""
 
+    @property
+    def refuses_token(self) -> bool:
+        """Whether the client gave no good token. Of a message Google may say 401 for reasons of its own."""
+        return self.status == 401 and "X-GoCM-Job" not in self.headers
+
 
 def refusal(problem: BadRequest, path: str = "") -> Response:
     """The answer to a client's mistake."""

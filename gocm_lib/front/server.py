@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gocm_lib.front.connection import CROWDED, ClientConnection, Watcher
-from gocm_lib.front.gate import Gate
+from gocm_lib.front.connection import CROWDED, ClientConnection
+from gocm_lib.front.gate import Asker, Gate
 from gocm_lib.front.handlers import Handlers
+from gocm_lib.front.led import LedWire
 from gocm_lib.front.listener import Listener
 from gocm_lib.front.render import render, request_id
 from gocm_lib.front.response import unavailable
+from gocm_lib.front.served import Watcher
+from gocm_lib.front.wire import Wire
 
 MAPPED = "::ffff:"  # before an IPv4 address on a socket of both families (RFC 4291, 2.5.5.2)
 LAST_WORDS = 0.5  # seconds that a new connection may take to say something, once we are stopping
@@ -37,8 +40,10 @@ class Server(http.server.ThreadingHTTPServer):
     a thread that waits for a client costs memory, and a turn of the interpreter lock for each thing that it hears.
     """
 
-    def __init__(self, listener: Listener, handlers: Handlers, gate: Gate, tls: ssl.SSLContext | None) -> None:
-        """`tls` may be replaced later, for new connections."""
+    def __init__(
+        self, listener: Listener, handlers: Handlers, gate: Gate, tls: ssl.SSLContext | None, google: bool = False
+    ) -> None:
+        """`tls` may be replaced later, for new connections. With `google` they come under Google's name."""
         socketserver.BaseServer.__init__(self, listener.host, socketserver.BaseRequestHandler)
         self.socket = listener.sock
         self.listener = listener
@@ -46,6 +51,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.handlers = handlers
         self.gate = gate
         self.tls = tls
+        self.google = google
         self.watcher: Watcher | None = None  # who serves its connections
 
     def process_request(self, request: Any, client_address: object) -> None:
@@ -58,7 +64,8 @@ class Server(http.server.ThreadingHTTPServer):
             self._turn_away(request)
             return
         try:
-            connection = ClientConnection(request, place, self.watcher, self.tls)
+            made = LedWire(request, self.tls) if self.google and self.tls else Wire(request, self.tls, not peer)
+            connection = ClientConnection(made, place, self.watcher, Asker(peer, by_google=self.google))
         except OSError:  # it is gone already
             self.gate.leave(place)
             self.shutdown_request(request)

@@ -20,21 +20,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from gocm_lib import __version__
-from gocm_lib.config.proxy import Proxy, ways
+from gocm_lib.config.proxy import ways
 from gocm_lib.config.settings import Fatal, Settings
 from gocm_lib.front import response
+from gocm_lib.front.exchange import exchange
 from gocm_lib.message.retry import backoff, parse_retry_after
 from gocm_lib.monitoring.collector import Collector
-from gocm_lib.process import deadline, log
+from gocm_lib.process import log
 from gocm_lib.state.client import Client, StateUnavailable
 from gocm_lib.state.contract import LISTS
 
 BATCH = 1000  # entries of each list in a request
 LOOK = 1.0  # seconds between two looks at lists that were empty
-CONNECT, PATIENCE = 5.0, 20.0  # seconds to be connected, and for the answer from then on
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a request is made again: doubled each time
 SHORTEST = 16  # characters of a secret
 
@@ -104,30 +104,6 @@ def wait(failures: int, retry_after: float | None, draw: float) -> float:
     return max(retry_after or 0.0, backoff(failures, FIRST_WAIT, LONGEST_WAIT, 0.5 + draw / 2))
 
 
-def exchange(url: str, body: bytes, headers: Mapping[str, str], proxy: Proxy | None = None) -> tuple[int, str | None]:
-    """POST to a URL, by a proxy if there is one. Returns the status and the Retry-After of the answer; its body is
-    ignored, and no redirect is followed. Raises OSError, HTTPException or ValueError after twice PATIENCE seconds at
-    the latest, however the other side delays.
-    """
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    place = (proxy.host, proxy.port) if proxy else (parts.hostname or "", parts.port)
-    connection = kind(*place, timeout=CONNECT)
-    if proxy:
-        connection.set_tunnel(parts.hostname or "", parts.port or 443, proxy.headers)
-    try:
-        with deadline.limit(PATIENCE, lambda: connection.sock):  # a proxy may keep us waiting, too
-            connection.connect()
-        sock = connection.sock
-        sock.settimeout(PATIENCE)
-        with deadline.limit(PATIENCE, lambda: sock):
-            connection.request("POST", urlunsplit(("", "", parts.path or "/", parts.query, "")), body, dict(headers))
-            answer = connection.getresponse()
-            return answer.status, answer.getheader("Retry-After")
-    finally:
-        connection.close()
-
-
 class Webhook:
     """Owned by Front. One thread takes entries off the lists and tells the application."""
 
@@ -186,13 +162,13 @@ class Webhook:
         """
         headers = sign(batch, self._secret, time.time())
         try:
-            status, retry_after = exchange(self._url, batch.body, headers, self._proxy)
+            answer = exchange("POST", self._url, batch.body, headers, self._proxy)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # Not its text: that may hold the URL, which may hold a secret.
             return re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower(), None
-        if 200 <= status < 300:
+        if 200 <= answer.status < 300:
             return "", None
-        return f"HTTP {status}", parse_retry_after(retry_after, time.time())
+        return f"HTTP {answer.status}", parse_retry_after(answer.headers.get("Retry-After"), time.time())
 
     def _forget(self, batch: Batch) -> None:
         """Take what was told off the lists."""

@@ -32,6 +32,10 @@ class Wire:
             return isinstance(wanted, ssl.SSLWantWriteError)
         return None
 
+    def speaks_http2(self) -> bool:
+        """Whether that was agreed on in the handshake."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.selected_alpn_protocol() == "h2"
+
     def receive(self) -> bytes:
         """What has come; b"" at the end. TLS may hold more, decrypted, that no selector reports."""
         return self.sock.recv(PIECE)

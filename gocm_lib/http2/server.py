@@ -78,6 +78,16 @@ class Server:
         """How many requests have not been answered."""
         return len(self._open)
 
+    @property
+    def held(self) -> int:
+        """How many bytes of bodies that have not come whole are held."""
+        return sum([len(each.body) for each in self._open.values()])
+
+    @property
+    def oldest_unfinished(self) -> int:
+        """The first request that has not come whole; 0: there is none."""
+        return next((stream for stream, each in self._open.items() if not each.whole), 0)
+
     def awaits(self, stream: int) -> bool:
         """Whether the client awaits an answer to a request that has come."""
         return stream in self._open
@@ -250,7 +260,8 @@ class Server:
         if known.length is not None and known.length != len(known.body):
             self._refuse(stream, Code.PROTOCOL_ERROR, now)
             return None
-        return known.head._replace(body=bytes(known.body))
+        body, known.body = bytes(known.body), bytearray()
+        return known.head._replace(body=body)
 
     def _refuse(self, stream: int, code: Code, now: float) -> None:
         self._close(stream, code)

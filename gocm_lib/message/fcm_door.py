@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gocm_lib.message import assertion
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.job import TARGETS
 from gocm_lib.message.strict_json import read_json
@@ -29,7 +30,6 @@ STATUSES = {
     503: "UNAVAILABLE",
 }
 OURS = (413, 415, 422)  # that Google does not tell from 400
-ASSERTION = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523, which google-auth and all SDKs use
 
 
 class Fault(NamedTuple):
@@ -107,7 +107,7 @@ def secret(form: Mapping[str, str]) -> str:
     """The auth token in a request for an access token: in a service account's file of ours it is the key's id, which
     the assertion names. Raises BadRequest.
     """
-    if form.get("grant_type") != ASSERTION:
+    if form.get("grant_type") != assertion.GRANT:
         raise BadRequest("unsupported_grant_type")
     head = form.get("assertion", "").partition(".")[0]
     try:

@@ -179,6 +179,11 @@ class Credentials:
         headers = {name: keeper.header() for name, keeper in self._keepers.items()}
         return {**self._fixed, **{name: header for name, header in headers.items() if header}}
 
+    def header(self, upstream: str) -> str:
+        """The header of an upstream's requests now; "": there is none."""
+        header = self.ready().get(upstream)
+        return header.text if header else ""
+
     def expiry(self) -> dict[str, float | None]:
         """When the credential of each upstream ends, in seconds since 1970: inf for a key, None while there is no valid
         token.

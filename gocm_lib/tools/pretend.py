@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from gocm_lib.front.request import Request
+from gocm_lib.message.assertion import AUDIENCES, Account
 from gocm_lib.tools import pretend_schema, pretend_topics
 from gocm_lib.tools.lines import FAILURES, Ending
 from gocm_lib.tools.pretend_answers import ANSWERS, HTML, PROJECTS, Answer, fcm, refused
 from gocm_lib.tools.pretend_groups import Groups
-from gocm_lib.tools.pretend_tokens import AUDIENCES, Account, Tokens
+from gocm_lib.tools.pretend_tokens import Tokens
 from gocm_lib.tools.pretend_topics import Topics
 from gocm_lib.tools.received import V1_PATH, Received
 from gocm_lib.tools.strain import Strain

@@ -30,15 +30,16 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, NoReturn
 
 from gocm_lib.config.settings import Exit, Fatal, SandboxSettings, Settings, is_loopback
-from gocm_lib.front import auth, google, response
+from gocm_lib.front import auth, google, google_files, response
 from gocm_lib.front.request import MAX_HEAD, Request
+from gocm_lib.message import assertion
+from gocm_lib.message.assertion import Account, read_account
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.process import child, log, resources
-from gocm_lib.tools import account, google_files
+from gocm_lib.tools import account
 from gocm_lib.tools.lines import Ending, Http1, Http2, speaks_http2
 from gocm_lib.tools.pretend import Ledger, Mode, Pretender, mistake
 from gocm_lib.tools.pretend_answers import ANSWERS, PROJECT, Answer
-from gocm_lib.tools.pretend_tokens import Account, read_account
 from gocm_lib.tools.received import Asked, Watch, asked, soonest
 from gocm_lib.tools.tunnel import Tunnels, tunnels
 
@@ -410,12 +411,8 @@ def write_credentials(path: str, port: int, scheme: str = "http", host: str = "1
 def account_of(path: str) -> Account | None:
     """The account of a service account's file; None: there is no file."""
     try:
-        from cryptography.hazmat.primitives import serialization
-
         with open(path) as file:
-            found = json.load(file)
-        private = serialization.load_pem_private_key(found["private_key"].encode(), None)
-        return read_account(found, private.public_key())
+            return read_account(json.load(file))
     except (ImportError, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -472,6 +469,8 @@ def take_place(folder: str, host: str, port: int, tls_port: int, passes: bool) -
     tls = google.serve_as(folder, datetime.datetime.now(datetime.UTC))
     doors = [Door(_listen(host, port)), Door(_listen(host, tls_port), tls)]
     google_files.write(folder, doors[0].port, doors[1].port, os.environ)
+    if not os.path.exists(path := os.path.join(folder, "account.json")):
+        account.write(path, PROJECT, "sandbox", assertion.AUDIENCES[0])
     found = tunnels(os.environ, f"127.0.0.1:{doors[0].port}") if passes else None
     return doors, Lead(tls, found)
 

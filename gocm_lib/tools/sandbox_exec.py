@@ -20,8 +20,9 @@ from typing import IO, Any, NoReturn
 
 from gocm_lib.config import values
 from gocm_lib.config.settings import ExecSettings, Exit, Fatal
+from gocm_lib.front.google_variables import around, led, variables
 from gocm_lib.process import child, log, resources, run_directory
-from gocm_lib.tools import led, sandbox
+from gocm_lib.tools import sandbox
 from gocm_lib.tools.pretend import Mode, Pretender
 from gocm_lib.tools.record import Record
 
@@ -102,9 +103,9 @@ class _Run:
 
     def _start(self, words: tuple[str, ...], ports: tuple[int, int]) -> int:
         """Start the command. Returns 0, or the exit code to end with."""
-        if past := led.around(os.environ):
+        if past := around(os.environ):
             print(f"gocm: left out of NO_PROXY, as Google is there: {log.one_line(', '.join(past))}", file=sys.stderr)
-        environ = led.led(led.variables(self._folder, *ports), os.environ)
+        environ = led(variables(self._folder, *ports), os.environ)
         # Ours is Python's own doing, not what was set before.
         default = [signal.SIGPIPE, signal.SIGXFSZ]
         try:

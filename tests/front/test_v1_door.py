@@ -10,6 +10,7 @@ import pytest
 from kit import ROOT, eventually
 
 from gocm_lib.message import fcm_door
+from gocm_lib.message.assertion import GRANT
 from gocm_lib.message.bad_request import BadRequest
 from gocm_lib.message.outcome import FAILURES
 
@@ -114,13 +115,11 @@ def test_who_may_not_is_told_in_google_s_form(start_fcm, tmp_path):
 def assertion(**head):
     parts = (json.dumps(part).encode() for part in (head, {"iss": "x"}))
     signed = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
-    return {"grant_type": fcm_door.ASSERTION, "assertion": f"{signed}.c2ln"}
+    return {"grant_type": GRANT, "assertion": f"{signed}.c2ln"}
 
 
 @short
-@pytest.mark.parametrize(
-    "asked", [{}, assertion(), assertion(kid=7), {"grant_type": fcm_door.ASSERTION, "assertion": "%"}]
-)
+@pytest.mark.parametrize("asked", [{}, assertion(), assertion(kid=7), {"grant_type": GRANT, "assertion": "%"}])
 def test_only_an_assertion_has_a_secret(asked):
     with pytest.raises(BadRequest):
         fcm_door.secret(asked)

@@ -17,7 +17,7 @@ import trustme
 from kit import ends, eventually, secret, serving
 
 from gocm_lib.config.settings import Fatal
-from gocm_lib.front import webhook
+from gocm_lib.front import exchange, webhook
 from gocm_lib.help.topics import source
 from gocm_lib.state.contract import Invalid, Replaced, Unregistered
 
@@ -171,7 +171,7 @@ def test_the_receiver_in_the_help_takes_what_is_signed_and_nothing_else(start, t
 @pytest.mark.parametrize("drip", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X", b""])
 def test_who_only_drips_is_not_waited_for(upstream, monkeypatch, drip):
     """A time limit for each read would never be met."""
-    monkeypatch.setattr(webhook, "PATIENCE", 0.5)
+    monkeypatch.setattr(exchange, "PATIENCE", 0.5)
     ended = threading.Event()
 
     def behave(upstream, sock, number):
@@ -181,7 +181,7 @@ def test_who_only_drips_is_not_waited_for(upstream, monkeypatch, drip):
     port = upstream(behave).listener.getsockname()[1]
     began = time.monotonic()
     with pytest.raises((OSError, http.client.HTTPException)):
-        webhook.exchange(f"http://127.0.0.1:{port}/", b"{}", {})
+        exchange.exchange("POST", f"http://127.0.0.1:{port}/", b"{}", {})
     ended.set()
     assert time.monotonic() - began < 5
 

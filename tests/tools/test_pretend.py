@@ -15,11 +15,12 @@ import requests
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import Program, stand_still
+from kit import Program, jwt, stand_still
 
 from gocm_lib.front.request import Request
+from gocm_lib.message.assertion import AUDIENCES, Account
 from gocm_lib.tools import pretend
-from gocm_lib.tools.pretend_tokens import AUDIENCES, Tokens, read_account
+from gocm_lib.tools.pretend_tokens import Tokens
 from gocm_lib.tools.pretend_topics import Topics
 
 short = pytest.mark.short
@@ -256,18 +257,6 @@ def keys():
     return [rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2)]
 
 
-def jwt(key, **claims):
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import padding
-
-    now = int(time.time())
-    said = {"iss": "me@x", "aud": AUDIENCES[0], "iat": now, "exp": now + 3600} | claims
-    parts = ({"alg": claims.pop("alg", "RS256"), "typ": "JWT"}, said)
-    signed = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
-    signature = key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
-    return signed + "." + base64.urlsafe_b64encode(signature).decode().rstrip("=")
-
-
 def oauth(tokens, assertion):
     body = urllib.parse.urlencode({"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion})
     request = Request("POST", "/token", "", {"host": "127.0.0.1:5602"}, body.encode(), True)
@@ -278,9 +267,7 @@ def oauth(tokens, assertion):
 @short
 def test_what_is_wrong_with_a_request_for_a_token_is_said(keys):
     mine, other = keys
-    tokens = Tokens(
-        read_account({"client_email": "me@x", "token_uri": "https://mine.example/t"}, mine.public_key()), False
-    )
+    tokens = Tokens(Account("me@x", "https://mine.example/t", mine.public_key()), False)
     good = (*AUDIENCES, "https://mine.example/t", "http://127.0.0.1:5602/token", "https://127.0.0.1:5602/token")
     for audience in good:
         status, told = oauth(tokens, jwt(mine, aud=audience))

@@ -21,7 +21,8 @@ import pytest
 from kit import LIMIT, ROOT, Upstream, dial, eventually
 from trustme import CA
 
-from gocm_lib.tools import led, record
+from gocm_lib.front import google_variables
+from gocm_lib.tools import record
 from gocm_lib.tools.pretend_answers import ANSWERS, Answer
 from gocm_lib.tools.received import Message
 
@@ -247,7 +248,7 @@ def test_sighup_that_nohup_ignores_is_ignored(tmp_path):
 # --------------------------------------------------------------------------------------------------------- environment
 
 
-VARIABLES = led.variables("/dir", 1, 2)
+VARIABLES = google_variables.variables("/dir", 1, 2)
 
 
 @pytest.mark.short
@@ -260,22 +261,22 @@ def test_what_is_set_is_kept_and_extended():
         "GOOGLE_APPLICATION_CREDENTIALS": "/own.json",
         "OTHER": "kept",
     }
-    new = led.led(VARIABLES, before)
+    new = google_variables.led(VARIABLES, before)
     assert new["NODE_OPTIONS"] == "--trace-warnings --require=/dir/node.cjs"
     assert new["JAVA_TOOL_OPTIONS"].startswith("-Xmx1g -Dhttps.proxyHost=")
     assert new["NO_PROXY"] == new["no_proxy"] == "corp.example,10.0.0.0/8,localhost,127.0.0.1,::1"
     assert new["HTTPS_PROXY"] == new["https_proxy"] == new["GOCM_SANDBOX"] == "http://127.0.0.1:1"
     assert new["GOOGLE_APPLICATION_CREDENTIALS"] == "/own.json" and new["OTHER"] == "kept"
-    assert led.led(VARIABLES, {})["GOOGLE_APPLICATION_CREDENTIALS"] == "/dir/account.json"
+    assert google_variables.led(VARIABLES, {})["GOOGLE_APPLICATION_CREDENTIALS"] == "/dir/account.json"
 
 
 @pytest.mark.short
 @pytest.mark.parametrize("entry", ["*", ".googleapis.com", "com", "FCM.googleapis.com:443", "accounts.google.com"])
 def test_nobody_is_led_past_the_sandbox_to_google(entry):
     before = {"no_proxy": f"a.example,{entry}", "NO_PROXY": f"{entry} b.example"}
-    assert led.around(before) == [entry]
-    new = led.led(VARIABLES, before)
-    assert new["NO_PROXY"] == new["no_proxy"] == f"a.example,b.example,{led.HERE}"
+    assert google_variables.around(before) == [entry]
+    new = google_variables.led(VARIABLES, before)
+    assert new["NO_PROXY"] == new["no_proxy"] == f"a.example,b.example,{google_variables.HERE}"
 
 
 def test_google_in_no_proxy_is_told(tmp_path):
@@ -293,10 +294,12 @@ def in_a_shell(lines, before):
 
 @pytest.mark.short
 def test_a_shell_makes_the_same_of_the_lines_for_it():
-    found = led.variables("/a folder/it's", 1, 2)
+    found = google_variables.variables("/a folder/it's", 1, 2)
     for before in ({}, {"NODE_OPTIONS": "--x", "GOOGLE_APPLICATION_CREDENTIALS": "own", "HTTPS_PROXY": "http://c:1"}):
-        made = in_a_shell(led.for_a_shell(found), before)
-        assert {name: made[name] for name in found} == {name: led.led(found, before)[name] for name in found}
+        made = in_a_shell(google_variables.for_a_shell(found), before)
+        assert {name: made[name] for name in found} == {
+            name: google_variables.led(found, before)[name] for name in found
+        }
 
 
 def test_a_temporary_folder_with_a_space_in_its_name(tmp_path):

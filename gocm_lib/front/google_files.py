@@ -1,4 +1,4 @@
-"""What programs in each language are given, so that Google's names lead to the sandbox: `gocm sandbox --google DIR`."""
+"""What programs in each language are given, so that Google's names lead here: files of `--google`, `--door-google`."""
 
 import contextlib
 import os
@@ -8,16 +8,13 @@ import warnings
 from collections.abc import Mapping
 
 from gocm_lib.config.settings import Exit, Fatal
-from gocm_lib.front import google
+from gocm_lib.front import google, google_variables
 from gocm_lib.process import log
-from gocm_lib.tools import account, led
-from gocm_lib.tools.pretend_answers import PROJECT
 
-TOKENS = "https://oauth2.googleapis.com/token"
 TRUSTED = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # files of authorities, where they are set already
 FOR_NODE = "NODE_EXTRA_CA_CERTS"  # the same, beside those that Node has itself
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\r?\n?", re.DOTALL)
-_NODE = """// node --require: what goes to Google's names for push goes to the sandbox.
+_NODE = """// node --require: what goes to Google's names for push goes to GoCM.
 const tls = require("node:tls"), connect = tls.connect, names = new Set(%s);
 tls.connect = function (...given) {
   const told = given.find(each => each && typeof each == "object") || {};
@@ -28,7 +25,7 @@ tls.connect = function (...given) {
 };
 require("node:module").syncBuiltinESMExports();
 """
-_PYTHON = """# For what takes no proxy: Google's names for push have an address that leads to the sandbox.
+_PYTHON = """# For what takes no proxy: Google's names for push have an address that leads to GoCM.
 import importlib.machinery, importlib.util, os, socket, sys
 
 folder = os.path.dirname(os.path.abspath(__file__))
@@ -58,10 +55,11 @@ if hidden and hidden.loader:
 _PHP = 'curl.cainfo="{0}"\nopenssl.cafile="{0}"\n'
 
 
-def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str]) -> None:
-    """Write them into the authority's folder, for a sandbox at these ports. Whom the environment has programs trust,
+def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str], sandbox: bool = True) -> None:
+    """Write them into the authority's folder, for who is led to these ports. Whom the environment has programs trust,
     they trust still. Raises Fatal.
     """
+    found = google_variables.variables(folder, port, tls_port, sandbox)
     try:
         authority = _certificates(os.path.join(folder, google.AUTHORITY))
         trusted = _unique(_trusted(environ), authority)
@@ -73,11 +71,9 @@ def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str]) -> 
         google.put(folder, "tls-port", b"%d\n" % tls_port, 0o644)
         google.put(folder, "sitecustomize.py", (_PYTHON % (google.NAMES,)).encode(), 0o644)
         google.put(folder, "php.ini", _PHP.format(os.path.join(os.path.abspath(folder), "bundle.pem")).encode(), 0o644)
-        google.put(folder, "env", led.for_a_shell(led.variables(folder, port, tls_port)).encode(), 0o644)
+        google.put(folder, "env", google_variables.for_a_shell(found).encode(), 0o644)
     except OSError as error:
         raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SENDER) from None
-    if not os.path.exists(path := os.path.join(folder, "account.json")):
-        account.write(path, PROJECT, "sandbox", TOKENS)
 
 
 def _trusted(environ: Mapping[str, str]) -> list[bytes]:
@@ -117,4 +113,6 @@ def _for_java(certificates: list[bytes]) -> bytes:
         for number, pem in enumerate(certificates):
             with contextlib.suppress(ValueError):
                 found.append(pkcs12.PKCS12Certificate(x509.load_pem_x509_certificate(pem), b"%d" % number))
-    return pkcs12.serialize_java_truststore(found, serialization.BestAvailableEncryption(led.PASSWORD.encode()))
+    return pkcs12.serialize_java_truststore(
+        found, serialization.BestAvailableEncryption(google_variables.PASSWORD.encode())
+    )

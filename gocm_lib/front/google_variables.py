@@ -1,4 +1,4 @@
-"""The environment that leads programs to the sandbox: which variables, and what becomes of those that are set. Pure."""
+"""The environment by which programs take us for Google: variables, and what becomes of those that are set. Pure."""
 
 import os
 import re
@@ -24,15 +24,17 @@ class Variable(NamedTuple):
     yields: bool = False
 
 
-def variables(folder: str, port: int, tls_port: int) -> dict[str, Variable]:
-    """The variables for a sandbox at these ports, with its files in a folder."""
+def variables(folder: str, port: int, tls_port: int, sandbox: bool = True) -> dict[str, Variable]:
+    """The variables for who is led to these ports of this machine, with files in a folder. For the `sandbox` there are
+    an account and its address, too.
+    """
 
     def at(name: str) -> str:
         return os.path.join(os.path.abspath(folder), name)
 
     here, trust, flag = f"http://127.0.0.1:{port}", at("bundle.pem"), "-Dhttps.proxy"
     store = f"-Djavax.net.ssl.trustStore={_word(at('trust.p12'))} -Djavax.net.ssl.trustStorePassword={PASSWORD}"
-    return {
+    found = {
         "HTTPS_PROXY": Variable(here, "Python, Go, Ruby, Rust, curl"),
         "https_proxy": Variable(here, "PHP, Perl, curl"),
         "NO_PROXY": Variable(HERE, "the same", ","),
@@ -49,9 +51,11 @@ def variables(folder: str, port: int, tls_port: int) -> dict[str, Variable]:
         "PHP_INI_SCAN_DIR": Variable(f":{os.path.abspath(folder)}", "PHP: php.ini", ":"),
         "PERL_LWP_SSL_CA_FILE": Variable(trust, "Perl's LWP"),
         "PERL_LWP_ENV_PROXY": Variable("1", "Perl's LWP"),
-        "GOOGLE_APPLICATION_CREDENTIALS": Variable(at("account.json"), "Google's SDKs", yields=True),
-        "GOCM_SANDBOX": Variable(here, "your tests: $GOCM_SANDBOX/sandbox/messages"),
     }
+    if sandbox:
+        found["GOOGLE_APPLICATION_CREDENTIALS"] = Variable(at("account.json"), "Google's SDKs", yields=True)
+        found["GOCM_SANDBOX"] = Variable(here, "your tests: $GOCM_SANDBOX/sandbox/messages")
+    return found
 
 
 def _word(path: str) -> str:
