@@ -176,13 +176,15 @@ def _check_log(path: str) -> None:
 
 def _check_config(words: Sequence[str]) -> int:
     """Check everything that a start would, except ports and a spool's file, which a running server has in use."""
-    from gocm_lib.front import auth, listener, webhook
+    from gocm_lib.front import accounts, auth, listener, webhook
     from gocm_lib.process import resources
     from gocm_lib.senders import credentials, upstream
 
     resources.forbid_core_dumps()
     settings = values.load(words, os.environ, "gocm check-config").settings
     auth.read_policy(settings)
+    if settings.door_google:
+        accounts.read(settings)
     if settings.feedback_secret_file:
         webhook.read_secret(settings.feedback_secret_file)
     _check_log(settings.logto)

@@ -61,6 +61,9 @@ def serve_as(folder: str, now: datetime.datetime, life: datetime.timedelta = LIF
         raise Fatal("certificates for Google's names need cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
+        found = os.stat(folder)
+        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+            raise Fatal(f"{folder} may be written by others, who could speak for Google then: chmod go-w", Exit.SENDER)
         known = _read(folder, now)
         if known is None:
             key = ec.generate_private_key(ec.SECP256R1())

@@ -24,6 +24,7 @@ READS = 16  # pieces in a row
 STREAMS = 100  # requests at once, as with Google
 TICK = 1.0  # seconds between two looks at what time does to a connection with something open
 MOST_HELD = 8 * 1024 * 1024  # bytes of bodies that have not ended, of one client
+MOST_UNREAD = 256 * 1024  # bytes of answers, and of what else the protocol has us say, that a client may leave unread
 BODY_RATE = 16 * 1024  # bytes a second that a body may take
 
 
@@ -52,6 +53,8 @@ class StreamedConnection:
         self._server = Server(now, watcher.handlers.settings.max_body, STREAMS)
         self._unfinished = 0, now  # the oldest request that has not come whole, and since when it is that
         self._working = 0  # requests that are being answered
+        self._quiet_since = now  # nothing has been asked: pings do not keep a place
+        self._stuck = 0, now  # bytes that the client does not take, and since when so many
         self._pauses = False  # it asks on, and is not read for a while
         self._watched = True, False
 
@@ -84,14 +87,16 @@ class StreamedConnection:
 
     def on_time(self, now: float) -> None:
         """Time has passed."""
-        number, since = self._unfinished
-        patience = self._watcher.handlers.settings.head_timeout + self._server.held / BODY_RATE
-        if number and now > since + patience:
+        settings = self._watcher.handlers.settings
+        (number, since), (left, stuck_since) = self._unfinished, self._stuck
+        if left and now > stuck_since + settings.head_timeout:
+            self.close()  # whoever takes nothing for so long does not read
+            return
+        if number and now > since + settings.head_timeout + self._server.held / BODY_RATE:
             self._give_up("the request did not come in time")
-        elif self._pauses:
-            self._pauses = False
-        elif self._is_quiet():
+        elif not self._pauses and self._is_quiet() and now >= self._quiet_since + self._may_be_quiet():
             self._server.leave(None, Code.NO_ERROR, "nothing was asked")
+        self._pauses = False
         self._server.tick(now)
         try:
             self._flush()
@@ -151,7 +156,9 @@ class StreamedConnection:
         if self._server.over and not waits:
             self.close()
             return
-        self._watch(not self._pauses and not self._server.over, waits)
+        if self._wire.left != self._stuck[0]:
+            self._stuck = self._wire.left, time.monotonic()
+        self._watch(not (self._pauses or self._server.over) and len(out) < MOST_UNREAD, waits)
         self._set_deadline()
 
     def _watch(self, reads: bool, writes: bool) -> None:
@@ -160,14 +167,18 @@ class StreamedConnection:
             self._watcher.watch(self, reads, writes)
 
     def _is_quiet(self) -> bool:
-        return not self._server.open and not self._server.out
+        return not (self._server.open or self._server.out or self._wire.left)
+
+    def _may_be_quiet(self) -> float:
+        """For how many seconds."""
+        settings = self._watcher.handlers.settings
+        return settings.idle_timeout if self.place.admitted else settings.head_timeout
 
     def _set_deadline(self) -> None:
         if self._pauses:
             return
-        settings = self._watcher.handlers.settings
-        idle = settings.idle_timeout if self.place.admitted else settings.head_timeout
-        self.deadline = time.monotonic() + (idle if self._is_quiet() else TICK)
+        quiet_until = self._quiet_since + self._may_be_quiet()
+        self.deadline = quiet_until if self._is_quiet() else time.monotonic() + TICK
         if self.deadline < self.scheduled:
             self._watcher.wake_at(self, self.deadline)
 
@@ -215,6 +226,7 @@ class StreamedConnection:
             if response.refuses_token or gate.closing:
                 self._server.leave(None, Code.NO_ERROR, "ask again on a new connection")
             if not self._working:
+                self._quiet_since = now
                 gate.answered(self.place, bool(self._server.open), now)
                 self._room.give_back()
                 if self.place.asks_on:

@@ -54,6 +54,11 @@ class Wire:
             return False
         return True
 
+    @property
+    def left(self) -> int:
+        """How many bytes the socket has not taken yet."""
+        return len(self._out)
+
     def has_unread(self) -> bool:
         """Whether bytes have come that were not read yet."""
         look = select.poll()

@@ -407,10 +407,13 @@ def test_the_server_knows_its_names(name):
 class Streams:
     """A client that speaks HTTP/2 by name, as raw as a test wants it."""
 
-    def __init__(self, door, window=0):
+    def __init__(self, door):
         context = ssl.create_default_context(cafile=door.place / "google/ca.pem")
         context.set_alpn_protocols(["h2"])
-        sock = socket.create_connection(("127.0.0.1", door.port), 10)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", door.port))
         self.line = context.wrap_socket(sock, server_hostname="fcm.googleapis.com")
         assert self.line.selected_alpn_protocol() == "h2"
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -467,7 +470,7 @@ def test_by_http2_a_wrong_token_is_guessed_once_a_connection(door):
     assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
 
 
-@pytest.mark.parametrize("does", ["nothing", "half a request", "half a frame"])
+@pytest.mark.parametrize("does", ["nothing", "half a request", "half a frame", "pings", "reads nothing"])
 def test_by_http2_who_does_not_go_on_is_let_go(made, does):
     door = made("--head-timeout", "1")
     client = Streams(door)
@@ -477,8 +480,20 @@ def test_by_http2_who_does_not_go_on_is_let_go(made, does):
     elif does == "half a frame":
         client.line.sendall(b"\x00\x40\x00\x00\x00\x00\x00\x00\x01{")
     began = time.monotonic()
-    goodbye = client.until(h2.events.ConnectionTerminated)
-    assert goodbye is not None and time.monotonic() - began < 15
+    if does == "reads nothing":
+        bearer = [("authorization", door.bearer()["Authorization"])]
+        with pytest.raises(OSError):
+            while time.monotonic() < began + 15:
+                client.h2.end_stream(client.begin(PATH, bearer))
+                client.flush()
+    elif does == "pings":
+        with pytest.raises(OSError):
+            while time.monotonic() < began + 15:
+                client.line.sendall(b"\0\0\x08\x06\0\0\0\0\0pingping")
+                time.sleep(0.2)
+    else:
+        assert client.until(h2.events.ConnectionTerminated) is not None
+    assert time.monotonic() - began < 15
     assert door.send({"token": "a"}, door.bearer()).status_code == 200
 
 

@@ -296,6 +296,10 @@ def test_a_folder_that_cannot_be_and_what_does_not_go_together(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Fatal, match="cannot be written"):
         google.serve_as(str(tmp_path / "file"), NOW)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(Fatal, match="may be written by others"):
+        google.serve_as(str(tmp_path / "open"), NOW)
     google.serve_as(str(tmp_path / "made"), NOW)
     words = ("--google", str(tmp_path / "other"), "--tls-cert", str(tmp_path / "made/server.pem"))
     program = Program("sandbox", "--port", "0", *words)
