@@ -34,7 +34,7 @@ class Exit(enum.IntEnum):
     )
     ADDRESS = 69, "the address or port cannot be listened on", "options"
     CRASHING = 70, "our own processes die again and again", "promise"
-    SPOOL_UNWRITABLE = 73, "the spool or log file cannot be created or written", "options"
+    SPOOL_UNWRITABLE = 73, "the spool, the log or another file cannot be created or written", "options"
     SPOOL_FAILED = (
         74,
         "writing the spool failed (the disk is broken); the next start goes on from what is on it",

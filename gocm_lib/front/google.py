@@ -75,7 +75,7 @@ def serve_as(folder: str, now: datetime.datetime, life: datetime.timedelta = LIF
         certificate: x509.Certificate = _certificate(own.public_key(), authority, key, now)
         put(folder, SERVER, _pem(own) + certificate.public_bytes(serialization.Encoding.PEM))
     except OSError as error:
-        raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SENDER) from None
+        raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(os.path.join(folder, SERVER))
     return context

@@ -38,7 +38,12 @@ MOST = 64 * 1024  # bytes of a message: FCM takes 4,096 of payload
 MOST_ABOUT_TOPICS = 1024 * 1024  # bytes: 1,000 tokens, and room
 _TOKENS = {urlsplit(each).path for each in assertion.AUDIENCES}
 _IID = re.compile("/iid/v1:batch(?:Add|Remove)")
-_SUBSCRIPTIONS = re.compile(r"/v1/projects/([^/]{1,64})/registrations/[^/]{1,4096}/topicSubscriptions(?:/[^/]{1,900})?")
+# What is passed on must mean there what it means here: no dots, slashes or backslashes in disguise.
+_PART = r"(?!\.)(?:[A-Za-z0-9_.~:-]|%(?!2[EFef]|5[Cc])[0-9A-Fa-f]{2})"
+_SUBSCRIPTIONS = re.compile(
+    rf"/v1/projects/([^/]{{1,64}})/registrations/{_PART}{{1,4096}}/topicSubscriptions(?:/{_PART}{{1,900}})?"
+)
+_QUERY = re.compile(r"[A-Za-z0-9_.~:%&=+-]*")
 
 
 def _token(handlers: Handlers, request: Request) -> Response:
@@ -75,6 +80,8 @@ def _is_ours(handlers: Handlers, form: dict[str, str]) -> bool:
 def _topics(handlers: Handlers, request: Request) -> Response:
     """What is about topics, passed on to Google as it is."""
     found = _SUBSCRIPTIONS.fullmatch(request.path)
+    if not _QUERY.fullmatch(request.query):
+        raise BadRequest("malformed query")
     names = handlers.reach.projects.get(found[1], ()) if found else handlers.reach.dialects
     there = (name for name in names if handlers.reach.dialects[name] == fcm.NAME and request.grant.sees(name))
     name = next(there, "")
@@ -108,7 +115,7 @@ def _trust(ca: str) -> ssl.SSLContext:
 
 SEND = Route("POST", "/v1/projects/{project}/messages:send", "", v1.send, "", most=MOST, waits=False, right="send")
 TOKEN = Route("POST", v1.TOKEN, "", _token, "", public=True, most=v1.LARGEST_ASSERTION, waits=False)
-TOPICS = Route("POST", "topics", "", _topics, "", most=MOST_ABOUT_TOPICS, right="topics")
+TOPICS = Route("POST", "topics", "", _topics, "", most=MOST_ABOUT_TOPICS, right="topics", outward=True)
 
 
 def find(method: str, path: str) -> Route:

@@ -59,6 +59,8 @@ def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str], san
     """Write them into the authority's folder, for who is led to these ports. Whom the environment has programs trust,
     they trust still. Raises Fatal.
     """
+    if re.search(r"[\"'\n]", os.path.abspath(folder)):
+        raise Fatal(f"{folder}: Java and Node cannot be told a name with a quotation mark in it: take another folder")
     found = google_variables.variables(folder, port, tls_port, sandbox)
     try:
         authority = _certificates(os.path.join(folder, google.AUTHORITY))
@@ -73,7 +75,7 @@ def write(folder: str, port: int, tls_port: int, environ: Mapping[str, str], san
         google.put(folder, "php.ini", _PHP.format(os.path.join(os.path.abspath(folder), "bundle.pem")).encode(), 0o644)
         google.put(folder, "env", google_variables.for_a_shell(found).encode(), 0o644)
     except OSError as error:
-        raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SENDER) from None
+        raise Fatal(f"{folder} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None
 
 
 def _trusted(environ: Mapping[str, str]) -> list[bytes]:

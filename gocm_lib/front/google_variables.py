@@ -15,12 +15,13 @@ HERE = "localhost,127.0.0.1,::1"  # what programs find on this machine they find
 
 class Variable(NamedTuple):
     """What a variable is to be, and who reads it. What is set already is replaced; or kept, and this is added after a
-    `joint`; or kept alone, if it `yields`.
+    `joint`, or with `first` before it; or kept alone, if it `yields`.
     """
 
     value: str
     reader: str
     joint: str = ""
+    first: bool = False
     yields: bool = False
 
 
@@ -45,7 +46,10 @@ def variables(folder: str, port: int, tls_port: int, sandbox: bool = True) -> di
         "CURL_CA_BUNDLE": Variable(trust, "curl"),
         "NODE_EXTRA_CA_CERTS": Variable(at("extra.pem"), "Node"),
         "NODE_OPTIONS": Variable(f"--require={_word(at('node.cjs'))}", f"Node, which goes to port {tls_port}", " "),
-        "PYTHONPATH": Variable(os.path.abspath(folder), f"Python, which finds Google at port {tls_port}", os.pathsep),
+        # First: its sitecustomize.py runs one that comes later, and others do not run ours.
+        "PYTHONPATH": Variable(
+            os.path.abspath(folder), f"Python, which finds Google at port {tls_port}", os.pathsep, first=True
+        ),
         "JAVA_TOOL_OPTIONS": Variable(f"{flag}Host=127.0.0.1 {flag}Port={port} {store}", "Java", " "),
         # An empty one stands for the folder that PHP has itself.
         "PHP_INI_SCAN_DIR": Variable(f":{os.path.abspath(folder)}", "PHP: php.ini", ":"),
@@ -70,6 +74,8 @@ def for_a_shell(found: Mapping[str, Variable]) -> str:
         value = shlex.quote(each.value)
         if each.yields:
             line = f'[ -n "${{{name}:-}}" ] || export {name}={value}'
+        elif each.first:
+            line = f'export {name}={value}"${{{name}:+{each.joint}${name}}}"'
         elif each.joint:
             line = f'export {name}="${{{name}:+${name}{each.joint}}}"{value}'
         else:
@@ -87,7 +93,8 @@ def led(found: Mapping[str, Variable], environ: Mapping[str, str]) -> dict[str, 
         before = new.get(name, "")
         if each.yields and before:
             continue
-        new[name] = f"{before}{each.joint}{each.value}" if each.joint and before else each.value
+        parts = [each.value, before] if each.first else [before, each.value]
+        new[name] = each.joint.join(parts) if each.joint and before else each.value
     return new
 
 

@@ -18,8 +18,8 @@ from gocm_lib.message.bad_request import BadRequest
 class Route(NamedTuple):
     """A row of the table. `name`: what clients that are made of /openapi.json call it. `public`: answered without a
     token, for probes that have none. `most`: how many bytes its body may have, where that is less than the general
-    limit. `waits`: its handler may wait for something, so that it is not called in the front's loop. `right`: which of
-    auth.RIGHTS a token must have, "" any.
+    limit. `waits`: its handler may wait for something, so that it is not called in the front's loop; `outward`: for
+    somebody else's server. `right`: which of auth.RIGHTS a token must have, "" any.
     """
 
     method: str
@@ -31,6 +31,7 @@ class Route(NamedTuple):
     most: int = 1 << 30
     waits: bool = True
     right: str = ""
+    outward: bool = False
 
 
 def _openapi(handlers: Handlers, request: Request) -> Response:

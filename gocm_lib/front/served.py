@@ -96,5 +96,5 @@ def set_to_work(watcher: Watcher, request: Request, route: Route, decided: Calla
     if not route.waits and len(request.body) <= PARSED_AT_ONCE:
         decided(handlers.answer(request, handler))
     else:
-        kind = "quick" if route.public else "route" if route.waits else "parse"
+        kind = "quick" if route.public else "outward" if route.outward else "route" if route.waits else "parse"
         watcher.workers.do(kind, lambda: handlers.answer(request, handler), decided)

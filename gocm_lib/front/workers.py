@@ -1,8 +1,8 @@
 """The threads of the front: for work that blocks, never for waiting for a client.
 
 Each kind of work has threads of its own, so that none keeps another waiting: the quick looks that everybody may ask
-for, all other routes, large bodies (of which only one can be parsed at a time anyhow, and each grows tenfold), and what
-is done after an answer was written.
+for, all other routes, those that wait for somebody else's server, large bodies (of which only one can be parsed at a
+time anyhow, and each grows tenfold), and what is done after an answer was written.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import TypeVar
 from gocm_lib.config.settings import Exit
 from gocm_lib.process import child, log
 
-KINDS = {"quick": 4, "route": 64, "parse": 1, "after": 1}  # and how many threads each has
+KINDS = {"quick": 4, "route": 64, "outward": 32, "parse": 1, "after": 1}  # and how many threads each has
 
 Result = TypeVar("Result")
 

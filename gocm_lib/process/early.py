@@ -41,6 +41,8 @@ def listen_no_more() -> None:
     """Let SIGHUP end the process, as it would have before `listen`: for all commands but the server."""
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if signal.SIGHUP in signals:  # it came meanwhile
+            os.kill(os.getpid(), signal.SIGHUP)
 
 
 def fill_standard_files() -> None:

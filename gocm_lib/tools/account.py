@@ -30,4 +30,4 @@ def write(path: str, project: str, key_id: str, token_uri: str) -> None:
         with open(descriptor, "w") as file:
             json.dump(account, file, indent=2)
     except OSError as error:
-        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SENDER) from None
+        raise Fatal(f"{path} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE) from None

@@ -40,7 +40,9 @@ class Record:
 
     def summary(self) -> str:
         """All of it in a line."""
-        line = f"{_many(self._messages, 'message')} to {_many(self._targets, 'token')}, {self._refused.total()} refused"
+        line = (
+            f"{_many(self._messages, 'message')} to {self._targets} tokens or topics, {self._refused.total()} refused"
+        )
         line += _parts(self._refused)
         if self._hosts:
             count = _many(self._hosts.total(), "connection")

@@ -1,9 +1,11 @@
 """`gocm sandbox exec -- COMMAND...`: a command, say a test suite, for which the sandbox is Google.
 
-Three processes. This one starts the two others, passes signals on to the command, and ends as it ends. The sandbox
-process is in a session of its own, so that no terminal interrupts it; when we die it ends the command, too. Promises
-that nothing of ours is left behind: no process, and no file but --received. If both are killed at once, the next start
-of a GoCM removes the folder.
+Three processes. This one starts the two others, passes signals on to the command, and ends as it ends. In front of a
+terminal the command is in our process group, and hears from the terminal itself; else it has one of its own, so that
+what is sent to our group reaches it once. The sandbox process is in a session of its own, so that no terminal
+interrupts it; when we die it ends the command, too. Promises that nothing is left behind: no process, not even one that
+the command has left in the background, for it would be led nowhere; and no file but --received. If both are killed at
+once, the next start of a GoCM removes the folder.
 """
 
 import contextlib
@@ -11,15 +13,16 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
+from errno import EACCES, ENOEXEC
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, Any, NoReturn
 
 from gocm_lib.config import values
-from gocm_lib.config.settings import ExecSettings, Exit, Fatal
+from gocm_lib.config.settings import ExecSettings, Exit, Fatal, option_flag, rows
+from gocm_lib.config.usage import brief
 from gocm_lib.front.google_variables import around, led, variables
 from gocm_lib.process import child, log, resources, run_directory
 from gocm_lib.tools import sandbox
@@ -32,20 +35,31 @@ CANNOT_RUN, NOT_FOUND = 126, 127  # as shells and env(1) say it
 PATIENCE = 5.0  # seconds for the sandbox to sum up
 GRACE = 2.0  # seconds for a command to end, when we are gone
 MARGIN = 0.05  # seconds between two looks at whether it has
+_HELP = """\
+usage: gocm sandbox exec [OPTIONS] -- COMMAND...
+
+Runs a command, say a test suite, that takes the sandbox for Google:
+  gocm sandbox exec -- python3 -m pytest
+  gocm sandbox exec --pass -- mvn test
+Its exit code is the command's; 126 and 127: the command cannot be run.
+gocm help google says more.
+options:"""
 
 
 def command(words: Sequence[str]) -> int:
     """Run the command. Returns its exit code; is ended by the signal that it was ended by. Raises Fatal."""
     if "--" not in words and not {"--help", "-h", "--version"} & set(words):
         raise Fatal("put -- before the command: gocm sandbox exec -- pytest", Exit.USAGE, "google")
-    given = values.parse(ExecSettings, words, os.environ, "gocm sandbox exec", words="-- COMMAND")
+    options = [f"  {option_flag(row)} {row.metadata['metavar']}".ljust(20) + brief(row) for row in rows(ExecSettings)]
+    text = "\n".join([_HELP, *options, ""])
+    given = values.parse(ExecSettings, words, os.environ, "gocm sandbox exec", text, words="-- COMMAND")
     if not given.words:
         raise Fatal("say which command: gocm sandbox exec -- pytest", Exit.USAGE, "google")
     try:
         folder, _lock = run_directory.make()
     except OSError as error:
-        place = tempfile.gettempdir()
-        raise Fatal(f"{place} cannot be written: {error.strerror}", Exit.SPOOL_UNWRITABLE, "google") from None
+        reason = error.strerror or "there is none that can be written"
+        raise Fatal(f"no folder can be made in $TMPDIR: {reason}", Exit.SPOOL_UNWRITABLE, "google") from None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED | {signal.SIGCHLD})
     try:
         status: int = _Run(given.settings, folder, before).of(given.words)
@@ -70,6 +84,7 @@ class _Run:
             _play(settings, folder, theirs)
         theirs.close()
         self._command = 0
+        self._shares = _is_in_front()
 
     def of(self, words: tuple[str, ...]) -> int:
         """Run a command in the sandbox. Returns its exit code, or minus the signal that ended it. Raises Fatal."""
@@ -108,11 +123,13 @@ class _Run:
         environ = led(variables(self._folder, *ports), os.environ)
         # Ours is Python's own doing, not what was set before.
         default = [signal.SIGPIPE, signal.SIGXFSZ]
+        group: dict[str, Any] = {} if self._shares else {"setpgroup": 0}
         try:
-            self._command = os.posix_spawnp(words[0], words, environ, setsigmask=self._mask, setsigdef=default)
-        except OSError as error:
-            print(f"gocm: {log.one_line(words[0])} cannot be run: {error.strerror}", file=sys.stderr)
-            return NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_RUN
+            self._command = os.posix_spawnp(words[0], words, environ, setsigmask=self._mask, setsigdef=default, **group)
+        except (OSError, ValueError) as error:  # an empty name is a ValueError
+            reason = error.strerror if isinstance(error, OSError) else "it has no name"
+            print(f"gocm: {log.one_line(words[0])} cannot be run: {reason}", file=sys.stderr)
+            return CANNOT_RUN if isinstance(error, OSError) and error.errno in (EACCES, ENOEXEC) else NOT_FOUND
         return 0
 
     def _wait(self) -> int:
@@ -120,10 +137,22 @@ class _Run:
         while True:
             told = signal.sigwaitinfo(PASSED | {signal.SIGCHLD})
             if told.si_signo != signal.SIGCHLD:
-                if told.si_code <= 0:  # a process sent it (sigaction(2)), not the kernel for a terminal
-                    os.kill(self._command, told.si_signo)
+                # The kernel sends for a terminal (sigaction(2)): to all in front of it, but a hang-up to its session's
+                # leader alone.
+                leads = told.si_signo == signal.SIGHUP and os.getsid(0) == os.getpid()
+                if told.si_code <= 0 or leads or not self._shares:
+                    self._pass_on(told.si_signo)
             elif (status := self._reap()) is not None:
                 return status
+
+    def _pass_on(self, number: int) -> None:
+        """Send a signal to the command; or, as whoever ends a group means all of it, to its group."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._shares:
+                os.kill(self._command, number)
+            else:
+                os.killpg(self._command, number)
+                os.killpg(self._command, signal.SIGCONT)  # one that is stopped would not hear
 
     def _reap(self) -> int | None:
         """Reap whoever has ended; as a container's first process we get orphans, too. Returns how the command ended, if
@@ -140,16 +169,30 @@ class _Run:
                     how = child.how_it_ended(status)
                     print(f"gocm: the sandbox has ended ({how}), and with it the command", file=sys.stderr)
                     if ended is None:
-                        os.kill(self._command, signal.SIGTERM)
+                        self._pass_on(signal.SIGTERM)
         return Exit.FAILED if ended is not None and not self._sandbox else ended
 
     def _sum_up(self) -> None:
         with contextlib.suppress(OSError, EOFError):
             self._control.send("finish")
-            if self._control.poll(PATIENCE):
+            if self._control.poll(2 * GRACE + PATIENCE):
                 print(f"gocm: the sandbox was sent {self._control.recv()}", file=sys.stderr)
                 return
         os.kill(self._sandbox, signal.SIGKILL)
+
+
+def _is_in_front() -> bool:
+    """Whether a terminal's keys reach us."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _end_by(number: int) -> NoReturn:
@@ -187,18 +230,19 @@ def _play(settings: ExecSettings, folder: str, control: Connection) -> NoReturn:
     pretender.received.follow(record.take)
 
     def heard() -> None:
-        try:
+        with contextlib.suppress(EOFError, OSError):  # it was killed
             control.recv()
+        _end_command(folder)
+        with contextlib.suppress(OSError):
             control.send(record.summary())
-        except (EOFError, OSError):
-            _end_command(folder)
         shutil.rmtree(folder, ignore_errors=True)
         child.leave(Exit.OK)
 
     try:
         played = sandbox.Sandbox(doors, pretender, lead._replace(refused=record.refuse_host))
         played.hear(control, heard)
-        control.send(("ready", (doors[0].port, doors[1].port)))
+        with contextlib.suppress(OSError):  # it was killed already: that is heard, too
+            control.send(("ready", (doors[0].port, doors[1].port)))
         played.run()
     except Exception:
         log.logger.exception("the sandbox failed")
@@ -216,7 +260,7 @@ def _open(path: str) -> IO[bytes] | None:
 
 
 def _end_command(folder: str) -> None:
-    """End all processes of the command, whose parent was killed: politely first."""
+    """End all that is left of the command: politely first."""
     for number, limit in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         for pid in _led_by(folder):
             with contextlib.suppress(OSError):
@@ -231,6 +275,6 @@ def _led_by(folder: str) -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-            if f"{folder}/".encode() in file.read():
+            if os.fsencode(folder) + b"/" in file.read():
                 found.append(int(name))
     return found

@@ -185,6 +185,43 @@ def test_topics_are_passed_on_and_answered_as_it_comes(door):
     assert "phone-3" not in door.server.log()
 
 
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        ("registrations/a/topicSubscriptions/%2e%2e", 404),
+        ("registrations/a%2Fb/topicSubscriptions", 404),
+        ("registrations/../topicSubscriptions", 404),
+        ("registrations/a%5Cb/topicSubscriptions", 404),
+        ("registrations/a/topicSubscriptions?topic_name=a b", 400),
+        ("registrations/a/topicSubscriptions?x=/../y", 400),
+        ("registrations/a/topicSubscriptions?x=\xe9", 400),
+        ("registrations/a:b-c_d.e%3Af/topicSubscriptions?topic_name=news", 200),
+    ],
+)
+def test_what_is_passed_on_means_there_what_it_means_here(door, path, status):
+    """Else our token would be used for something that the application may not ask for."""
+    client = Streams(door)
+    bearer = [("authorization", door.bearer()["Authorization"])]
+    client.h2.end_stream(client.begin(f"/v1/projects/{PROJECT}/{path}", bearer))
+    client.flush()
+    answer = client.until(h2.events.ResponseReceived)
+    assert (":status", str(status)) in answer.headers
+
+
+def test_while_google_does_not_answer_about_topics_all_else_goes_on(made):
+    door = made()
+    door.sandbox.mode(latency=8)
+    bearer = door.bearer()
+    with ThreadPoolExecutor(48) as threads:
+        asked = {"to": "/topics/news", "registration_tokens": ["a"]}
+        calls = [threads.submit(door.client().post, IID, json=asked, headers=bearer) for _ in range(48)]
+        eventually(lambda: door.sandbox.received()["in_flight"] >= 32)
+        began = time.monotonic()
+        assert door.server.http().ask("GET", "/gcm/report")[0] == 200 and time.monotonic() - began < 2
+        door.sandbox.mode(latency=0)
+        assert {each.result().status_code for each in calls} == {200}
+
+
 def test_a_token_is_good_after_a_restart_and_ends_with_the_account(made, tmp_path):
     door = made()
     bearer = door.bearer()
