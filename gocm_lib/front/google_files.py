@@ -32,7 +32,6 @@ folder = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(folder, "tls-port")) as file:  # a constant here would be compiled, and outlive a start
     here = "127.0.0.1", int(file.read())
 names, place = frozenset(%r), "127.67.77.67"
-getaddrinfo, connect, connect_ex = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex
 
 
 def turned(address):
@@ -44,13 +43,16 @@ def found(host, *given, **named):
     return getaddrinfo(place if host in names else host, *given, **named)
 
 
-socket.getaddrinfo = found
-socket.socket.connect = lambda self, address: connect(self, turned(address))
-socket.socket.connect_ex = lambda self, address: connect_ex(self, turned(address))
 others = [each for each in sys.path if os.path.abspath(each) != folder]
 hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
-if hidden and hidden.loader:
-    hidden.loader.exec_module(importlib.util.module_from_spec(hidden))
+try:
+    if hidden and hidden.loader:
+        hidden.loader.exec_module(importlib.util.module_from_spec(hidden))
+finally:  # last, so that of two that lead, one within the other, the inner one does
+    getaddrinfo, connect, connect_ex = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex
+    socket.getaddrinfo = found
+    socket.socket.connect = lambda self, address: connect(self, turned(address))
+    socket.socket.connect_ex = lambda self, address: connect_ex(self, turned(address))
 """
 _PHP = 'curl.cainfo="{0}"\nopenssl.cafile="{0}"\n'
 

@@ -411,11 +411,15 @@ def test_a_gocm_may_be_started_in_it(tmp_path):
     assert (code, "sandbox = false" in printed) == (0, True), said
 
 
-def test_one_within_another(tmp_path):
-    inner = "fetch('https://fcm.googleapis.com/v1/projects/p/messages:send', {method: 'POST', body: '{}'})"
-    assert shutil.which("node") or pytest.skip("no node here")
-    code, _, said = Run(tmp_path, "--", *EXEC, "--", "node", "-e", inner).ended()
-    assert code == 0 and [found for found in re.findall(r"sent (\d+) message", said)] == ["1", "0"], said
+@pytest.mark.parametrize("language", ["node", "python"])
+def test_one_within_another(tmp_path, language):
+    node = "fetch('https://fcm.googleapis.com/v1/projects/p/messages:send', {method: 'POST', body: '{}'})"
+    bare = "import urllib.request as r; r.build_opener(r.ProxyHandler({}))"
+    bare += ".open('https://fcm.googleapis.com/x/send', b'{}')"
+    words = ["node", "-e", node] if language == "node" else [sys.executable, "-c", bare]
+    assert shutil.which(words[0]) or pytest.skip(f"no {words[0]} here")
+    _, _, said = Run(tmp_path, "--", *EXEC, "--", *words).ended(False)
+    assert re.findall(r"sent (\d+) message", said) == ["1", "0"], said
 
 
 # --------------------------------------------------------------------------------------------------------- other hosts
