@@ -4,7 +4,6 @@ The token is made of the account's own key, and nothing of it is kept: it is goo
 that account's file, and ends with the file. Pure, but for reading the files.
 """
 
-import hashlib
 import hmac
 import json
 import re
@@ -31,7 +30,7 @@ class Sender(NamedTuple):
     secret: bytes
 
 
-Senders = Mapping[str, Sender]  # by a digest of the account's name
+Senders = Mapping[str, Sender]  # by a digest of the account's name and key
 
 
 def read(settings: Settings) -> Senders:
@@ -50,15 +49,12 @@ def read(settings: Settings) -> Senders:
             raise Fatal("--door-google needs cryptography: pip install 'gocm[fcm]'", Exit.SENDER) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise Fatal(f"upstream {name}: the account in {upstream.credentials} cannot be read", Exit.SENDER) from None
-        known = found.get(_named(account.email))
-        upstreams = (*(known.upstreams if known else ()), name)
+        # While its key is replaced an account has two.
         secret = hmac.digest(said["private_key"].encode(), b"tokens of --door-google", "sha256")
-        found[_named(account.email)] = Sender(account, upstreams, secret)
+        key = hmac.digest(secret, account.email.encode(), "sha256").hex()[:16]
+        upstreams = (*(found[key].upstreams if key in found else ()), name)
+        found[key] = Sender(account, upstreams, secret)
     return found
-
-
-def _named(email: str) -> str:
-    return hashlib.sha256(email.encode()).hexdigest()[:16]
 
 
 def give(senders: Senders, text: str, now: float) -> str:
@@ -67,13 +63,14 @@ def give(senders: Senders, text: str, now: float) -> str:
         found = assertion.read(text)
     except ValueError:
         raise BadRequest("Bad Request") from None
-    name = _named(found.issuer)
-    sender = senders.get(name)
-    if wrong := assertion.mistake(found, sender.account if sender else None, False, "", now):
-        raise BadRequest(wrong)
-    assert sender
-    until = f"{int(now) + LIFE:010d}"
-    return f"gocm_{name}_{until}_{_sign(sender, name, until)}"
+    wrong = "Invalid grant: account not found"
+    for name, sender in senders.items():
+        if sender.account.email != found.issuer:
+            continue
+        if not (wrong := assertion.mistake(found, sender.account, False, "", now)):
+            until = f"{int(now) + LIFE:010d}"
+            return f"gocm_{name}_{until}_{_sign(sender, name, until)}"
+    raise BadRequest(wrong)
 
 
 def _sign(sender: Sender, name: str, until: str) -> str:

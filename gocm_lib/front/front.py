@@ -60,7 +60,7 @@ class Front:
         auth.read_policy(settings)
         self._webhook = Webhook(settings, clients(), collector) if settings.feedback_url else None
         self._tls = _tls(settings) if settings.tls_cert else None
-        self._door_tls = _door_tls(settings.door_google) if settings.door_google else None
+        self._door_tls: ssl.SSLContext | None = None
         self._door: list[Listener] = []
         self.listeners: list[Listener] = []
         self._listen(settings)  # last: what it makes stays when anything fails after it
@@ -84,11 +84,20 @@ class Front:
         if settings.host == NO_HOST:
             raise Fatal("--door-google needs an address: give a --host", topic="google")
         self._door = listener.tcp(settings.host, settings.door_google_port)
-        port = self._door[0].sock.getsockname()[1]
-        google_door.check_no_loop(settings, port)
-        google_files.write(settings.door_google, port, port, os.environ, sandbox=False)
+        google_door.check_no_loop(settings, self._door[0].sock.getsockname()[1])
+        self._door_tls = self._renew_door(settings)
         places = " and ".join(map(str, self._door))
         log.logger.info("under Google's name on %s; what leads there is in %s", places, settings.door_google)
+
+    def _renew_door(self, settings: Settings) -> ssl.SSLContext:
+        """What serves under Google's name, by the authority in its folder, which is made anew where that ends or is
+        gone; what programs need to trust it is in the folder then. Raises Fatal.
+        """
+        port = self._door[0].sock.getsockname()[1]
+        tls = google.serve_as(settings.door_google, datetime.datetime.now(datetime.UTC), DOOR_LIFE)
+        tls.set_alpn_protocols(["h2", "http/1.1"])
+        google_files.write(settings.door_google, port, port, os.environ, sandbox=False)
+        return tls
 
     def _check_open(self, settings: Settings) -> None:
         """Raise Fatal when everybody could send by a socket that systemd has opened."""
@@ -128,8 +137,8 @@ class Front:
             raise Fatal("--tls-cert given or taken away needs a restart")
         self._check_open(settings)
         tls = _tls(settings) if settings.tls_cert else None
+        door = self._renew_door(settings) if settings.door_google else None
         self._servers[0].handlers.follow(settings)
-        door = _door_tls(settings.door_google) if settings.door_google else None
         for each in self._servers:
             each.tls = door if each.google else None if each.listener.is_local else tls
         self._next_look = 0.0
@@ -163,13 +172,6 @@ def _tell_end(what: str, ends: float | None, topic: str) -> None:
     if ends is not None and ends - now < CERTIFICATE_SOON:
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
         log.logger.warning("%s %s %s; see gocm help %s", what, "has ended" if ends < now else "ends", when, topic)
-
-
-def _door_tls(folder: str) -> ssl.SSLContext:
-    """What serves under Google's name, by the authority in a folder. Raises Fatal."""
-    tls = google.serve_as(folder, datetime.datetime.now(datetime.UTC), DOOR_LIFE)
-    tls.set_alpn_protocols(["h2", "http/1.1"])
-    return tls
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

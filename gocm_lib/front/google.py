@@ -5,6 +5,7 @@ it trusts it for nothing else. Its key never leaves its folder. Making one needs
 """
 
 import datetime
+import ipaddress
 import os
 import re
 import ssl
@@ -106,6 +107,8 @@ def _read(folder: str, now: datetime.datetime) -> tuple[Any, Any] | None:
 
     try:
         with open(os.path.join(folder, KEY), "rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise Fatal(f"{folder}/{KEY} may be read by others, who could speak for Google then", Exit.SENDER)
             key = serialization.load_pem_private_key(file.read(), None)
         with open(os.path.join(folder, AUTHORITY), "rb") as file:
             authority = x509.load_pem_x509_certificate(file.read())
@@ -138,7 +141,8 @@ def _certificate(public: Any, issuer: Any, key: Any, now: datetime.datetime, lif
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)
     )
     if issuer is None:
-        return made.add_extension(x509.NameConstraints(names, None), True).sign(key, hashes.SHA256())
+        addresses = [x509.IPAddress(ipaddress.ip_network(each)) for each in ("0.0.0.0/0", "::/0")]
+        return made.add_extension(x509.NameConstraints(names, addresses), True).sign(key, hashes.SHA256())
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     made = made.add_extension(identifier, False).add_extension(x509.SubjectAlternativeName(names), False)
     server = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from http.client import HTTPException
 from urllib.parse import parse_qsl, urlsplit
@@ -43,6 +44,7 @@ _PART = r"(?!\.)(?:[A-Za-z0-9_.~:-]|%(?!2[EFef]|5[Cc])[0-9A-Fa-f]{2})"
 _SUBSCRIPTIONS = re.compile(
     rf"/v1/projects/([^/]{{1,64}})/registrations/{_PART}{{1,4096}}/topicSubscriptions(?:/{_PART}{{1,900}})?"
 )
+_PLAIN = re.compile(r"[\x20-\x7e]{1,256}")  # a header that is passed on
 _QUERY = re.compile(r"[A-Za-z0-9_.~:%&=+-]*")
 
 
@@ -65,7 +67,8 @@ def _token(handlers: Handlers, request: Request) -> Response:
 
 
 def _refused(word: str, description: str) -> Response:
-    return Response(400, json.dumps({"error": word, "error_description": description}).encode() + b"\n", JSON)
+    body = json.dumps({"error": word, "error_description": description}).encode() + b"\n"
+    return Response(400, body, JSON, refuses_token=word == "invalid_grant")
 
 
 def _is_ours(handlers: Handlers, form: dict[str, str]) -> bool:
@@ -92,15 +95,19 @@ def _topics(handlers: Handlers, request: Request) -> Response:
         raise BadRequest("there is no access token for this just now: come again in a moment", status=503)
     upstream = described(handlers.settings)[name]
     target = f"{_base(upstream, request.headers['host'])}{request.path}{request.query and f'?{request.query}'}"
-    headers = {each: request.headers[each] for each in PASSED_ON if each in request.headers}
-    headers |= {"Authorization": authorization, "User-Agent": OURS, "Accept-Encoding": "identity"}
+    asks = {each: request.headers[each] for each in PASSED_ON if each in request.headers}
+    asks |= {"Authorization": authorization, "User-Agent": OURS, "Accept-Encoding": "identity"}
     proxy = ways(upstream, os.environ).to(target)
     try:
-        answer = exchange(request.method, target, request.body, headers, proxy, tls=_trust(upstream.ca), reads=True)
+        answer = exchange(request.method, target, request.body, asks, proxy, tls=_trust(upstream.ca), reads=True)
     except (OSError, HTTPException, ValueError) as error:
         raise BadRequest(f"Google cannot be reached: {type(error).__name__}", status=503) from None
     audit = f"{request.method} {'of a subscription' if found else request.path}, upstream {name}: {answer.status}"
-    return Response(answer.status, answer.body, answer.headers.get("Content-Type", JSON), audit=audit)
+    if not 200 <= answer.status <= 599:
+        raise BadRequest("Google cannot be understood just now", status=503)
+    kind, later = answer.headers.get("Content-Type", JSON), answer.headers.get("Retry-After", "")
+    headers: dict[str, str | Sequence[str]] = {"Retry-After": later} if _PLAIN.fullmatch(later) else {}
+    return Response(answer.status, answer.body, kind if _PLAIN.fullmatch(kind) else JSON, headers, audit=audit)
 
 
 def _base(upstream: UpstreamSettings, host: str) -> str:

@@ -19,6 +19,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _run = os.urandom(4).hex()  # tells the ids of one run from those of another
 _numbers = itertools.count(1)
 _GUARDED = "\r\n".join(GUARD)
+_PHRASES = {each.value: each.phrase for each in HTTPStatus}  # others come from servers that we pass something on to
 
 
 def request_id(given: str | None) -> str:
@@ -29,7 +30,7 @@ def request_id(given: str | None) -> str:
 @functools.lru_cache(maxsize=64)
 def _start(status: int, content_type: str, second: int) -> str:
     """The first lines of an answer, which are those of all its kind within a second."""
-    phrase, date = HTTPStatus(status).phrase, formatdate(second, usegmt=True)
+    phrase, date = _PHRASES.get(status, "Unknown"), formatdate(second, usegmt=True)
     return f"HTTP/1.1 {status} {phrase}\r\nServer: GoCM\r\nDate: {date}\r\nContent-Type: {content_type}"
 
 

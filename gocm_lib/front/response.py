@@ -52,7 +52,7 @@ STATUS_POLICY = _policy(STATUS)
 
 class Response(NamedTuple):
     """An answer. `written`, if given, is called once, with whether the whole response was handed to the network.
-    `audit`: what was done, for the log, together with who asked for it.
+    `audit`: what was done, for the log, together with who asked for it. `refuses_token`: the client gave no good one.
     """
 
     status: int
@@ -61,11 +61,7 @@ class Response(NamedTuple):
     headers: dict[str, str | Sequence[str]] = {}
     written: Callable[[bool], None] | None = None
     audit: str = ""
-
-    @property
-    def refuses_token(self) -> bool:
-        """Whether the client gave no good token. Of a message Google may say 401 for reasons of its own."""
-        return self.status == 401 and "X-GoCM-Job" not in self.headers
+    refuses_token: bool = False
 
 
 def refusal(problem: BadRequest, path: str = "") -> Response:
@@ -77,8 +73,8 @@ def refusal(problem: BadRequest, path: str = "") -> Response:
         headers["WWW-Authenticate"] = CHALLENGE
     if path.startswith(GOOGLES):
         status, body = fcm_door.refusal(problem)
-        return Response(status, body, fcm_door.JSON, headers)
-    return Response(problem.status, error(problem), headers=headers)
+        return Response(status, body, fcm_door.JSON, headers, refuses_token=problem.status == 401)
+    return Response(problem.status, error(problem), headers=headers, refuses_token=problem.status == 401)
 
 
 def unavailable(reason: str, status: int = 503, retry_after: int = 1) -> Response:

@@ -2,6 +2,7 @@
 from the head of a request to its route.
 """
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,11 +13,14 @@ from gocm_lib.front.gate import Asker, Gate, Place
 from gocm_lib.front.handlers import Answer, Handlers
 from gocm_lib.front.posts import Keep
 from gocm_lib.front.request import Head, Request, check_no_body
+from gocm_lib.front.response import unavailable
 from gocm_lib.front.routes import Route
 from gocm_lib.front.wire import Wire
 from gocm_lib.front.workers import Workers
 from gocm_lib.message.bad_request import BadRequest
 
+OUTWARD = 5.0  # seconds that a request may wait for its turn to go to another server: then its client may be gone, and
+BUSY = unavailable("others wait for Google, too: come again in a moment")  # a later one of his be there already
 PARSED_AT_ONCE = 8192  # bytes of a body that is parsed in the loop: a larger one would keep all others waiting
 
 
@@ -95,6 +99,11 @@ def set_to_work(watcher: Watcher, request: Request, route: Route, decided: Calla
     handlers, handler = watcher.handlers, route.handler
     if not route.waits and len(request.body) <= PARSED_AT_ONCE:
         decided(handlers.answer(request, handler))
+    elif route.outward:
+        late = time.monotonic() + OUTWARD
+        watcher.workers.do(
+            "outward", lambda: BUSY if time.monotonic() > late else handlers.answer(request, handler), decided
+        )
     else:
-        kind = "quick" if route.public else "outward" if route.outward else "route" if route.waits else "parse"
+        kind = "quick" if route.public else "route" if route.waits else "parse"
         watcher.workers.do(kind, lambda: handlers.answer(request, handler), decided)

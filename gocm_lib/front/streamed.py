@@ -12,15 +12,16 @@ from typing import NamedTuple
 from gocm_lib.front.gate import Asker, BodyRoom, Place
 from gocm_lib.front.handlers import Answer
 from gocm_lib.front.render import fields, request_id
-from gocm_lib.front.request import Request
+from gocm_lib.front.request import Head, Request
 from gocm_lib.front.response import Response, refusal
+from gocm_lib.front.routes import Route
 from gocm_lib.front.served import Watcher, find_route, set_to_work
 from gocm_lib.front.wire import BLOCKED, Wire
 from gocm_lib.http2.frames import Code
 from gocm_lib.http2.server import Incoming, Server
 from gocm_lib.message.bad_request import BadRequest
 
-READS = 16  # pieces in a row
+READS = 2  # pieces in a row: of small frames one takes long enough
 STREAMS = 100  # requests at once, as with Google
 TICK = 1.0  # seconds between two looks at what time does to a connection with something open
 MOST_HELD = 8 * 1024 * 1024  # bytes of bodies that have not ended, of one client
@@ -52,6 +53,7 @@ class StreamedConnection:
         self._room = BodyRoom(watcher.gate.bodies, place.peer)
         self._server = Server(now, watcher.handlers.settings.max_body, STREAMS)
         self._unfinished = 0, now  # the oldest request that has not come whole, and since when it is that
+        self._admitted: dict[int, tuple[Route, Asker]] = {}  # requests whose bodies are still to come
         self._working = 0  # requests that are being answered
         self._quiet_since = now  # nothing has been asked: pings do not keep a place
         self._stuck = 0, now  # bytes that the client does not take, and since when so many
@@ -125,10 +127,14 @@ class StreamedConnection:
                 self.close()
                 return
             now = time.monotonic()
-            for incoming in self._server.receive(data, now):
-                self._begin(incoming, now)
-                if self.closed:
-                    return
+            whole = self._server.receive(data, now)
+            for head, length in self._server.begun():
+                self._admit(head, length, now)
+            for incoming in whole:
+                if self._server.awaits(incoming.stream) and not self.closed:
+                    self._begin(incoming, now)
+            if self.closed:
+                return
             self.place.busy = bool(self._server.open)
             self._look_at_bodies(now)
         self._watcher.call_again(self)
@@ -178,31 +184,57 @@ class StreamedConnection:
         if self._pauses:
             return
         quiet_until = self._quiet_since + self._may_be_quiet()
-        self.deadline = quiet_until if self._is_quiet() else time.monotonic() + TICK
+        # One that is set stays: whatever comes must not put off a look at what does not.
+        self.deadline = min(self.deadline, quiet_until if self._is_quiet() else time.monotonic() + TICK)
         if self.deadline < self.scheduled:
             self._watcher.wake_at(self, self.deadline)
 
     # ------------------------------------------------------------------------------------------------------- answering
 
-    def _begin(self, incoming: Incoming, now: float) -> None:
+    def _admit(self, incoming: Incoming, length: int, now: float) -> None:
+        """The head of a request has come: what needs no body to be refused is refused without it, so that who has no
+        token costs no memory.
+        """
         path, _, query = incoming.path.partition("?")
-        request = Request(incoming.method, path, query, incoming.headers, incoming.body, True)
-        gate = self._watcher.gate
-        if not gate.begin(self.place):
-            self.close()
+        head = Head(incoming.method, path, query, incoming.headers, length, False, True, False)
+        if (found := self._find(head, incoming.stream, now)) is None:
             return
-        self._working += 1
-        exchange = _Exchange(request.method, path, now, self._asker, request_id(request.headers.get("x-request-id")))
+        if len(self._admitted) > 2 * STREAMS:  # some were reset since
+            self._admitted = {each: kept for each, kept in self._admitted.items() if self._server.awaits(each)}
+        self._admitted[incoming.stream] = found
+        self._server.take_at_most(incoming.stream, found[0].most)
+
+    def _find(self, head: Head | Request, stream: int, now: float) -> tuple[Route, Asker] | None:
+        """The route of a request, and who asks; None: it is refused, and answered."""
         try:
-            route, asker = find_route(request, self._watcher.handlers, self._asker)
+            route, asker = find_route(head, self._watcher.handlers, self._asker)
             if self.place.probes_only:
                 raise BadRequest("too many connections: come again in a moment", status=503)
         except BadRequest as problem:
-            self._answer(incoming.stream, exchange, refusal(problem, path))
-            return
+            self._working += 1
+            self._answer(stream, self._exchange(head, now), refusal(problem, head.path))
+            return None
         if not route.public:
-            gate.admit(self.place)
-        decided = partial(self._decided, incoming.stream, exchange._replace(asker=asker))
+            self._watcher.gate.admit(self.place)
+        return route, asker
+
+    def _exchange(self, head: Head | Request, now: float) -> _Exchange:
+        return _Exchange(head.method, head.path, now, self._asker, request_id(head.headers.get("x-request-id")))
+
+    def _begin(self, incoming: Incoming, now: float) -> None:
+        """A request is whole: have it answered."""
+        path, _, query = incoming.path.partition("?")
+        request = Request(incoming.method, path, query, incoming.headers, incoming.body, True)
+        if not self._watcher.gate.begin(self.place):
+            self.close()
+            return
+        found = self._admitted.pop(incoming.stream, None) or self._find(request, incoming.stream, now)
+        if found is None:
+            return
+        route, asker = found
+        self._working += 1
+        exchange = self._exchange(request, now)._replace(asker=asker)
+        decided = partial(self._decided, incoming.stream, exchange)
         set_to_work(self._watcher, request._replace(grant=asker.grant), route, decided)
 
     def _decided(self, stream: int, exchange: _Exchange, what: Answer) -> None:
@@ -222,9 +254,11 @@ class StreamedConnection:
         gate = self._watcher.gate
         if not self.closed:
             self._server.answer(stream, response.status, fields(response, exchange.rid), response.body)
-            # One guess of a token a connection: each costs as much as a connection does.
+            # One guess of a token a connection: each costs as much as a connection does. What came with it is not
+            # looked at.
             if response.refuses_token or gate.closing:
-                self._server.leave(None, Code.NO_ERROR, "ask again on a new connection")
+                last = stream if response.refuses_token else None
+                self._server.leave(last, Code.NO_ERROR, "ask again on a new connection")
             if not self._working:
                 self._quiet_since = now
                 gate.answered(self.place, bool(self._server.open), now)

@@ -88,6 +88,7 @@ def token(handlers: Handlers, request: Request) -> Response:
     except (BadRequest, ValueError) as problem:
         word = problem.error if isinstance(problem, BadRequest) and "_" in problem.error else "invalid_grant"
         told = {"error": word, "error_description": "this is no account file for this server, or its time is over"}
-        return Response(400 if word != "invalid_grant" else 401, json.dumps(told).encode() + b"\n", JSON)
+        status, wrong = (401, True) if word == "invalid_grant" else (400, False)
+        return Response(status, json.dumps(told).encode() + b"\n", JSON, refuses_token=wrong)
     granted = {"access_token": given, "expires_in": LIFE, "token_type": "Bearer"}
     return Response(200, json.dumps(granted).encode() + b"\n", JSON)

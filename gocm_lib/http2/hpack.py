@@ -135,7 +135,7 @@ class Decoder:
         if known is not None:
             return known
         fields: list[Field] = []
-        at = used = 0
+        at = used = count = 0
         alone = True
         while at < len(block):
             first = block[at]
@@ -147,6 +147,9 @@ class Decoder:
             field, at, static = self._field(block, at)
             alone = alone and static
             used += size(field)
+            count += 1
+            if count > 2 * MOST_FIELDS:  # going on for the table's sake would cost as much as thousands of requests
+                raise HpackError("too many fields")
             if used <= MOST_BYTES and len(fields) < MOST_FIELDS:
                 fields.append(field)
             else:

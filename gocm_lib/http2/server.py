@@ -21,6 +21,8 @@ STUCK_LIMIT, STUCK_BYTES = 60.0, 1 << 20  # seconds, and bytes, that answers wai
 STREAM_WINDOW = 1 << 20  # bytes of a body that may come unasked
 RESETS, RESETS_A_SECOND = 200, 33  # streams that end before their answer, by either side
 
+_METHOD = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")
+_PATH = re.compile(r"[!-\"$-~]{1,16384}")  # a fragment is nobody's on the way (RFC 9113, 8.3.1)
 _FIXED = {":method": "", ":scheme": "", ":path": "", ":authority": ""}
 
 
@@ -38,6 +40,7 @@ class Incoming(NamedTuple):
 class _Stream:
     head: Incoming
     length: int | None  # of the body, as announced
+    most: int  # bytes of it that are taken
     body: bytearray = field(default_factory=bytearray)
     whole: bool = False  # the request has come to its end
     delta: int = 0  # of its window to the initial one
@@ -57,6 +60,7 @@ class Server:
         self._max_body = max_body
         self._open: dict[int, _Stream] = {}
         self._last = 0  # the highest stream that was begun
+        self._begun: list[int] = []  # requests that have begun, and were not asked for
         self._preface = frames.PREFACE  # what has not come of it
         self._resets = Budget(RESETS, RESETS_A_SECOND, now)
         self._idle_since = self._stuck_since = now
@@ -87,6 +91,19 @@ class Server:
     def oldest_unfinished(self) -> int:
         """The first request that has not come whole; 0: there is none."""
         return next((stream for stream, each in self._open.items() if not each.whole), 0)
+
+    def begun(self) -> list[tuple[Incoming, int]]:
+        """The heads of requests that have begun to come since the last call, and the announced lengths of their bodies
+        (0: none is). Who has no use for one answers it.
+        """
+        found = [(each.head, each.length or 0) for stream in self._begun if (each := self._open.get(stream))]
+        self._begun.clear()
+        return found
+
+    def take_at_most(self, stream: int, most: int) -> None:
+        """Of the body of a request no more than so many bytes are taken: then it is reset."""
+        if stream in self._open:
+            self._open[stream].most = min(most, self._max_body)
 
     def awaits(self, stream: int) -> bool:
         """Whether the client awaits an answer to a request that has come."""
@@ -217,8 +234,10 @@ class Server:
         if head is None:
             self._refuse(stream, Code.PROTOCOL_ERROR, now)
             return None
-        self._open[stream] = _Stream(head, length)
+        self._open[stream] = _Stream(head, length, self._max_body)
         self._peer.budget.earn(8)
+        if not ends:
+            self._begun.append(stream)
         return self._ended(stream, now) if ends else None
 
     def _trailers(self, stream: int, fields: Sequence[Field] | None, ends: bool, now: float) -> Incoming | None:
@@ -246,7 +265,7 @@ class Server:
         known.body += frame.payload
         known.taken += frame.size
         ends = frame.flags & frames.END_STREAM
-        if len(known.body) > self._max_body or known.taken > self._window:
+        if len(known.body) > known.most or known.taken > self._window:
             self._refuse(stream, Code.FLOW_CONTROL_ERROR, now)
             return None
         if not ends and known.taken > self._window // 2:
@@ -342,7 +361,9 @@ def _head(stream: int, fields: Sequence[Field]) -> tuple[Incoming, int | None] |
         else:
             headers[name] = value
     # The SDK for Node sends "https:" as the scheme, with the colon; Google takes it.
-    if malformed_names(fields) or not (special.get(":method") and special.get(":scheme") and special.get(":path")):
+    if malformed_names(fields) or not special.get(":scheme"):
+        return None
+    if not (_METHOD.fullmatch(special.get(":method", "")) and _PATH.fullmatch(special.get(":path", ""))):
         return None
     length = headers.get("content-length")
     if length is not None and not re.fullmatch("[0-9]{1,12}", length):

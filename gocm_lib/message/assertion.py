@@ -69,7 +69,7 @@ def mistake(found: Assertion, account: Account | None, anybody: bool, here: str,
         return "Invalid grant: account not found"
     if found.algorithm != "RS256" or (known and not _is_signed(found, known)):
         return "Invalid JWT Signature."
-    good = (*AUDIENCES, f"http:{here}", f"https:{here}", known.token_uri if known else "")
+    good = [*AUDIENCES, *([f"http:{here}", f"https:{here}"] if here else []), *([known.token_uri] if known else [])]
     if found.audience not in good:
         return f"Invalid JWT: Failed audience check. The right audience is {AUDIENCES[0]}"
     return "" if found.issued - LEEWAY <= now <= found.ends <= found.issued + LONGEST else _TIME

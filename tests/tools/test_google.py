@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import ipaddress
 import os
 import shutil
 import socket
@@ -224,6 +225,31 @@ def test_the_authority_can_speak_for_no_other_name(tmp_path, monkeypatch):
                     side.do_handshake()
 
 
+def test_the_authority_can_speak_for_no_address(tmp_path, monkeypatch):
+    from cryptography import x509
+
+    google.serve_as(str(tmp_path), datetime.datetime.now(datetime.UTC))
+    address = ipaddress.ip_address("127.0.0.1")
+    monkeypatch.setattr(x509, "DNSName", lambda name: x509.IPAddress(address))
+    forged = google.serve_as(str(tmp_path), datetime.datetime.now(datetime.UTC))
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    client, server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = context.wrap_bio(server, client, server_hostname="127.0.0.1")
+    serves = forged.wrap_bio(client, server, server_side=True)
+    with pytest.raises(ssl.SSLCertVerificationError, match="subtree"):
+        for _ in range(4):
+            for side in (asks, serves):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+
+
+def test_a_key_that_others_may_read_is_not_used(tmp_path):
+    google.serve_as(str(tmp_path), NOW)
+    (tmp_path / "ca.key").chmod(0o644)
+    with pytest.raises(Fatal, match="may be read by others"):
+        google.serve_as(str(tmp_path), NOW)
+
+
 def asked(port, *pieces):
     """What the sandbox says at first to these bytes."""
     with socket.create_connection(("127.0.0.1", port), 10) as sock:
@@ -279,7 +305,7 @@ def test_the_authority_outlives_a_start_and_is_renewed_before_its_end(tmp_path):
     assert made(NOW + google.LIFE - 2 * google.RENEWED) == first
     second = made(NOW + google.LIFE - google.RENEWED / 2)
     assert second != first
-    (tmp_path / "ca.key").write_text("no key")
+    (tmp_path / "ca.key").write_text("no key")  # keeps its mode
     assert made(NOW + google.LIFE) != second
 
 
