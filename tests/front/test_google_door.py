@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import quote
 
 import h2.config
@@ -208,14 +209,20 @@ def test_what_is_passed_on_means_there_what_it_means_here(door, path, status):
     assert (":status", str(status)) in answer.headers
 
 
+def established(port):
+    """How many connections somebody has made to a port of this machine (proc(5), net/tcp)."""
+    rows = (row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
 def test_while_google_does_not_answer_about_topics_all_else_goes_on(made):
     door = made()
     door.sandbox.mode(latency=8)
     bearer = door.bearer()
-    with ThreadPoolExecutor(48) as threads:
+    with ThreadPoolExecutor(80) as threads:  # more than there are threads for reports
         asked = {"to": "/topics/news", "registration_tokens": ["a"]}
-        calls = [threads.submit(door.client().post, IID, json=asked, headers=bearer) for _ in range(48)]
-        eventually(lambda: door.sandbox.received()["in_flight"] >= 32)
+        calls = [threads.submit(door.client().post, IID, json=asked, headers=bearer) for _ in range(80)]
+        eventually(lambda: door.sandbox.received()["in_flight"] >= 32 and established(door.port) == 80)
         began = time.monotonic()
         assert door.server.http().ask("GET", "/gcm/report")[0] == 200 and time.monotonic() - began < 2
         door.sandbox.mode(latency=0)
