@@ -40,9 +40,8 @@ class Record:
 
     def summary(self) -> str:
         """All of it in a line."""
-        line = (
-            f"{_many(self._messages, 'message')} to {self._targets} tokens or topics, {self._refused.total()} refused"
-        )
+        whom = "token or topic" if self._targets == 1 else "tokens or topics"
+        line = f"{_many(self._messages, 'message')} to {self._targets} {whom}, {self._refused.total()} refused"
         line += _parts(self._refused)
         if self._hosts:
             count = _many(self._hosts.total(), "connection")

@@ -502,7 +502,7 @@ def test_others_are_reached_by_the_proxy_that_was_set(tmp_path, far):
     assert (code, printed) == (0, "True 200\n"), said
     assert len(before.asked) == 1 and before.asked[0].startswith("CONNECT far.example:443 HTTP/1.")
     assert base64.b64encode(b"user:secret").decode() in before.asked[0]
-    assert "1 message to 1 tokens or topics" in said and "secret" not in said
+    assert "1 message to 1 token or topic," in said and "secret" not in said
 
 
 def test_others_are_reached_without_a_proxy(tmp_path, far):
