@@ -172,7 +172,7 @@ class Pair:
         words = ("synchronous_standby_names = '*'", "synchronous_commit = remote_apply")
         self.primary = Postgres("synchronous_commit = remote_apply", fsync=True)
         self.words = words
-        self.old = []
+        self.old, self.links = [], []
         self.standby = Postgres(*words, fsync=True, primary=self.primary)
         with contextlib.closing(connect(self.primary.address())) as db:
             db.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
@@ -197,6 +197,7 @@ class Pair:
         place = gone.place
         self.standby = Postgres(*self.words, fsync=True, primary=self.primary)
         os.symlink(self.standby.place, place)  # addresses name it so
+        self.links.append(place)
 
     def stop(self):
         self.primary.stop()
@@ -211,6 +212,8 @@ class Pair:
         for each in (self.primary, self.standby, *self.old):
             if each:
                 each.close()
+        for link in self.links:
+            link.unlink(missing_ok=True)
 
 
 def _lives(pid):
