@@ -34,15 +34,15 @@ def _start(status: int, content_type: str, second: int) -> str:
     return f"HTTP/1.1 {status} {phrase}\r\nServer: GoCM\r\nDate: {date}\r\nContent-Type: {content_type}"
 
 
-def fields(response: Response, rid: str) -> list[tuple[str, str]]:
-    """The headers of an answer in HTTP/2, but for its length."""
-    found = [("content-type", response.content_type), ("cache-control", "no-store"), ("x-request-id", rid)]
-    for line in (*GUARD, NOTHING):
-        name, _, value = line.partition(": ")
-        found.append((name.lower(), value))
+_SHARED = tuple((name.lower(), value) for name, _, value in (line.partition(": ") for line in (*GUARD, NOTHING)))
+
+
+def fields(response: Response, rid: str) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, str]]]:
+    """The headers of an answer in HTTP/2, but for its length: those that all of its kind have, and its own."""
+    own = [("x-request-id", rid)]
     for name, values in response.headers.items():
-        found += [(name.lower(), each) for each in ([values] if isinstance(values, str) else values)]
-    return found
+        own += [(name.lower(), each) for each in ([values] if isinstance(values, str) else values)]
+    return (("content-type", response.content_type), ("cache-control", "no-store"), *_SHARED), own
 
 
 def render(response: Response, rid: str, kept_for: float, head_only: bool) -> bytes:

@@ -253,7 +253,8 @@ class StreamedConnection:
         self._working -= 1
         gate = self._watcher.gate
         if not self.closed:
-            self._server.answer(stream, response.status, fields(response, exchange.rid), response.body)
+            shared, own = fields(response, exchange.rid)
+            self._server.answer(stream, response.status, shared, response.body, own)
             # One guess of a token a connection: each costs as much as a connection does. What came with it is not
             # looked at.
             if response.refuses_token or gate.closing:

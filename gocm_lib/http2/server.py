@@ -133,12 +133,14 @@ class Server:
         self._preface = self._preface[size:]
         return data[size:]
 
-    def answer(self, stream: int, status: int, fields: Sequence[Field], body: bytes) -> None:
-        """Answer a request; nothing happens when the client does not want it any more."""
+    def answer(self, stream: int, status: int, fields: Sequence[Field], body: bytes, own: Sequence[Field] = ()) -> None:
+        """Answer a request; nothing happens when the client does not want it any more. `fields` are those that many
+        answers have, `own` those of this one: the former are encoded once.
+        """
         known = self._open.get(stream)
         if known is None or self.over:
             return
-        block = _block(status, tuple(fields)) + _length(len(body))
+        block = _block(status, tuple(fields)) + _length(len(body)) + b"".join([plain(*each) for each in own])
         self.out.extend(frames.headers(stream, block, 0 if body else frames.END_STREAM))
         known.unsent = body
         if body:

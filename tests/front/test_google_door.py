@@ -12,7 +12,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote
 
 import h2.config
 import h2.connection
@@ -23,7 +22,7 @@ import requests
 from kit import ROOT, Http, Program, Sandbox, Server, Upstream, eventually, free_port, jwt
 
 from gocm_lib.config.settings import Settings, UpstreamSettings
-from gocm_lib.front import accounts, google, google_door
+from gocm_lib.front import accounts, google_door
 from gocm_lib.message.assertion import AUDIENCES, GRANT, Account
 from gocm_lib.message.bad_request import BadRequest
 
@@ -319,7 +318,8 @@ def test_who_stops_or_speaks_garbage_is_let_go_and_holds_up_nobody(made):
     assert time.monotonic() - began < 4
     for sock in held:
         sock.settimeout(20)
-        assert sock.recv(4096) == b"" or sock.recv(4096) in (b"", None)
+        while sock.recv(4096):  # an alert of TLS may come before the end
+            pass
     garbage = led(door.port)
     garbage.sendall(os.urandom(100))
     assert garbage.recv(4096)[:1] in (b"", b"\x15")
@@ -458,12 +458,6 @@ def test_while_its_key_is_replaced_an_account_has_two(tmp_path, key):
 def test_only_addresses_of_this_machine_are_here():
     assert google_door._is_here("127.0.0.1") and google_door._is_here("::1") and google_door._is_here("127.9.9.9")
     assert not google_door._is_here("192.0.2.1") and not google_door._is_here("no address")
-
-
-@short
-@pytest.mark.parametrize("name", google.NAMES)
-def test_the_server_knows_its_names(name):
-    assert google.is_ours(name, 443) and quote(name) == name
 
 
 # -------------------------------------------------------------------------------------------------------------- HTTP/2
@@ -688,10 +682,10 @@ def test_its_authority_is_made_anew_at_sighup_with_all_that_is_made_of_it(made):
 
 
 def test_by_http2_garbage_ends_only_its_own_connection(door):
-    for garbage in (b"\x00" * 1000, os.urandom(5000), b"GET / HTTP/1.1\r\n\r\n"):
+    for garbage in (b"\x00" * 1000, b"\xff" * 5000, b"GET / HTTP/1.1\r\n\r\n"):
         client = Streams(door)
         client.line.sendall(garbage)
-        assert client.until(h2.events.ConnectionTerminated) is None or True
+        assert client.until(h2.events.ConnectionTerminated) is not None
     assert door.send({"token": "a"}, door.bearer()).status_code == 200
 
 

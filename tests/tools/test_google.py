@@ -210,19 +210,23 @@ def test_no_other_name_is_believed(pretended):
         spoken(sock, "example.org", pretended.place / "ca.pem")
 
 
+def shake_hands(context, ca, name):
+    """With a server of this context, as a client that trusts an authority and means this name."""
+    client, server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = ssl.create_default_context(cafile=ca).wrap_bio(server, client, server_hostname=name)
+    serves = context.wrap_bio(client, server, server_side=True)
+    for _ in range(4):
+        for side in (asks, serves):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+
+
 def test_the_authority_can_speak_for_no_other_name(tmp_path, monkeypatch):
     google.serve_as(str(tmp_path), datetime.datetime.now(datetime.UTC))
     monkeypatch.setattr(google, "NAMES", ("example.org",))  # as one who has stolen its key would
     forged = google.serve_as(str(tmp_path), datetime.datetime.now(datetime.UTC))
-    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    client, server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asks = context.wrap_bio(server, client, server_hostname="example.org")
-    serves = forged.wrap_bio(client, server, server_side=True)
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree"):
-        for _ in range(4):
-            for side in (asks, serves):
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    side.do_handshake()
+        shake_hands(forged, tmp_path / "ca.pem", "example.org")
 
 
 def test_the_authority_can_speak_for_no_address(tmp_path, monkeypatch):
@@ -232,15 +236,8 @@ def test_the_authority_can_speak_for_no_address(tmp_path, monkeypatch):
     address = ipaddress.ip_address("127.0.0.1")
     monkeypatch.setattr(x509, "DNSName", lambda name: x509.IPAddress(address))
     forged = google.serve_as(str(tmp_path), datetime.datetime.now(datetime.UTC))
-    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    client, server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asks = context.wrap_bio(server, client, server_hostname="127.0.0.1")
-    serves = forged.wrap_bio(client, server, server_side=True)
     with pytest.raises(ssl.SSLCertVerificationError, match="subtree"):
-        for _ in range(4):
-            for side in (asks, serves):
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    side.do_handshake()
+        shake_hands(forged, tmp_path / "ca.pem", "127.0.0.1")
 
 
 def test_a_key_that_others_may_read_is_not_used(tmp_path):
